@@ -1,0 +1,61 @@
+"""Every error of the project, by what the caller can do about it.
+
+A message states *what* must be *which rule* and what came instead. It never holds
+a share, a mask, a key or any other secret value.
+"""
+
+
+class SecureError(Exception):
+    """The root: whatever the project raises on purpose."""
+
+
+class InputError(SecureError, ValueError):
+    """The caller can mend it: nothing was sent, the session lives on."""
+
+
+class ShapeError(InputError):
+    """An array has not the shape or dtype that was asked for."""
+
+
+class RangeError(InputError):
+    """A value lies outside what fixed point holds, or is not finite."""
+
+
+class BundleError(InputError):
+    """A bundle or ONNX file is missing, damaged or edited."""
+
+
+class KeyRefused(InputError):
+    """A trigger-key is absent, of another model, or locked by another passphrase."""
+
+
+class UnsupportedError(SecureError):
+    """The model asks for operations that we do not have; the message lists all of them."""
+
+
+class ProtocolAbort(SecureError):
+    """Nobody may use a result; the session is dead."""
+
+
+class DealerError(ProtocolAbort):
+    """A correlation is absent, used up, or not the one that the protocol asked for."""
+
+
+class IntegrityError(ProtocolAbort):
+    """A peer sent a message that does not fit the protocol."""
+
+
+class TransportError(ProtocolAbort):
+    """The connection to a peer failed."""
+
+
+class PeerTimeout(TransportError):
+    """A peer is connected, but silent for longer than allowed."""
+
+
+class PeerLost(TransportError):
+    """A peer's process or connection is gone."""
+
+
+class PeerRefused(TransportError):
+    """A peer could not prove its role, or refused ours."""
