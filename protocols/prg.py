@@ -51,12 +51,13 @@ class Stream:
 
     def derive(self, label: str) -> "Stream":
         """Return an independent stream for `label`; the same seed and label give the same stream."""
-        digest = hashlib.blake2b(label.encode(), key=self._seed, digest_size=SEED_BYTES, person=b"securemtk-prg").digest()
-        return Stream(digest)
+        return Stream(
+            hashlib.blake2b(label.encode(), key=self._seed, digest_size=SEED_BYTES, person=b"securemtk-prg").digest()
+        )
 
     def fill(self, out: np.ndarray) -> np.ndarray:
         """Overwrite a contiguous array with stream bytes and return it."""
-        view = memoryview(out).cast("B") if out.size else memoryview(b"")
+        view = out.data.cast("B") if out.size else memoryview(b"")
         if out.size and view.readonly:
             raise ValueError("out must be writable")
         for start in range(0, len(view), _CHUNK_BYTES):

@@ -71,6 +71,20 @@ class Layer:
     params: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
 
+    def ints(self, name: str) -> tuple[int, ...]:
+        """Return an attribute that must be a tuple of integers."""
+        value = self.attrs[name]
+        if not isinstance(value, tuple):
+            raise IntegrityError(f"layer {self.name!r}: {name} must be a tuple of integers; got {value!r}")
+        return value
+
+    def number(self, name: str) -> float:
+        """Return an attribute that must be a number."""
+        value = self.attrs[name]
+        if not isinstance(value, int | float):
+            raise IntegrityError(f"layer {self.name!r}: {name} must be a number; got {value!r}")
+        return value
+
 
 @dataclass(frozen=True)
 class Program:
@@ -135,7 +149,9 @@ class Program:
                 raise IntegrityError(f"layer {layer.name!r}: operator must be one of ours; got {layer.op!r}")
             n_inputs, params, attrs = OPERATORS[layer.op]
             if n_inputs is not None and len(layer.inputs) != n_inputs:
-                raise IntegrityError(f"layer {layer.name!r}: {layer.op} takes {n_inputs} inputs; got {len(layer.inputs)}")
+                raise IntegrityError(
+                    f"layer {layer.name!r}: {layer.op} takes {n_inputs} inputs; got {len(layer.inputs)}"
+                )
             if set(layer.params) != set(params) or set(layer.attrs) != set(attrs):
                 raise IntegrityError(f"layer {layer.name!r}: {layer.op} takes {params} and {attrs}")
             if not known.issuperset(layer.inputs) or not set(self.params).issuperset(layer.params.values()):

@@ -1,0 +1,665 @@
+"""Connections between roles: mutual TLS 1.3, frames, counters, deadlines and a watch; no arithmetic.
+
+A `Link` is one TLS connection to one role and belongs to one thread (an OpenSSL connection must
+not be read and written by two threads at once). It makes progress in both directions while it
+sends, so that two parties may send large messages at the same time. A `Watch` is a thread with
+connections of its own: it sends and expects a heartbeat, spreads the reason of an abort, and
+wakes every link when a role is gone, silent or has failed.
+
+A frame is a header (length of the meta data, length of the body, logical clock), meta data as
+JSON, and raw little-endian arrays. Nothing is ever unpickled.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from protocols import errors
+from protocols.errors import IntegrityError, PeerLost, PeerRefused, PeerTimeout, ProtocolAbort, SecureError
+
+log = logging.getLogger(__name__)
+
+HEADER = struct.Struct("!IQI")
+MAX_META_BYTES = 1 << 26
+MAX_BODY_BYTES = 1 << 36
+DTYPES = {"<i8", "<f4", "|u1", "<u8"}
+BEAT_S = 0.5
+SILENCE_S = 4.0
+_TLS_RECORD = 1 << 14
+
+Meta = dict[str, Any]
+
+
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A role's certificate and private key, and the certificate of the run's authority (all PEM)."""
+
+    role: str
+    ca: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the PEM texts for the pipe to a process that we started."""
+        return {"role": self.role} | {k: getattr(self, k).decode() for k in ("ca", "certificate", "key")}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, str]) -> "Credentials":
+        """Read what `to_json` returned."""
+        return cls(raw["role"], raw["ca"].encode(), raw["certificate"].encode(), raw["key"].encode())
+
+
+def _role_uri(role: str) -> str:
+    return f"urn:securemtk:role:{role}"
+
+
+def issue(roles: Iterable[str], valid_for: datetime.timedelta = datetime.timedelta(days=1)) -> dict[str, Credentials]:
+    """Make a certificate authority for one run and a certificate for each role, then drop the authority's key.
+
+    Args:
+        roles: names; each is bound into its certificate as a URI, and checked by every peer.
+        valid_for: how long connections can be opened; open ones stay open.
+
+    Returns:
+        Role -> its credentials; P-256 keys, SHA-256 signatures.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "securemtk run")])
+
+    def build(subject: x509.Name, public: ec.EllipticCurvePublicKey, extensions: list[x509.ExtensionType]) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca_name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + valid_for)
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca = build(ca_name, ca_key.public_key(), [x509.BasicConstraints(ca=True, path_length=0)])
+    out = {}
+    for role in roles:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = build(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)]),
+            key.public_key(),
+            [
+                x509.BasicConstraints(ca=False, path_length=None),
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_role_uri(role))]),
+            ],
+        )
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        out[role] = Credentials(role, ca, certificate, pem)
+    return out
+
+
+def _context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Names of hosts mean nothing here: a certificate is bound to a role, checked in `_peer_role`.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=credentials.ca.decode())
+    if server:
+        context.num_tickets = 0
+    # The standard library loads a key from a file only; this one lives in memory and is gone right after.
+    fd = os.memfd_create("securemtk", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, credentials.certificate + credentials.key)
+        context.load_cert_chain(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return context
+
+
+def _peer_role(sock: ssl.SSLSocket) -> str:
+    certificate = sock.getpeercert() or {}
+    names: Any = certificate.get("subjectAltName", ())
+    for kind, value in names:
+        if kind == "URI" and value.startswith(_role_uri("")):
+            return str(value).removeprefix(_role_uri(""))
+    raise PeerRefused("a peer's certificate must name its role; it names none")
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Message:
+    """One received frame: its kind, JSON meta data, and read-write numpy arrays."""
+
+    kind: str
+    meta: Meta
+    arrays: list[np.ndarray] = field(repr=False)
+
+
+@dataclass
+class Counters:
+    """Traffic of one link in one phase, in bytes of whole frames (without TLS records)."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Link:
+    """One TLS connection to one role, for one thread.
+
+    Args:
+        sock: connected and authenticated socket.
+        role: the peer's role, for messages.
+        timeout_s: longest wait of a single send or receive, in seconds.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket, role: str, timeout_s: float) -> None:
+        self.role = role
+        self.timeout_s = timeout_s
+        self.step = "connect"
+        self.clock = 0
+        self.counters: dict[str, Counters] = {"setup": Counters()}
+        self.phase = "setup"
+        self._sock = sock
+        self._inbox: deque[tuple[int, bytes, bytearray]] = deque()
+        self._failure: SecureError | None = None
+        self._find_reason: Callable[[], SecureError | None] = lambda: None
+        self._header = bytearray(HEADER.size)
+        self._restart()
+        sock.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    # state of the frame that is being read
+    def _restart(self) -> None:
+        self._meta: bytearray | None = None
+        self._body: bytearray | None = None
+        self._target = memoryview(self._header)
+
+    def on_failure(self, find_reason: Callable[[], SecureError | None]) -> None:
+        """Ask `find_reason` for the root cause when this connection breaks."""
+        self._find_reason = find_reason
+
+    def enter(self, phase: str) -> None:
+        """Count what follows under `phase` and restart the logical clock."""
+        self.phase = phase
+        self.counters.setdefault(phase, Counters())
+        self.clock = 0
+
+    def reset_counters(self) -> None:
+        """Forget all counts but keep the phase."""
+        self.counters = {self.phase: Counters()}
+
+    def fail(self, error: SecureError) -> None:
+        """Make every present and later call raise `error`; may be called by any thread."""
+        self._failure = self._failure or error
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown, which would let a reader in another thread go on without TLS.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; further calls raise."""
+        self._failure = self._failure or PeerLost(f"the connection to {self.role} is closed")
+        with contextlib.suppress(OSError, ValueError):
+            self._sock.close()
+
+    def finish(self, grace_s: float) -> None:
+        """Let what was sent arrive: end our direction, read until the peer ends its own, then close."""
+        deadline = time.monotonic() + grace_s
+        with contextlib.suppress(OSError, ValueError, SecureError):
+            socket.socket.shutdown(self._sock, socket.SHUT_WR)
+            # A socket closed with unread data resets the connection, and the peer may lose our last words.
+            while time.monotonic() < deadline:
+                self._wait(select.POLLIN, deadline)
+                self._read_available()
+                self._inbox.clear()
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._sock.fileno()
+
+    def send(self, kind: str, meta: Meta | None = None, arrays: Sequence[np.ndarray] = ()) -> None:
+        """Send one frame; reads what arrives meanwhile.
+
+        Raises:
+            PeerTimeout: the peer took nothing for `timeout_s`.
+            PeerLost: the connection is gone.
+        """
+        parts = [np.asarray(a, order="C") for a in arrays]
+        described = {"kind": kind, "meta": meta or {}, "arrays": [[a.dtype.str, list(a.shape)] for a in parts]}
+        text = json.dumps(described, separators=(",", ":")).encode()
+        n_body = sum(a.nbytes for a in parts)
+        head = HEADER.pack(len(text), n_body, self.clock + 1) + text
+        self.counters[self.phase].sent += len(head) + n_body
+        views = [a.data.cast("B") for a in parts if a.size]
+        if n_body + len(head) <= _TLS_RECORD:  # one record, one system call
+            self._write(memoryview(b"".join([head, *views])))
+            return
+        for view in [memoryview(head), *views]:
+            self._write(view)
+
+    def recv(self, kind: str, *, timeout_s: float | None = -1.0) -> Message:
+        """Return the next frame, which must be of `kind`; frames of kind "refused" raise what they carry.
+
+        Args:
+            kind: expected kind.
+            timeout_s: longest silence; None waits for ever, the default is the link's.
+        """
+        limit = self.timeout_s if timeout_s == -1.0 else timeout_s
+        if not self._inbox:
+            self._read_available()
+        deadline = None if limit is None else time.monotonic() + limit
+        while not self._inbox:
+            self._wait(select.POLLIN, deadline)
+            self._read_available()
+        clock, text, body = self._inbox.popleft()
+        self.clock = max(self.clock, clock)
+        message = _decode(text, body, self.role)
+        if message.kind == "refused":
+            raise restore_error(message.meta)
+        if message.kind != kind:
+            raise IntegrityError(f"{self.role} must send {kind!r} now; got {message.kind!r} ({self.step})")
+        return message
+
+    def refuse(self, error: SecureError) -> None:
+        """Answer a request by an error: the peer's `recv` raises it."""
+        self.send("refused", describe_error(error))
+
+    def send_array(self, kind: str, array: np.ndarray) -> None:
+        """Send one array."""
+        self.send(kind, None, [array])
+
+    def recv_array(self, kind: str, shape: Sequence[int], dtype: str = "<i8") -> np.ndarray:
+        """Return one array, which must have `shape` and `dtype`."""
+        message = self.recv(kind)
+        got = [(a.shape, a.dtype.str) for a in message.arrays]
+        if got != [(tuple(shape), dtype)]:
+            raise IntegrityError(f"{self.role} must send {kind!r} of shape {tuple(shape)} {dtype}; got {got}")
+        return message.arrays[0]
+
+    def exchange(self, kind: str, array: np.ndarray) -> np.ndarray:
+        """Send an array and return the peer's of the same shape and dtype: one round."""
+        self.send_array(kind, array)
+        return self.recv_array(kind, array.shape, array.dtype.str)
+
+    def _write(self, view: memoryview) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        while len(view):
+            self._raise_failure()
+            try:
+                n = self._sock.send(view)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                self._wait(select.POLLIN | select.POLLOUT, deadline)
+                self._read_available()
+                continue
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+            view = view[n:]
+            deadline = time.monotonic() + self.timeout_s
+
+    def _read_available(self) -> None:
+        """Read until the socket would block; completed frames go to the inbox."""
+        while True:
+            self._raise_failure()
+            try:
+                n = self._sock.recv_into(self._target)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+            if n == 0:
+                if self._inbox:
+                    return  # what came before the end is still to be taken
+                raise self._lost(None)
+            self.counters[self.phase].received += n
+            self._target = self._target[n:]
+            if not len(self._target):
+                self._advance()
+
+    def _advance(self) -> None:
+        n_meta, n_body, clock = HEADER.unpack(self._header)
+        if self._meta is None:
+            if not 0 < n_meta <= MAX_META_BYTES or n_body > MAX_BODY_BYTES:
+                raise IntegrityError(f"{self.role} sent a frame of impossible size")
+            self._meta = bytearray(n_meta)
+            self._target = memoryview(self._meta)
+        elif self._body is None and n_body:
+            self._body = bytearray(n_body)
+            self._target = memoryview(self._body)
+        else:
+            self._inbox.append((clock, bytes(self._meta), self._body or bytearray()))
+            self._restart()
+
+    def _wait(self, events: int, deadline: float | None) -> None:
+        self._poll.modify(self._sock, events)
+        while True:
+            self._raise_failure()
+            left = 1.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise PeerTimeout(f"{self.role} has been silent for {self.timeout_s:g} s ({self.step})")
+            if self._poll.poll(min(left, 1.0) * 1000):
+                return
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _lost(self, error: Exception | None) -> SecureError:
+        reason = self._failure or self._find_reason()
+        if reason is None:
+            why = "closed the connection" if error is None else f"broke the connection: {type(error).__name__}"
+            reason = PeerLost(f"{self.role} {why} ({self.step})")
+        self._failure = reason
+        return reason
+
+
+def _decode(text: bytes, body: bytearray, role: str) -> Message:
+    try:
+        raw = json.loads(text)
+        kind, meta, described = str(raw["kind"]), dict(raw["meta"]), list(raw["arrays"])
+        arrays, start = [], 0
+        for dtype, shape in described:
+            if dtype not in DTYPES or any(not isinstance(n, int) or n < 0 for n in shape):
+                raise ValueError(dtype)
+            n = int(np.prod(shape, dtype=object))
+            arrays.append(np.frombuffer(body, dtype=dtype, count=n, offset=start).reshape(shape))
+            start += arrays[-1].nbytes
+        if start != len(body):
+            raise ValueError("length")
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{role} sent a frame that is not one of ours ({type(error).__name__})") from None
+    return Message(kind, meta, arrays)
+
+
+def describe_error(error: SecureError) -> Meta:
+    """Return an error of ours as JSON: its class and message, which by the rule of errors.py hold no secret."""
+    kind = next(k for k in type(error).__mro__ if vars(errors).get(k.__name__) is k)
+    return {"error": kind.__name__, "message": str(error)}
+
+
+def restore_error(meta: Mapping[str, Any]) -> SecureError:
+    """Return the error that `describe_error` described; an unknown class becomes ProtocolAbort."""
+    kind = getattr(errors, str(meta.get("error")), ProtocolAbort)
+    if not (isinstance(kind, type) and issubclass(kind, SecureError)):
+        kind = ProtocolAbort
+    return kind(str(meta.get("message")))
+
+
+# --- opening connections --------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """Accepts the connections of known roles.
+
+    Args:
+        credentials: this role's.
+        host: address to listen on.
+        port: 0 lets the system choose.
+        timeout_s: passed to each link.
+    """
+
+    def __init__(self, credentials: Credentials, host: str, port: int, timeout_s: float) -> None:
+        self._context = _context(credentials, server=True)
+        self._timeout_s = timeout_s
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._sock.bind((host, port))
+        except OSError as error:
+            self._sock.close()
+            raise errors.InputError(
+                f"{credentials.role}: the address {host}:{port} must be free; {error.strerror}"
+            ) from None
+        self._sock.listen(16)
+        self.address: tuple[str, int] = self._sock.getsockname()[:2]
+
+    def accept(self, expected: Iterable[tuple[str, str]], timeout_s: float) -> dict[tuple[str, str], Link]:
+        """Return one link for each expected (role, purpose); strangers are refused and waited past.
+
+        Raises:
+            PeerTimeout: not all came within `timeout_s`.
+        """
+        missing, links = set(expected), {}
+        deadline = time.monotonic() + timeout_s
+        while missing:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                names = ", ".join(sorted({role for role, _ in missing}))
+                raise PeerTimeout(f"{names} must connect within {timeout_s:g} s; did not")
+            self._sock.settimeout(left)
+            try:
+                raw, _ = self._sock.accept()
+            except TimeoutError:
+                continue
+            link = self._admit(raw, missing, min(left, 5.0))
+            if link is not None:
+                key, accepted = link
+                links[key] = accepted
+                missing.discard(key)
+        return links
+
+    def _admit(
+        self, raw: socket.socket, missing: set[tuple[str, str]], timeout_s: float
+    ) -> tuple[tuple[str, str], Link] | None:
+        raw.settimeout(timeout_s)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock = self._context.wrap_socket(raw, server_side=True)
+            role = _peer_role(sock)
+        except (OSError, PeerRefused) as error:
+            log.warning("refused a connection: %s", type(error).__name__)
+            raw.close()
+            return None
+        link = Link(sock, role, self._timeout_s)
+        try:
+            purpose = str(link.recv("hello", timeout_s=timeout_s).meta.get("purpose"))
+            if (role, purpose) not in missing:
+                link.refuse(PeerRefused(f"no connection of {role!r} for {purpose!r} is expected here"))
+                raise PeerRefused(role)
+            link.send("welcome")
+        except SecureError as error:
+            log.warning("refused %s: %s", role, type(error).__name__)
+            link.close()
+            return None
+        return (role, purpose), link
+
+    def close(self) -> None:
+        """Stop listening; accepted links stay."""
+        self._sock.close()
+
+
+def connect(credentials: Credentials, address: tuple[str, int], role: str, purpose: str, timeout_s: float) -> Link:
+    """Return a link to `role` at `address`.
+
+    Raises:
+        PeerRefused: the peer is not `role` under our authority, or does not accept us.
+        PeerLost: nobody answers.
+    """
+    try:
+        raw = socket.create_connection(address, timeout=min(timeout_s, 30.0))
+    except OSError as error:
+        raise PeerLost(f"{role} must answer at {address[0]}:{address[1]}; {type(error).__name__}") from None
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        sock = _context(credentials, server=False).wrap_socket(raw)
+        found = _peer_role(sock)
+    except (OSError, PeerRefused) as error:
+        raw.close()
+        raise PeerRefused(f"{role} must prove its role under this run's authority; {type(error).__name__}") from None
+    if found != role:
+        sock.close()
+        raise PeerRefused(f"the peer at {address[0]}:{address[1]} must be {role!r}; its certificate says {found!r}")
+    link = Link(sock, role, timeout_s)
+    try:
+        link.send("hello", {"purpose": purpose})
+        link.recv("welcome")
+    except PeerLost:
+        link.close()
+        raise PeerRefused(f"{role} did not accept our certificate") from None
+    except SecureError:
+        link.close()
+        raise
+    return link
+
+
+# --- the watch ------------------------------------------------------------------------------------------------------
+
+
+class Watch(threading.Thread):
+    """Heartbeats with every peer, and the spreading of failures.
+
+    Args:
+        role: our own role.
+        links: role -> link that belongs to this thread from now on.
+        guarded: links of other threads, failed when a peer fails.
+        on_failure: called once, in this thread, with the root cause.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        links: Mapping[str, Link],
+        guarded: Sequence[Link],
+        on_failure: Callable[[SecureError], None] = lambda error: None,
+    ) -> None:
+        super().__init__(name=f"securemtk-watch-{role}", daemon=True)
+        self.role = role
+        self.step = "start"
+        self._links = dict(links)
+        self._guarded = list(guarded)
+        self._on_failure = on_failure
+        self._failure: SecureError | None = None
+        self._failed = threading.Event()
+        self._parting: Meta | None = None
+        self._wake_r, self._wake_w = os.pipe()
+        self._steps = dict.fromkeys(links, "start")
+        for link in guarded:
+            link.on_failure(self._reason)
+
+    @property
+    def failure(self) -> SecureError | None:
+        """The root cause, once there is one."""
+        return self._failure
+
+    def abort(self, error: SecureError) -> None:
+        """Tell all peers that this role failed, and stop."""
+        self._part({"reason": "abort", "step": self.step} | describe_error(error))
+
+    def bye(self) -> None:
+        """Tell all peers that this role leaves in good order, and stop."""
+        self._part({"reason": "bye"})
+
+    def _part(self, meta: Meta) -> None:
+        self._parting = self._parting or meta
+        with contextlib.suppress(OSError):
+            os.write(self._wake_w, b"x")
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout=2.0)
+
+    def _reason(self) -> SecureError | None:
+        # A broken connection is often noticed before the message that says why.
+        self._failed.wait(timeout=1.0)
+        return self._failure
+
+    def run(self) -> None:
+        """Beat and listen until this role or a peer leaves."""
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        for link in self._links.values():
+            poll.register(link.fileno(), select.POLLIN)
+        heard = dict.fromkeys(self._links, time.monotonic())
+        beat = last_loop = 0.0
+        try:
+            while self._parting is None:
+                now = time.monotonic()
+                if last_loop and now - last_loop > SILENCE_S / 2:
+                    # We were asleep ourselves (stopped, or starved): what peers sent meanwhile is not yet read.
+                    heard = dict.fromkeys(self._links, now)
+                last_loop = now
+                if now - beat >= BEAT_S:
+                    beat = now
+                    for link in self._links.values():
+                        link.send("beat", {"step": self.step})
+                poll.poll(BEAT_S * 500)
+                for role, link in self._links.items():
+                    link._read_available()
+                    while link._inbox:
+                        heard[role] = time.monotonic()
+                        if not self._hear(role, link):
+                            return
+                    if time.monotonic() - heard[role] > SILENCE_S:
+                        raise PeerTimeout(
+                            f"{role} has been silent for {SILENCE_S:g} s (its last step: {self._steps[role]}; "
+                            f"ours: {self.step})"
+                        )
+        except SecureError as error:
+            self._fail(self._describe(error))
+        finally:
+            self._leave()
+
+    def _describe(self, error: SecureError) -> SecureError:
+        if isinstance(error, PeerLost):
+            role = next((r for r, link in self._links.items() if link._failure is error), "a peer")
+            return PeerLost(f"{role} is gone (its last step: {self._steps.get(role, '?')}; ours: {self.step})")
+        return error
+
+    def _hear(self, role: str, link: Link) -> bool:
+        """Take one message; return whether to go on."""
+        _, text, body = link._inbox.popleft()
+        message = _decode(text, body, role)
+        if message.kind == "beat":
+            self._steps[role] = str(message.meta.get("step"))
+            return True
+        if message.meta.get("reason") == "bye":
+            self._fail(PeerLost(f"{role} has left the session"))
+            return False
+        error = restore_error(message.meta)
+        self._fail(type(error)(f"{role} failed at {message.meta.get('step')}: {error}"))
+        return False
+
+    def _fail(self, error: SecureError) -> None:
+        if self._parting is not None:
+            return
+        self._failure = error
+        self._failed.set()
+        for link in self._guarded:
+            link.fail(error)
+        self._on_failure(error)
+
+    def _leave(self) -> None:
+        for link in self._links.values():
+            with contextlib.suppress(SecureError):
+                if self._parting is not None:
+                    link.timeout_s = 1.0
+                    link.send("part", self._parting)
+        for link in self._links.values():
+            link.finish(0.5 if self._parting is not None else 0.0)
+        wake_r, wake_w, self._wake_w = self._wake_r, self._wake_w, -1
+        os.close(wake_r)
+        os.close(wake_w)

@@ -1,0 +1,266 @@
+"""What a dealer can make, as plain requests, and how each is made and taken.
+
+A `Request` is public: a kind and shapes. Each party expands its part from a stream whose seed
+the dealer knows as well; what cannot be drawn (the share that makes the relation true) the dealer
+computes as *corrections* and sends to the keeper. So the user's part of a whole prediction costs
+16 bytes, whatever it contains, and every correction is uniform: masked by the user's stream.
+
+Shares are int64 tensors in Z_2^64 (additive), or bits and words under xor where it says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols import ring
+from protocols.prg import Stream
+
+KEEPER, USER = 0, 1
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One correlation that a protocol will ask for.
+
+    Args:
+        kind: a name of `KINDS`.
+        shapes: what the kind's functions say.
+        options: further public arguments, hashable.
+    """
+
+    kind: str
+    shapes: tuple[Shape, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What the dealer alone knows of one prediction; absent for models without secured tasks.
+
+    Args:
+        gate_mask: m of the key gate, int64 0 or 1, shape of one sample.
+        gate_pattern: m * p at scale 2**f, int64, shape of one sample.
+        is_open: output name -> whether its scores may be revealed.
+        noise: output name -> a function of the batch size that draws (n, C) scores, int64 at scale 2**f.
+    """
+
+    gate_mask: Tensor
+    gate_pattern: Tensor
+    is_open: dict[str, bool]
+    noise: dict[str, Callable[[int], Tensor]]
+
+    def __repr__(self) -> str:
+        return "Secrets(<hidden>)"
+
+
+# A kind is a function of (request, keeper's stream, user's stream, secrets) that returns the keeper's
+# corrections, and one of (request, rank, stream, corrections) that returns that party's part. In both,
+# draws from a stream come in the same order: this file is where the order is defined.
+Deal = Callable[[Request, Stream, Stream, Secrets | None], list[Tensor]]
+Take = Callable[[Request, int, Stream, Sequence[Tensor]], tuple[Tensor, ...]]
+
+
+def _shares(value: Tensor, user: Stream) -> Tensor:
+    """Return the keeper's share of a value whose user's share is the next draw of the user's stream."""
+    return value - user.words(value.shape)
+
+
+def _product(op: str, x: Tensor, y: Tensor, options: tuple[tuple[str, Any], ...]) -> Tensor:
+    result: Tensor = getattr(torch, op)(x, y, **dict(options))
+    return result
+
+
+# --- triple: [a], [b], [c] with c = op(a, b); options: op and its keyword arguments ---------------------------------
+
+
+def _split_op(request: Request) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    return str(request.options[0][1]), request.options[1:]
+
+
+def _product_shape(request: Request) -> Shape:
+    op, options = _split_op(request)
+    x, y = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in request.shapes)
+    return tuple(_product(op, x, y, options).shape)
+
+
+def _deal_triple(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    op, options = _split_op(request)
+    a0, b0 = (keeper.words(s) for s in request.shapes)
+    a1, b1 = (user.words(s) for s in request.shapes)
+    return [_shares(_product(op, a0 + a1, b0 + b1, options), user)]
+
+
+def _take_triple(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    a, b = (stream.words(s) for s in request.shapes)
+    return a, b, corrections[0] if rank == KEEPER else stream.words(_product_shape(request))
+
+
+# --- square: [r], [r * r] -------------------------------------------------------------------------------------------
+
+
+def _deal_square(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    r = keeper.words(request.shapes[0]) + user.words(request.shapes[0])
+    return [_shares(r * r, user)]
+
+
+def _take_square(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    r = stream.words(request.shapes[0])
+    return r, corrections[0] if rank == KEEPER else stream.words(request.shapes[0])
+
+
+# --- and: xor-shares of words a, b and a & b ------------------------------------------------------------------------
+
+
+def _deal_and(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    a0, b0 = (keeper.words(s) for s in request.shapes)
+    a1, b1 = (user.words(s) for s in request.shapes)
+    c = (a0 ^ a1) & (b0 ^ b1)
+    return [c ^ user.words(c.shape)]
+
+
+def _take_and(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    a, b = (stream.words(s) for s in request.shapes)
+    return a, b, corrections[0] if rank == KEEPER else stream.words(np.broadcast_shapes(*request.shapes))
+
+
+# --- bit: a random bit as xor-sharing and as arithmetic sharing -----------------------------------------------------
+
+
+def _deal_bit(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    (shape,) = request.shapes
+    return [_shares((keeper.words(shape) & 1) ^ (user.words(shape) & 1), user)]
+
+
+def _take_bit(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    (shape,) = request.shapes
+    bit = stream.words(shape) & 1
+    return bit, corrections[0] if rank == KEEPER else stream.words(shape)
+
+
+# --- truncation by option bits: [r], [R] with R = r >> bits (logical), [m] with m the top bit of r ------------------
+
+
+def _bits(request: Request) -> int:
+    return int(dict(request.options)["bits"])
+
+
+def _deal_truncation(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    (shape,) = request.shapes
+    r = keeper.words(shape) + user.words(shape)
+    return [_shares(ring.shift_right_logical(r, _bits(request)), user), _shares(ring.top_bit(r), user)]
+
+
+def _take_truncation(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    (shape,) = request.shapes
+    r = stream.words(shape)
+    R, m = corrections if rank == KEEPER else (stream.words(shape), stream.words(shape))
+    return r, R, m
+
+
+# --- input: the user's mask a; the keeper has no part ---------------------------------------------------------------
+
+
+def _deal_input(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+    user.words(request.shapes[0])
+    return []
+
+
+def _take_input(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return () if rank == KEEPER else (stream.words(request.shapes[0]),)
+
+
+# --- key_gate: the user's mask a, and [m], [m p], [m a]; shapes: the batch ------------------------------------------
+
+
+def _deal_key_gate(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
+    (shape,) = request.shapes
+    a = user.words(shape)
+    m, mp = (torch.zeros(shape[1:], dtype=torch.int64),) * 2
+    if secrets is not None:
+        m, mp = secrets.gate_mask, secrets.gate_pattern
+    return [_shares(m, user), _shares(mp, user), _shares(m * a, user)]
+
+
+def _take_key_gate(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    (shape,) = request.shapes
+    if rank == KEEPER:
+        return tuple(corrections)
+    return stream.words(shape), stream.words(shape[1:]), stream.words(shape[1:]), stream.words(shape)
+
+
+# --- output_gate of option task: [r], [o], [o R], [o m], [(1 - o) n] ------------------------------------------------
+
+
+def _deal_output_gate(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
+    (shape,) = request.shapes
+    task = str(dict(request.options)["task"])
+    is_open = secrets is None or secrets.is_open[task]
+    r = keeper.words(shape) + user.words(shape)
+    o = torch.tensor(int(is_open))
+    noise = torch.zeros(shape, dtype=torch.int64)
+    if secrets is not None and task in secrets.noise:
+        # Drawn for an open task as well: the time to deal must not tell which tasks are open.
+        noise = secrets.noise[task](shape[0]) * (1 - o)
+    bits = _bits(request)
+    R = ring.shift_right_logical(r, bits) if bits else r
+    values = [o, o * R, o * ring.top_bit(r), noise]
+    return [_shares(value, user) for value in values]
+
+
+def _take_output_gate(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    (shape,) = request.shapes
+    r = stream.words(shape)
+    if rank == KEEPER:
+        return r, *corrections
+    return r, stream.words(()), stream.words(shape), stream.words(shape), stream.words(shape)
+
+
+# The keeper's part of each kind by shapes: what a recorder hands out instead of values.
+Shapes = Callable[[Request], Sequence[Shape]]
+
+KINDS: dict[str, tuple[Deal, Take, int, Shapes]] = {
+    # kind: (deal, take, number of corrections, shapes of the keeper's part, whose last ones are the corrections)
+    "triple": (_deal_triple, _take_triple, 1, lambda q: (*q.shapes, _product_shape(q))),
+    "square": (_deal_square, _take_square, 1, lambda q: q.shapes * 2),
+    "and": (_deal_and, _take_and, 1, lambda q: (*q.shapes, np.broadcast_shapes(*q.shapes))),
+    "bit": (_deal_bit, _take_bit, 1, lambda q: q.shapes * 2),
+    "truncation": (_deal_truncation, _take_truncation, 2, lambda q: q.shapes * 3),
+    "input": (_deal_input, _take_input, 0, lambda q: ()),
+    "key_gate": (_deal_key_gate, _take_key_gate, 3, lambda q: (q.shapes[0][1:], q.shapes[0][1:], q.shapes[0])),
+    "output_gate": (_deal_output_gate, _take_output_gate, 4, lambda q: (q.shapes[0], (), *q.shapes * 3)),
+}
+
+
+def deal(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
+    """Return the keeper's corrections for one request and advance both streams.
+
+    Security: each correction is a value minus a fresh draw of the user's stream, hence uniform to
+    the keeper, who does not know that stream.
+    """
+    return KINDS[request.kind][0](request, keeper, user, secrets)
+
+
+def take(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return one party's part of a request and advance its stream."""
+    return KINDS[request.kind][1](request, rank, stream, corrections)
+
+
+def n_corrections(request: Request) -> int:
+    """Return how many tensors `deal` makes for the request."""
+    return KINDS[request.kind][2]
+
+
+def part_shapes(request: Request) -> Sequence[Shape]:
+    """Return the shapes of the keeper's part of a request."""
+    return KINDS[request.kind][3](request)
+
+
+def correction_shapes(request: Request) -> Sequence[Shape]:
+    """Return the shapes of the corrections of a request."""
+    n = n_corrections(request)
+    return [tuple(shape) for shape in part_shapes(request)[len(part_shapes(request)) - n :]]

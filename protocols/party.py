@@ -1,0 +1,188 @@
+"""A computing party, and the protocols that need nothing else: input, reveal, truncation.
+
+Two parties compute: the keeper (rank 0) and the user (rank 1). A value is shared as
+x = x0 + x1 mod 2**64; a `Tensor` inside `protocols` is always one party's share of that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from protocols import correlation, ring
+from protocols.correlation import KEEPER, USER, Request
+from protocols.cost import Cost, costs
+from protocols.errors import DealerError
+from protocols.prg import Stream
+
+
+class Wire(Protocol):
+    """What a party asks of the connection to the other one; `channel.Link` through `TensorWire`."""
+
+    def exchange(self, kind: str, tensor: Tensor) -> Tensor:
+        """Send a tensor and return the peer's of the same shape."""
+
+    def send(self, kind: str, tensor: Tensor) -> None:
+        """Send a tensor."""
+
+    def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
+        """Return the peer's int64 tensor of `shape`."""
+
+
+class Correlations(Protocol):
+    """Where a party's parts of correlations come from."""
+
+    def take(self, request: Request) -> tuple[Tensor, ...]:
+        """Return this party's part; each part is handed out once."""
+
+
+@dataclass
+class Party:
+    """One computing party during one prediction.
+
+    Args:
+        rank: 0 keeper, 1 user.
+        wire: the connection to the other party.
+        correlations: this party's parts, made by the dealer.
+        previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
+        local: this party's own randomness.
+    """
+
+    rank: int
+    wire: Wire
+    correlations: Correlations
+    previous: Stream = field(repr=False)
+    following: Stream = field(repr=False)
+    local: Stream = field(repr=False)
+
+
+@dataclass
+class Hand:
+    """The parts of one prediction that a party holds: a stream, and for the keeper the corrections.
+
+    Args:
+        rank: 0 keeper, 1 user.
+        stream: this prediction's stream, which the dealer expands as well.
+        expected: the requests in order, as the dealer dealt them.
+        corrections: for the keeper, what `correlation.deal` made, in order.
+    """
+
+    rank: int
+    stream: Stream = field(repr=False)
+    expected: Sequence[Request]
+    corrections: Sequence[Tensor] = field(repr=False, default=())
+    _next: int = 0
+    _used: int = 0
+
+    def take(self, request: Request) -> tuple[Tensor, ...]:
+        """Return this party's part of the next request.
+
+        Raises:
+            DealerError: the request is not the one that was dealt, or all are used up.
+        """
+        if self._next >= len(self.expected):
+            raise DealerError(f"the dealer must have one more correlation; asked for {request.kind} {request.shapes}")
+        dealt = self.expected[self._next]
+        if dealt != request:
+            raise DealerError(
+                f"correlation {self._next} must be {request.kind} {request.shapes}; "
+                f"the dealer made {dealt.kind} {dealt.shapes}"
+            )
+        self._next += 1
+        n = correlation.n_corrections(request) if self.rank == KEEPER else 0
+        part = self.corrections[self._used : self._used + n]
+        self._used += n
+        return correlation.take(request, self.rank, self.stream, part)
+
+
+@costs(lambda n: Cost(rounds=1, payload_bytes=8 * n))
+def share_input(party: Party, x: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Share the user's value: x = e + a with a mask a that the dealer knows.
+
+    Args:
+        party: this party.
+        x: the user's int64 tensor; None at the keeper.
+        shape: its public shape.
+
+    Returns:
+        e at the keeper, a at the user.
+
+    Cost: 1 round (one message), 8 bytes for each of n elements.
+    Security: e is uniform to the keeper; the dealer knows a but never sees e.
+    """
+    part = party.correlations.take(Request("input", (tuple(shape),)))
+    if party.rank == USER:
+        (a,) = part
+        if x is None:
+            raise TypeError("the user must have an input")
+        party.wire.send("input", x - a)
+        return a
+    return party.wire.recv("input", shape)
+
+
+@costs(lambda n: Cost(rounds=1, payload_bytes=8 * n))
+def reveal_to_user(party: Party, x: Tensor) -> Tensor | None:
+    """Reveal a sharing to the user alone: the keeper sends its share.
+
+    Returns:
+        The value at the user, None at the keeper.
+
+    Cost: 1 round (one message), 8 bytes for each of n elements.
+    Security: the user learns x and nothing else; the keeper learns nothing.
+    """
+    if party.rank == KEEPER:
+        party.wire.send("reveal", x)
+        return None
+    return x + party.wire.recv("reveal", x.shape)
+
+
+@costs(lambda n: Cost(rounds=1, payload_bytes=16 * n))
+def truncate(party: Party, z: Tensor, bits: int) -> Tensor:
+    """Divide a sharing by 2**bits without wrap errors.
+
+    Opens h = z + r + 2**62 for the dealer's mask r, with m the top bit of r and R = r >> bits; then
+    t = (h >> bits) - 2**(62 - bits) - R + m g, where g = (1 - top bit of h) << (64 - bits).
+
+    Args:
+        party: this party.
+        z: share, int64 of any shape, |z| < 2**62.
+        bits: 1..62.
+
+    Returns:
+        Share of floor(z / 2**bits) or one above, never further off.
+
+    Cost: 1 round, 16 bytes for each of n elements (both ways together).
+    Security: perfect against one semi-honest party, given a uniform r.
+    Source: shared/design/protocols.md, "Truncation without wrap errors"; correctness in tests/test_party.py.
+    """
+    r, R, m = party.correlations.take(Request("truncation", (tuple(z.shape),), (("bits", bits),)))
+    h = open_masked(party, z, r)
+    T, g = public_part(h, bits)
+    t = g * m - R
+    return t + T if party.rank == KEEPER else t
+
+
+def open_masked(party: Party, z: Tensor, r: Tensor) -> Tensor:
+    """Open h = z + r + 2**62; uniform to both parties, for r is a dealer's mask. One round."""
+    masked = z + r
+    if party.rank == KEEPER:
+        masked = masked + (1 << 62)
+    return masked + party.wire.exchange("open", masked)
+
+
+def open_many(party: Party, masked: Sequence[Tensor]) -> list[Tensor]:
+    """Open several masked sharings in one message each way. One round, none for an empty list."""
+    if not masked:
+        return []
+    flat = torch.cat([x.reshape(-1) for x in masked])
+    total = flat + party.wire.exchange("open", flat)
+    parts = torch.split(total, [x.numel() for x in masked])
+    return [part.reshape(x.shape) for part, x in zip(parts, masked, strict=True)]
+
+
+def public_part(h: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return T = (h >> bits) - 2**(62 - bits) and g = (1 - top bit of h) << (64 - bits)."""
+    T = ring.shift_right_logical(h, bits) - (1 << (62 - bits))
+    return T, (1 - ring.top_bit(h)) << (ring.RING_BITS - bits)

@@ -1,0 +1,67 @@
+"""Z_2^64 on int64 tensors: fixed point, and the integer steps of protocols; no party, no network.
+
+Torch's int64 arithmetic wraps around, which is arithmetic modulo 2**64 in two's complement.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.errors import RangeError
+
+RING_BITS = 64
+FRAC_BITS = 16
+# A product of two encoded values must stay below 2**62 for the truncation to be exact.
+LIMIT_BITS = RING_BITS - 2
+# Comparisons may work on 32 bits: padding of a maximum is -2**30, values stay below 2**30 in magnitude.
+LOWEST_BITS = 30
+# A bound of a clip beyond this is no bound.
+CLIP_LIMIT = 2.0 ** (LOWEST_BITS - FRAC_BITS)
+
+
+def encode(values: np.ndarray | Tensor, frac_bits: int = FRAC_BITS, *, what: str = "values") -> Tensor:
+    """Return round(values * 2**frac_bits) as int64, to the nearest.
+
+    Args:
+        values: floating-point array of any shape.
+        frac_bits: fraction bits f.
+        what: name for the message.
+
+    Raises:
+        RangeError: a value is not finite, or its magnitude reaches 2**(62 - frac_bits).
+    """
+    x = torch.as_tensor(values).double()
+    if not torch.isfinite(x).all():
+        raise RangeError(f"{what} must be finite; got NaN or infinity")
+    if x.numel() and float(x.abs().max()) >= 2.0 ** (LIMIT_BITS - frac_bits):
+        raise RangeError(f"{what} must be below 2**{LIMIT_BITS - frac_bits} in magnitude")
+    return torch.round(x * 2.0**frac_bits).to(torch.int64)
+
+
+def decode(values: Tensor, frac_bits: int = FRAC_BITS) -> np.ndarray:
+    """Return values / 2**frac_bits as float32."""
+    return (values.double() * 2.0**-frac_bits).float().numpy()
+
+
+def shift_right_logical(x: Tensor, bits: int) -> Tensor:
+    """Return x >> bits with zeros shifted in, 1 <= bits <= 63."""
+    return (x >> bits) & ((1 << (RING_BITS - bits)) - 1)
+
+
+def top_bit(x: Tensor) -> Tensor:
+    """Return bit 63 of each element, as 0 or 1."""
+    return shift_right_logical(x, RING_BITS - 1)
+
+
+def pad2d(x: Tensor, pads: tuple[int, ...], value: int = 0) -> Tensor:
+    """Pad the last two axes by (top, left, bottom, right)."""
+    top, left, bottom, right = pads
+    if not any(pads):
+        return x
+    return torch.nn.functional.pad(x, (left, right, top, bottom), value=value)
+
+
+def windows(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Return sliding windows of (n, c, h, w) as (n, c, h', w', kh * kw)."""
+    view = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+    return view.reshape(*view.shape[:4], -1)

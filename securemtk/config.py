@@ -1,0 +1,36 @@
+"""Settings of a session; the defaults are the safe ones."""
+
+from dataclasses import dataclass
+
+from protocols.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a session runs its roles.
+
+    Args:
+        host: address on which keeper and authority listen; loopback.
+        keeper_port, authority_port: 0 lets the system choose.
+        timeout_s: longest wait for a peer in one step, in seconds.
+        start_timeout_s: longest wait for a role to start, in seconds.
+        threads: torch threads of each role during a prediction.
+        chunk_elements: comparisons (counted as elements of a chunk's largest comparison layers together)
+            that one run of the program may hold; larger batches run in chunks.
+    """
+
+    host: str = "127.0.0.1"
+    keeper_port: int = 0
+    authority_port: int = 0
+    timeout_s: float = 60.0
+    start_timeout_s: float = 120.0
+    threads: int = 1
+    chunk_elements: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("keeper_port", "authority_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise InputError(f"{name} must lie in 0..65535; got {getattr(self, name)}")
+        for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive; got {getattr(self, name)}")

@@ -1,0 +1,38 @@
+"""Fixtures for all tests, and the rule that no test leaves a thread or a process behind."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _children() -> set[int]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest):
+    """Fail a test that leaves a thread of ours or a child process (module-wide sessions are asked for by name)."""
+    shared = {name for name in request.fixturenames if name.endswith("session")}
+    before_threads, before_children = set(threading.enumerate()), _children()
+    yield
+    if shared:
+        return
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        threads = [t for t in set(threading.enumerate()) - before_threads if t.name.startswith("securemtk")]
+        children = _children() - before_children
+        if not threads and not children:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"left behind: threads {threads}, processes {children}")

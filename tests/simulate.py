@@ -1,0 +1,97 @@
+"""Two parties and a dealer in one process: threads, a wire in memory, the real correlations.
+
+Every error of a party reaches the test; the root cause comes first.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from protocols import correlation
+from protocols.correlation import Request, Secrets
+from protocols.errors import PeerLost
+from protocols.party import Hand, Party
+from protocols.prg import Stream
+
+T = TypeVar("T")
+END = object()
+
+
+class MemoryWire:
+    """One end of a wire in memory; notes what it sends, counts payload bytes and keeps a logical clock."""
+
+    def __init__(self, outgoing: queue.Queue, incoming: queue.Queue) -> None:
+        self.outgoing, self.incoming = outgoing, incoming
+        self.sent: list[tuple[str, Tensor]] = []
+        self.bytes = 0
+        self.clock = 0
+
+    def send(self, kind: str, tensor: Tensor) -> None:
+        self.sent.append((kind, tensor.clone()))
+        self.bytes += tensor.numel() * tensor.element_size()
+        self.outgoing.put((kind, self.clock + 1, tensor.clone()))
+
+    def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
+        got = self.incoming.get(timeout=60)
+        if got is END:
+            raise PeerLost("the other party ended")
+        assert (got[0], tuple(got[2].shape)) == (kind, tuple(shape))
+        self.clock = max(self.clock, got[1])
+        return got[2]
+
+    def exchange(self, kind: str, tensor: Tensor) -> Tensor:
+        self.send(kind, tensor)
+        return self.recv(kind, tensor.shape)
+
+
+def hands(requests: Sequence[Request], secrets: Secrets | None = None) -> tuple[Hand, Hand]:
+    """Deal `requests` afresh: the keeper's and the user's hand."""
+    keeper, user = Stream(), Stream()
+    k, u = keeper.derive("hand"), user.derive("hand")
+    corrections = [c for q in requests for c in correlation.deal(q, k, u, secrets)]
+    return Hand(0, keeper.derive("hand"), requests, corrections), Hand(1, user.derive("hand"), requests)
+
+
+def simulate(requests: Sequence[Request], program: Callable[[Party], T], secrets: Secrets | None = None) -> list[T]:
+    """Run `program(party)` as both parties with the correlations of `requests`; return both results."""
+    up, down = queue.Queue(), queue.Queue()
+    wires = [MemoryWire(down, up), MemoryWire(up, down)]
+    forth, back = Stream(), Stream()
+    zeros = [(forth.derive("z"), back.derive("z")), (back.derive("z"), forth.derive("z"))]
+    parties = [
+        Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(hands(requests, secrets))
+    ]
+    results: list = [None, None]
+    errors: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        try:
+            results[rank] = program(parties[rank])
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            wires[rank].outgoing.put(END)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    if errors:
+        raise errors[0]
+    return results
+
+
+def split(x: Tensor, stream: Stream | None = None) -> tuple[Tensor, Tensor]:
+    """Share a tensor between two parties."""
+    mask = (stream or Stream()).words(x.shape)
+    return x - mask, mask
+
+
+def combine(shares: Sequence[Tensor]) -> Tensor:
+    """Return the value that the shares add up to."""
+    return torch.stack(list(shares)).sum(0)

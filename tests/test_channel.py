@@ -1,0 +1,342 @@
+"""Links, certificates and the watch, over real sockets."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from protocols import channel
+from protocols.channel import Link, Listener, Watch, connect, issue
+from protocols.errors import (
+    InputError,
+    IntegrityError,
+    KeyRefused,
+    PeerLost,
+    PeerRefused,
+    PeerTimeout,
+    ProtocolAbort,
+    SecureError,
+)
+
+
+def in_thread(work):
+    """Start `work()` in a thread; return a function that joins it and returns or raises its outcome."""
+    box: list = []
+
+    def body():
+        try:
+            box.append((work(), None))
+        except Exception as error:
+            box.append((None, error))
+
+    thread = threading.Thread(target=body, name="securemtk-test")
+    thread.start()
+
+    def outcome():
+        thread.join(timeout=30)
+        result, error = box[0]
+        if error is not None:
+            raise error
+        return result
+
+    return outcome
+
+
+@contextlib.contextmanager
+def pair(timeout_s=5.0, purposes=("data",)):
+    """Two connected ends for each purpose: [(keeper's link, user's link), ...]."""
+    credentials = issue(["keeper", "user"])
+    listener = Listener(credentials["keeper"], "127.0.0.1", 0, timeout_s)
+    accepted = in_thread(lambda: listener.accept([("user", p) for p in purposes], 10))
+    users = [connect(credentials["user"], listener.address, "keeper", p, timeout_s) for p in purposes]
+    keepers = accepted()
+    listener.close()
+    ends = [(keepers["user", p], u) for p, u in zip(purposes, users, strict=True)]
+    try:
+        yield ends
+    finally:
+        for a, b in ends:
+            a.close()
+            b.close()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (300, 1000)])
+@pytest.mark.parametrize("dtype", ["<i8", "<f4", "|u1"])
+def test_arrays_arrive_as_they_were_sent(shape, dtype):
+    x = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+    with pair() as [(keeper, user)]:
+        received = in_thread(lambda: keeper.recv("values"))
+        user.send("values", {"n": 3}, [x, x[..., ::-1] if x.ndim else x])
+        message = received()
+        assert message.meta == {"n": 3}
+        for got, sent in zip(message.arrays, [x, x[..., ::-1] if x.ndim else x], strict=True):
+            assert got.dtype == sent.dtype
+            assert got.shape == sent.shape
+            np.testing.assert_array_equal(got, sent)
+
+
+def test_two_parties_may_send_large_messages_at_the_same_time():
+    x = np.arange(4 << 20, dtype="<i8")  # 32 MiB each way: far more than the socket buffers hold
+    with pair() as [(keeper, user)]:
+        other = in_thread(lambda: keeper.exchange("open", x))
+        np.testing.assert_array_equal(user.exchange("open", -x), x)
+        np.testing.assert_array_equal(other(), -x)
+
+
+def test_counters_agree_at_both_ends_and_are_kept_by_phase():
+    with pair() as [(keeper, user)]:
+        for link in (keeper, user):
+            link.enter("online")
+        user.send_array("e", np.zeros(100, dtype="<i8"))
+        keeper.recv_array("e", (100,))
+        keeper.send_array("z", np.zeros(10, dtype="<i8"))
+        user.recv_array("z", (10,))
+        mine, theirs = user.counters["online"], keeper.counters["online"]
+        assert (mine.sent, mine.received) == (theirs.received, theirs.sent)
+        assert 800 < mine.sent < 1000
+        assert 80 < mine.received < 280
+        assert user.counters["setup"].sent > 0
+
+
+def test_rounds_count_messages_that_had_to_wait_and_nothing_else():
+    x = np.zeros(1, dtype="<i8")
+    with pair() as [(keeper, user)]:
+        user.enter("online")
+        keeper.enter("online")
+
+        def keeper_side():
+            keeper.recv_array("a", (1,))  # round 1: two messages in a row wait for nothing
+            keeper.recv_array("b", (1,))
+            keeper.exchange("c", x)  # round 2
+            keeper.exchange("d", x)  # round 3
+            keeper.send_array("e", x)  # round 4
+            return keeper.clock
+
+        other = in_thread(keeper_side)
+        user.send_array("a", x)
+        user.send_array("b", x)
+        user.exchange("c", x)
+        user.exchange("d", x)
+        user.recv_array("e", (1,))
+        other()
+        assert user.clock == 4
+
+
+def test_a_message_of_another_kind_or_shape_is_an_integrity_error():
+    with pair() as [(keeper, user)]:
+        user.send_array("e", np.zeros(3, dtype="<i8"))
+        user.send_array("e", np.zeros(3, dtype="<i8"))
+        with pytest.raises(IntegrityError, match="must send 'f'"):
+            keeper.recv("f")
+        with pytest.raises(IntegrityError, match=r"shape \(4,\)"):
+            keeper.recv_array("e", (4,))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        struct.pack("!IQI", 0, 0, 1),
+        struct.pack("!IQI", 5, 1 << 50, 1) + b"abcde",
+        struct.pack("!IQI", 5, 0, 1) + b"abcde",
+        struct.pack("!IQI", 2, 0, 1) + b"{}",
+        struct.pack("!IQI", 44, 8, 1) + b'{"kind":"a","meta":{},"arrays":[["|O",[1]]]}' + bytes(8),
+        struct.pack("!IQI", 46, 8, 1) + b'{"kind":"a","meta":{},"arrays":[["<i8",[100]]]}'[:46] + bytes(8),
+        struct.pack("!IQI", 45, 8, 1) + b'{"kind":"a","meta":{},"arrays":[["<i8",[-1]]]}'[:45] + bytes(8),
+    ],
+)
+def test_a_frame_that_is_not_ours_is_refused(frame):
+    with pair() as [(keeper, user)]:
+        user._write(memoryview(frame))
+        with pytest.raises(IntegrityError, match="user sent a frame"):
+            keeper.recv("a")
+
+
+def test_a_silent_peer_is_a_timeout_that_names_role_and_step():
+    with pair(timeout_s=0.3) as [(keeper, user)]:
+        user.step = "prediction 3: conv1"
+        with pytest.raises(PeerTimeout, match=r"keeper .*prediction 3: conv1"):
+            user.recv("open")
+
+
+def test_a_peer_that_reads_nothing_is_a_timeout_too():
+    with pair(timeout_s=0.3) as [(keeper, user)], pytest.raises(PeerTimeout, match="keeper"):
+        user.send_array("e", np.zeros(8 << 20, dtype="<i8"))
+
+
+def test_a_closed_connection_names_the_peer():
+    with pair() as [(keeper, user)]:
+        keeper.close()
+        with pytest.raises(PeerLost, match="keeper"):
+            user.recv("open")
+        with pytest.raises(PeerLost, match="keeper"):
+            user.recv("open")
+
+
+def test_a_refusal_is_raised_at_the_peer_as_what_it_was():
+    with pair() as [(keeper, user)]:
+        keeper.refuse(KeyRefused("no key of task 'digit'"))
+        with pytest.raises(KeyRefused, match="digit"):
+            user.recv("deal")
+        assert isinstance(channel.restore_error({"error": "os", "message": "x"}), ProtocolAbort)
+        assert isinstance(channel.restore_error({"error": "annotations"}), ProtocolAbort)
+
+
+def test_an_error_of_a_subclass_travels_as_its_nearest_known_kind():
+    class Special(InputError):
+        pass
+
+    assert type(channel.restore_error(channel.describe_error(Special("x")))) is InputError
+
+
+def test_a_port_in_use_is_an_input_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"keeper: the address 127.0.0.1:{port} must be free"):
+            Listener(issue(["keeper"])["keeper"], "127.0.0.1", port, 1)
+
+
+# --- who may connect ------------------------------------------------------------------------------------------------
+
+
+def attempt(credentials, listener, role="keeper", purpose="data"):
+    return connect(credentials, listener.address, role, purpose, 2.0)
+
+
+def test_a_certificate_of_another_authority_is_refused_by_both_sides():
+    ours, others = issue(["keeper", "user"]), issue(["keeper", "user"])
+    listener = Listener(ours["keeper"], "127.0.0.1", 0, 2)
+    accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
+    with pytest.raises(PeerRefused):
+        attempt(others["user"], listener)
+    mixed = channel.Credentials("user", ours["user"].ca, others["user"].certificate, others["user"].key)
+    with pytest.raises((PeerRefused, PeerLost)):
+        attempt(mixed, listener)
+    attempt(ours["user"], listener).close()  # the right one still gets in
+    accepted()["user", "data"].close()
+    listener.close()
+
+
+def test_a_role_with_another_roles_certificate_is_refused():
+    credentials = issue(["keeper", "user", "authority"])
+    listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
+    accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
+    with pytest.raises(PeerRefused):  # the authority where the user is expected
+        attempt(credentials["authority"], listener)
+    with pytest.raises(PeerRefused, match="must be 'authority'; its certificate says 'keeper'"):
+        attempt(credentials["user"], listener, role="authority")
+    attempt(credentials["user"], listener).close()
+    accepted()["user", "data"].close()
+    listener.close()
+
+
+def test_a_stranger_without_certificate_or_tls_is_refused_and_waited_past():
+    credentials = issue(["keeper", "user"])
+    listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
+    accepted = in_thread(lambda: listener.accept([("user", "data")], 20))
+    with socket.create_connection(listener.address) as raw:
+        raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(listener.address) as raw, context.wrap_socket(raw) as sock:
+        assert sock.version() == "TLSv1.3"
+        with pytest.raises(OSError, match=r".*"):
+            sock.sendall(b"x")
+            while sock.recv(1):
+                pass
+            raise OSError("closed without an answer")
+    attempt(credentials["user"], listener).close()
+    accepted()["user", "data"].close()
+    listener.close()
+
+
+def test_tls_1_2_is_refused():
+    credentials = issue(["keeper", "user"])
+    listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
+    accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
+    context = channel._context(credentials["user"], server=False)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(listener.address) as raw, pytest.raises(ssl.SSLError):
+        context.wrap_socket(raw)
+    attempt(credentials["user"], listener).close()
+    accepted()["user", "data"].close()
+    listener.close()
+
+
+def test_a_role_that_never_comes_is_named():
+    listener = Listener(issue(["keeper"])["keeper"], "127.0.0.1", 0, 2)
+    with pytest.raises(PeerTimeout, match="user must connect within"):
+        listener.accept([("user", "data")], 0.3)
+    listener.close()
+
+
+def test_credentials_hide_their_key():
+    credentials = issue(["user"])["user"]
+    assert "PRIVATE" not in repr(credentials)
+    assert channel.Credentials.from_json(credentials.to_json()) == credentials
+
+
+# --- the watch ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def watched():
+    """A keeper and a user, each with data link and watch."""
+    with pair(timeout_s=30, purposes=("data", "watch")) as [(k, u), (kw, uw)]:
+        keeper, user = Watch("keeper", {"user": kw}, [k]), Watch("user", {"keeper": uw}, [u])
+        keeper.start()
+        user.start()
+        try:
+            yield keeper, k, user, u
+        finally:
+            keeper.bye()
+            user.bye()
+
+
+def raised_within(limit_s: float, work) -> SecureError:
+    start = time.monotonic()
+    with pytest.raises(SecureError) as caught:
+        work()
+    assert time.monotonic() - start < limit_s
+    return caught.value
+
+
+def test_an_abort_wakes_the_peer_with_the_root_cause():
+    with watched() as (keeper, _, user, link):
+        waiting = in_thread(lambda: raised_within(5, lambda: link.recv("open")))
+        keeper.step = "prediction 0: relu2"
+        keeper.abort(KeyRefused("the key must be of this model"))
+        error = waiting()
+        assert isinstance(error, KeyRefused)
+        assert str(error) == "keeper failed at prediction 0: relu2: the key must be of this model"
+
+
+def test_a_lost_peer_is_named_with_its_last_step():
+    with watched() as (keeper, keeper_link, user, link):
+        keeper.step = "prediction 0: relu2"
+        time.sleep(2 * channel.BEAT_S)
+        socket.socket.shutdown(keeper._links["user"]._sock, socket.SHUT_RDWR)
+        socket.socket.shutdown(keeper_link._sock, socket.SHUT_RDWR)
+        error = raised_within(5, lambda: link.recv("open"))
+        assert isinstance(error, PeerLost)
+        assert "keeper is gone (its last step: prediction 0: relu2" in str(error)
+
+
+def test_a_hung_peer_is_noticed_by_its_silence(monkeypatch):
+    with watched() as (keeper, _, user, link):
+        stuck = threading.Event()
+        monkeypatch.setattr(
+            Link,
+            "send",
+            lambda *a, real=Link.send, **k: stuck.wait(8) if a[0] in keeper._links.values() else real(*a, **k),
+        )
+        error = raised_within(5.5, lambda: link.recv("open"))
+        stuck.set()
+        assert isinstance(error, PeerTimeout)
+        assert "keeper has been silent for 4 s" in str(error)
