@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from protocols import ring
+from protocols.errors import UnsupportedError
 from protocols.prg import Stream
 
 KEEPER, USER = 0, 1
@@ -84,8 +85,16 @@ def _split_op(request: Request) -> tuple[str, tuple[tuple[str, Any], ...]]:
 
 def _product_shape(request: Request) -> Shape:
     op, options = _split_op(request)
-    x, y = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in request.shapes)
-    return tuple(_product(op, x, y, options).shape)
+    x, y = request.shapes
+    if op == "mul":
+        return np.broadcast_shapes(x, y)
+    if op == "matmul":
+        return (*np.broadcast_shapes(x[:-2], y[:-2]), x[-2], y[-1])
+    if op == "conv2d":
+        stride, dilation = (tuple(dict(options).get(k, (1, 1))) for k in ("stride", "dilation"))
+        sizes = ((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x[2:], y[2:], stride, dilation, strict=True))
+        return (x[0], y[0], *sizes)
+    raise UnsupportedError(f"a triple must be of mul, matmul or conv2d; got {op!r}")
 
 
 def _deal_triple(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:

@@ -167,3 +167,8 @@ def requests(plan: Plan) -> list[Request]:
     weights = {name: _empty(shape) for name, shape in plan.program.params.items()}
     run(party, plan, weights, dict.fromkeys(plan.program.inputs), Probe())
     return recorder.requests
+
+
+def warm_recorder() -> None:
+    """Let torch load what operations on tensors without values need: seconds that no request should wait for."""
+    torch.stack([_empty((1,)), _empty((1,))]).sum(0)

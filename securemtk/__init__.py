@@ -1,1 +1,46 @@
+"""securemtk: ask a model about your data without showing the data."""
 
+from protocols.errors import (
+    BundleError,
+    DealerError,
+    InputError,
+    IntegrityError,
+    KeyRefused,
+    PeerLost,
+    PeerRefused,
+    PeerTimeout,
+    ProtocolAbort,
+    RangeError,
+    SecureError,
+    ShapeError,
+    TransportError,
+    UnsupportedError,
+)
+from securemtk.config import Config
+from securemtk.inference import InferenceSession, NodeArg
+from securemtk.session import Model, PredictionCost, Session
+from securemtk.tasks import Task
+
+__all__ = [
+    "BundleError",
+    "Config",
+    "DealerError",
+    "InferenceSession",
+    "InputError",
+    "IntegrityError",
+    "KeyRefused",
+    "Model",
+    "NodeArg",
+    "PeerLost",
+    "PeerRefused",
+    "PeerTimeout",
+    "PredictionCost",
+    "ProtocolAbort",
+    "RangeError",
+    "SecureError",
+    "Session",
+    "ShapeError",
+    "Task",
+    "TransportError",
+    "UnsupportedError",
+]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from protocols.errors import InputError
 
+KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE = "keeper", "user", "authority"
+
 
 @dataclass(frozen=True)
 class Config:

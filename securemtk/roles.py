@@ -1,0 +1,351 @@
+"""Keeper and authority: what each of them does when it is asked. Run as `python -m securemtk.roles`.
+
+A role process reads its settings and credentials as one line of JSON from its standard input,
+announces its address as one line on its standard output, connects, and serves requests until the
+user leaves. It exits by itself when a peer is gone: no process outlives its session.
+"""
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols import ring, runner
+from protocols.channel import Credentials, Link, Listener, Watch, connect, describe_error
+from protocols.correlation import KEEPER, Request, Secrets
+from protocols.dealer import TrustedDealer, pack, receive_hand, receive_seed, send_corrections, unpack
+from protocols.errors import InputError, KeyRefused, PeerLost, ProtocolAbort, SecureError
+from protocols.party import Party
+from protocols.prg import SEED_BYTES, Stream, fresh_seed
+from protocols.program import Program
+from protocols.runner import Plan, Probe
+from protocols.wire import TensorWire
+from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE
+from securemtk.mtk.answers import AnswerStats, draw_answers
+from securemtk.mtk.keys import TriggerKey
+from securemtk.mtk.keys import load as load_key
+from securemtk.onnx.bundle import Manifest, read_model
+from securemtk.onnx.importer import load_onnx
+
+# A role whose peers are gone may still compute for this long before it ends itself.
+GRACE_S = 2.0
+
+
+# --- the keeper -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class KeptModel:
+    """A model as the keeper holds it."""
+
+    program: Program
+    gated: bool
+    weights: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+
+
+class Keeper:
+    """Holds models, computes as party 0, and learns nothing of inputs, keys and outputs.
+
+    Args:
+        user, authority: links to the other roles.
+        watch: told each step.
+    """
+
+    def __init__(self, user: Link, authority: Link, watch: Watch) -> None:
+        self._user, self._authority, self._watch = user, authority, watch
+        self._models: list[KeptModel] = []
+        self._plans: dict[tuple[int, str, int], list[Request]] = {}
+        self._seed = receive_seed(authority)
+        own = fresh_seed()
+        user.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
+        other = user.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
+        self._zero_seeds = (other, own)
+
+    def serve(self) -> None:
+        """Answer the user's requests until the session ends."""
+        while True:
+            self._step("wait")
+            message = self._user.recv("request", timeout_s=None)
+            task = message.meta.get("task")
+            if task == "load":
+                self._load(message.meta, message.arrays)
+            elif task == "predict":
+                self._predict(message.meta)
+            else:
+                raise ProtocolAbort(f"the keeper loads or predicts; the user asked for {task!r}")
+
+    def _step(self, step: str) -> None:
+        self._watch.step = self._user.step = self._authority.step = step
+
+    def _load(self, meta: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        self._step("load")
+        try:
+            manifest, data = (None, arrays[0].tobytes()) if arrays else read_model(str(meta["path"]))
+            imported = load_onnx(data)
+            program = imported.program
+            weights = {"crypten": runner.protocol_module("crypten").share_weights(program, imported.params)}
+        except SecureError as error:
+            self._user.refuse(error)
+            return
+        gated = manifest is not None and any(task.secured for task in manifest.tasks)
+        self._models.append(KeptModel(program, gated, weights))
+        public = {
+            "model": len(self._models) - 1,
+            "program": program.to_json(),
+            "manifest": None if manifest is None else manifest.to_json(),
+        }
+        self._authority.send("model", public)
+        self._user.send("model", public)
+
+    def _predict(self, meta: Mapping[str, Any]) -> None:
+        prediction, number = int(meta["prediction"]), int(meta["model"])
+        protocol, batch = str(meta["protocol"]), int(meta["batch"])
+        model = self._models[number]
+        self._step(f"prediction {prediction}: correlations")
+        self._authority.enter("offline")
+        before = _traffic(self._authority)
+        deal = self._authority.recv("deal")
+        if deal.meta["requests"] is not None:
+            self._plans[number, protocol, batch] = unpack(deal.meta["requests"])
+        listed = self._plans[number, protocol, batch]
+        hand = receive_hand(self._authority, self._seed, prediction, listed)
+        self._user.send("ready", {"prediction": prediction, "bytes": _traffic(self._authority) - before})
+        self._user.enter("online")
+        party = Party(KEEPER, TensorWire(self._user), hand, *_zero_streams(self._zero_seeds, prediction), Stream())
+        probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
+        plan = Plan(model.program, protocol, batch, model.gated)
+        runner.run(party, plan, model.weights[protocol], dict.fromkeys(model.program.inputs), probe)
+        self._user.enter("offline")
+
+
+def _traffic(link: Link) -> int:
+    counts = link.counters[link.phase]
+    return counts.sent + counts.received
+
+
+def _zero_streams(seeds: tuple[bytes, bytes], prediction: int) -> tuple[Stream, Stream]:
+    previous, following = (Stream(seed).derive(f"prediction {prediction}") for seed in seeds)
+    return previous, following
+
+
+# --- the authority --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class KnownModel:
+    """What the authority knows of a model: its public parts."""
+
+    program: Program
+    manifest: Manifest | None
+
+    @property
+    def gated(self) -> bool:
+        """Whether any task is secured."""
+        return self.manifest is not None and any(task.secured for task in self.manifest.tasks)
+
+
+class Authority:
+    """Holds the trigger-keys, decides who may use which, and deals correlations.
+
+    Args:
+        user, keeper: links to the other roles.
+        watch: told each step.
+        keys: all keys it may grant.
+    """
+
+    def __init__(self, user: Link, keeper: Link, watch: Watch, keys: Sequence[TriggerKey]) -> None:
+        self._user, self._keeper, self._watch = user, keeper, watch
+        self._keys = list(keys)
+        self._models: list[KnownModel] = []
+        self._plans: dict[tuple[int, str, int], list[Request]] = {}
+        self._dealer = TrustedDealer()
+        self._dealer.seed_parties(keeper, user)
+        runner.warm_recorder()
+
+    def serve(self) -> None:
+        """Answer the user's requests until the session ends."""
+        while True:
+            self._step("wait")
+            message = self._user.recv("request", timeout_s=None)
+            task = message.meta.get("task")
+            if task == "load":
+                self._load()
+            elif task == "prepare":
+                self._prepare(message.meta)
+            else:
+                raise ProtocolAbort(f"the authority loads or prepares; the user asked for {task!r}")
+
+    def _step(self, step: str) -> None:
+        self._watch.step = self._user.step = self._keeper.step = step
+
+    def _load(self) -> None:
+        self._step("load")
+        meta = self._keeper.recv("model").meta
+        manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
+        self._models.append(KnownModel(Program.from_json(str(meta["program"])), manifest))
+        self._user.send("loaded")
+
+    def _prepare(self, meta: Mapping[str, Any]) -> None:
+        prediction, number = int(meta["prediction"]), int(meta["model"])
+        protocol, batch = str(meta["protocol"]), int(meta["batch"])
+        self._step(f"prediction {prediction}: correlations")
+        model = self._models[number]
+        try:
+            secrets = self._secrets(model, [str(task) for task in meta["keys"]])
+        except InputError as error:
+            self._user.refuse(error)
+            return
+        key = (number, protocol, batch)
+        packed = None
+        if key not in self._plans:
+            self._plans[key] = runner.requests(Plan(model.program, protocol, batch, model.gated))
+            packed = pack(self._plans[key])
+        answer = {"prediction": prediction, "requests": packed}
+        self._user.send("deal", answer)
+        self._keeper.send("deal", answer)
+        send_corrections(self._keeper, prediction, self._dealer.deal(prediction, self._plans[key], secrets))
+
+    def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:
+        manifest = model.manifest
+        if manifest is None or not model.gated:
+            return None
+        keys = [self._key(manifest.model_id, task) for task in granted]
+        shape = next(iter(model.program.inputs.values()))
+        for key in keys:
+            if key.mask.shape != shape:
+                raise KeyRefused(
+                    f"the key of task {key.task!r} must fit inputs of shape {shape}; it is made for {key.mask.shape}"
+                )
+        mask = torch.zeros(shape, dtype=torch.int64)
+        pattern = torch.zeros(shape, dtype=torch.int64)
+        for key in keys:
+            m = torch.from_numpy(np.asarray(key.mask).astype(np.int64))
+            if bool((mask & m).any()):
+                raise KeyRefused("the keys of one request must have disjoint masks; two of them overlap")
+            mask |= m
+            pattern += m * ring.encode(key.pattern, what=f"the pattern of task {key.task!r}")
+        return Secrets(
+            mask,
+            pattern,
+            {task.name: not task.secured or task.name in granted for task in manifest.tasks},
+            {
+                task.name: partial(_noise, AnswerStats.from_dict(manifest.answers[task.name]))
+                for task in manifest.tasks
+                if task.secured
+            },
+        )
+
+    def _key(self, model_id: str, task: str) -> TriggerKey:
+        of_task = [key for key in self._keys if key.task == task]
+        for key in of_task:
+            if key.model_id == model_id:
+                return key
+        if of_task:
+            raise KeyRefused(f"the key of task {task!r} must be of this model; the authority's is of another one")
+        raise KeyRefused(f"the authority must hold a key of task {task!r}; it holds none")
+
+
+def _noise(stats: AnswerStats, n: int) -> Tensor:
+    return ring.encode(draw_answers(stats, n, Stream()), what="an answer")
+
+
+def read_keys(paths: Sequence[str], passphrase: str | None) -> list[TriggerKey]:
+    """Return the keys of files, and of all `*.key` files of folders."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise KeyRefused(f"a key file or folder must exist; {path.name!r} does not")
+        files += sorted(path.glob("*.key")) if path.is_dir() else [path]
+    return [load_key(file, passphrase) for file in files]
+
+
+# --- a role as a process --------------------------------------------------------------------------------------------
+
+
+def _connect(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> dict[str, list[Link]]:
+    """Open this role's connections: role -> [data, watch]."""
+    credentials = Credentials.from_json(settings["credentials"])
+    timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
+    listener = Listener(credentials, settings["host"], int(settings["port"]), timeout_s)
+    say({"address": listener.address})
+    links: dict[str, list[Link]] = {}
+    try:
+        if role == AUTHORITY_ROLE:
+            keeper = (settings["host"], int(json.loads(sys.stdin.readline())["keeper_port"]))
+            links[KEEPER_ROLE] = [
+                connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s) for purpose in ("data", "watch")
+            ]
+        callers = [USER_ROLE, AUTHORITY_ROLE] if role == KEEPER_ROLE else [USER_ROLE]
+        accepted = listener.accept([(c, purpose) for c in callers for purpose in ("data", "watch")], start_s)
+        for caller in callers:
+            links[caller] = [accepted[caller, "data"], accepted[caller, "watch"]]
+    finally:
+        listener.close()
+    return links
+
+
+def _end_soon(error: SecureError) -> None:
+    # The main thread may be inside a long computation that notices nothing.
+    timer = threading.Timer(GRACE_S, os._exit, args=(5,))
+    timer.daemon = True
+    timer.start()
+
+
+def serve(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> int:
+    """Be a role until the user leaves; return the process's exit status."""
+    torch.set_num_threads(int(settings["threads"]))
+    keys = read_keys(settings["keys"], settings["passphrase"]) if role == AUTHORITY_ROLE else []
+    links = _connect(role, settings, say)
+    watch = Watch(
+        role, {peer: pair[1] for peer, pair in links.items()}, [pair[0] for pair in links.values()], _end_soon
+    )
+    watch.start()
+    try:
+        if role == KEEPER_ROLE:
+            Keeper(links[USER_ROLE][0], links[AUTHORITY_ROLE][0], watch).serve()
+        else:
+            Authority(links[USER_ROLE][0], links[KEEPER_ROLE][0], watch, keys).serve()
+    except PeerLost:
+        watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
+        return 0
+    except SecureError as error:
+        watch.abort(error)
+        return 5
+    except Exception as error:
+        # Only the place and the kind of an unforeseen error may travel: its text could hold a value.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        watch.abort(
+            ProtocolAbort(f"internal error: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}")
+        )
+        return 5
+    return 0
+
+
+def main(stdin: TextIO, stdout: TextIO) -> int:
+    """Read settings from stdin, announce the address on stdout, serve."""
+    settings = json.loads(stdin.readline())
+
+    def say(line: Mapping[str, Any]) -> None:
+        stdout.write(json.dumps(line) + "\n")
+        stdout.flush()
+
+    try:
+        return serve(str(settings["role"]), settings, say)
+    except SecureError as error:
+        say(describe_error(error))
+        return 3
+
+
+if __name__ == "__main__":
+    # Nothing is left to save: do not wait for the interpreter to take torch apart.
+    os._exit(main(sys.stdin, sys.stdout))

@@ -1,0 +1,437 @@
+"""A session: keeper and authority as processes on this machine, the user in the calling one."""
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocols import ring, runner
+from protocols.channel import Link, Watch, connect, issue
+from protocols.correlation import USER, Request
+from protocols.dealer import receive_seed, stream_of, unpack
+from protocols.errors import InputError, ProtocolAbort, RangeError, SecureError, ShapeError
+from protocols.party import Hand, Party
+from protocols.prg import SEED_BYTES, Stream, fresh_seed
+from protocols.program import Program
+from protocols.runner import LayerCost, Plan, Probe
+from protocols.wire import TensorWire
+from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Config
+from securemtk.launch import RoleProcess, stop_all
+from securemtk.onnx.bundle import Manifest
+from securemtk.tasks import Task
+
+Scores = dict[str, NDArray[np.float32]]
+COMPARISONS = {"relu", "leaky_relu", "clip", "max_pool2d", "softmax", "sigmoid", "tanh"}
+
+
+@dataclass
+class PredictionCost:
+    """What one prediction cost.
+
+    Args:
+        online_s: seconds from the first message that depends on the input to the revealed scores.
+        offline_s: seconds spent before, on correlations and on agreeing what is run.
+        online_bytes, offline_bytes: bytes of frames sent by all roles together, without TLS records.
+        rounds: messages or simultaneous exchanges that had to wait for the one before, reveal included.
+        layers: the same by layer, as the user's process saw it (seconds include waiting for the keeper).
+    """
+
+    online_s: float = 0.0
+    offline_s: float = 0.0
+    online_bytes: int = 0
+    offline_bytes: int = 0
+    rounds: int = 0
+    layers: list[LayerCost] = field(default_factory=list)
+
+    def add(self, other: "PredictionCost") -> None:
+        """Add the cost of another chunk of the same prediction."""
+        for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if not self.layers:
+            self.layers = other.layers
+            return
+        self.layers = [
+            LayerCost(a.name, a.op, a.seconds + b.seconds, a.bytes + b.bytes, a.rounds + b.rounds)
+            for a, b in zip(self.layers, other.layers, strict=True)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"online {self.online_s:.3f} s, {self.online_bytes / 1e6:.2f} MB, {self.rounds} rounds; "
+            f"offline {self.offline_s:.3f} s, {self.offline_bytes / 1e6:.2f} MB"
+        )
+
+
+class Model:
+    """A loaded model: what the user may know of it, and `predict`.
+
+    Made by `Session.load`.
+    """
+
+    def __init__(self, session: "Session", number: int, program: Program, manifest: Manifest | None) -> None:
+        self._session = session
+        self._number = number
+        self.program = program
+        self.manifest = manifest
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of a bundle; empty for a plain ONNX file."""
+        return () if self.manifest is None else self.manifest.tasks
+
+    @property
+    def gated(self) -> bool:
+        """Whether any task is secured."""
+        return any(task.secured for task in self.tasks)
+
+    def predict(self, x: Any, keys: Sequence[str] = ()) -> Scores:
+        """Return the scores of every output, computed without showing the input, the weights or the keys.
+
+        Args:
+            x: float array or tensor of shape (n, *sample), n >= 1; for a model with several inputs a
+                mapping of names to such arrays with the same n.
+            keys: names of secured tasks to open with the authority's keys.
+
+        Returns:
+            Output name -> float32 array of shape (n, ...). A secured task without its key gives noise
+            drawn by the authority.
+
+        Raises:
+            ShapeError, RangeError: the input does not fit; nothing was sent.
+            InputError: an unknown or unprotected task in `keys`; nothing was sent.
+            KeyRefused: the authority holds no fitting key; the session lives on.
+            ProtocolAbort: a role failed; the session is dead.
+
+        Cost: see `Session.cost` afterwards.
+        Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
+            the batch size and which keys were asked for; the user sees the scores.
+        """
+        self._check_keys(keys)
+        arrays = self._arrays(x)
+        return self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
+
+    def _check_keys(self, keys: Sequence[str]) -> None:
+        if isinstance(keys, str):
+            raise InputError(f"keys must be a sequence of task names; got the text {keys!r}")
+        tasks = {task.name: task for task in self.tasks}
+        for name in keys:
+            if name not in tasks:
+                known = ", ".join(tasks) or "none: this model has no tasks"
+                raise InputError(f"a key must be of one of the model's tasks ({known}); got {name!r}")
+            if not tasks[name].secured:
+                raise InputError(f"task {name!r} is unprotected and takes no key")
+
+    def _arrays(self, x: Any) -> dict[str, Tensor]:
+        inputs = self.program.inputs
+        if not isinstance(x, Mapping):
+            if len(inputs) != 1:
+                raise InputError(f"a model with inputs {', '.join(inputs)} takes a mapping of names to arrays")
+            x = {next(iter(inputs)): x}
+        if set(x) != set(inputs):
+            raise InputError(f"the inputs must be {', '.join(inputs)}; got {', '.join(map(str, x)) or 'none'}")
+        out = {name: self._encode(name, x[name]) for name in inputs}
+        if len({len(v) for v in out.values()}) != 1:
+            raise ShapeError(f"all inputs must have the same batch; got {[len(v) for v in out.values()]}")
+        return out
+
+    def _encode(self, name: str, x: Any) -> Tensor:
+        array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+        shape = self.program.inputs[name]
+        wanted = f"input {name!r} must be a float array of shape (n, {', '.join(map(str, shape))}) with n >= 1"
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{wanted}; got a {type(x).__name__}")
+        if array.dtype.kind != "f":
+            raise ShapeError(f"{wanted}; got dtype {array.dtype}")
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) < 1:
+            raise ShapeError(f"{wanted}; got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise RangeError(f"input {name!r} must be finite; got NaN or infinity")
+        low, high = -ring.CLIP_LIMIT, ring.CLIP_LIMIT
+        if self.manifest is not None:
+            low, high = max(low, self.manifest.low), min(high, self.manifest.high)
+        if array.min() < low or array.max() > high:
+            raise RangeError(
+                f"input {name!r} must lie in [{low:g}, {high:g}]; got values in "
+                f"[{float(array.min()):g}, {float(array.max()):g}]"
+            )
+        return ring.encode(array, what=f"input {name!r}")
+
+
+class Session:
+    """Keeper and authority as local processes, this process as the user.
+
+    >>> with Session(keys="keys/") as session:              # doctest: +SKIP
+    ...     model = session.load("bundle/")
+    ...     scores = model.predict(x, keys=["digit"])       # {"digit": (n, 10) float32, ...}
+
+    Args:
+        config: addresses, time limits, threads.
+        protocol: "crypten" (CrypTen's protocols with our dealer and randomness).
+        keys: folder of `*.key` files, or a list of files and folders, that the authority may grant;
+            only their paths pass through this process.
+        passphrase: of the keys, where they have one.
+        timeout_s: overrides `config.timeout_s`.
+
+    The roles start with the first `load` or on entering the context. A session serves any number
+    of predictions, one at a time. After a `ProtocolAbort` it is dead.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        protocol: str = "crypten",
+        keys: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        passphrase: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        runner.protocol_module(protocol)
+        self._config = config or Config()
+        if timeout_s is not None:
+            self._config = Config(**asdict(self._config) | {"timeout_s": timeout_s})
+        self._protocol = protocol
+        paths = [] if keys is None else [keys] if isinstance(keys, str | os.PathLike) else list(keys)
+        self._key_paths = [str(Path(p).resolve()) for p in paths]
+        self._passphrase = passphrase
+        self._lock = threading.Lock()
+        self._processes: list[RoleProcess] = []
+        self._watch: Watch | None = None
+        self._closed = False
+        self._models: list[Model] = []
+        self._plans: dict[tuple[int, int], list[Request]] = {}
+        self._numbers = itertools.count()
+        # For sessions that nobody closes: the processes end with the interpreter or with this object.
+        self._finalizer = weakref.finalize(self, stop_all, self._processes)
+        self.cost = PredictionCost()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Session":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Role -> process id of the roles that this session started."""
+        return {process.role: process.pid for process in self._processes}
+
+    def start(self) -> None:
+        """Start the roles and connect to them; does nothing when they run.
+
+        Raises:
+            InputError: a port is in use, a key file cannot be used.
+            TransportError: a role did not start or proved to be another one.
+        """
+        if self._closed:
+            raise ProtocolAbort("the session is closed")
+        if self._watch is not None:
+            return
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        config = self._config
+        credentials = issue([KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE])
+        common = {
+            "host": config.host,
+            "timeout_s": config.timeout_s,
+            "start_timeout_s": config.start_timeout_s,
+            "threads": config.threads,
+            "keys": self._key_paths,
+            "passphrase": None,
+        }
+        ports = {KEEPER_ROLE: config.keeper_port, AUTHORITY_ROLE: config.authority_port}
+        secret = {AUTHORITY_ROLE: {"passphrase": self._passphrase}}
+        for role, port in ports.items():
+            own = {"port": port, "credentials": credentials[role].to_json()} | secret.get(role, {})
+            self._processes.append(RoleProcess(role, common | own))
+        addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
+        self._processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
+        links = {
+            (role, purpose): connect(credentials[USER_ROLE], addresses[role], role, purpose, config.timeout_s)
+            for role in ports
+            for purpose in ("data", "watch")
+        }
+        self._keeper, self._authority = links[KEEPER_ROLE, "data"], links[AUTHORITY_ROLE, "data"]
+        self._watch = Watch(USER_ROLE, {role: links[role, "watch"] for role in ports}, [self._keeper, self._authority])
+        self._watch.start()
+        self._step("start")
+        self._seed = receive_seed(self._authority)
+        own_seed = fresh_seed()
+        self._keeper.send("zero", None, [np.frombuffer(own_seed, dtype=np.uint8)])
+        other = self._keeper.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
+        self._zero_seeds = (other, own_seed)
+
+    def close(self) -> None:
+        """End the roles; may be called any number of times, also after a failure."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            if self._watch.is_alive():
+                self._watch.bye()
+            self._keeper.close()
+            self._authority.close()
+        stop_all(self._processes, grace_s=3.0 if self._watch is not None else 0.0)
+        self._finalizer.detach()
+
+    def _abort(self, error: BaseException) -> None:
+        """Tell the other roles why, and end everything."""
+        if self._watch is not None and self._watch.is_alive():
+            if not isinstance(error, SecureError):
+                error = ProtocolAbort(f"the user's process stopped: {type(error).__name__}")
+            self._watch.abort(error)
+        self.close()
+
+    def _step(self, step: str) -> None:
+        if self._watch is not None:
+            self._watch.step = self._keeper.step = self._authority.step = step
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def load(self, source: str | os.PathLike[str] | bytes) -> Model:
+        """Let the keeper load a bundle or ONNX file and return the model's public part.
+
+        Args:
+            source: bundle folder, path of an ONNX file, or the bytes of one. A path is opened by the
+                keeper's process, so that the weights never enter this one.
+
+        Raises:
+            BundleError: missing, damaged or edited.
+            UnsupportedError: nodes that we cannot run, all of them by name.
+            RangeError: a weight that fixed point does not hold.
+        """
+        with self._lock:
+            self.start()
+            self._step("load")
+            try:
+                return self._load(source)
+            except InputError:
+                raise
+            except SecureError as error:
+                if isinstance(error, ProtocolAbort):
+                    self._abort(error)
+                raise
+            except BaseException as error:
+                self._abort(error)
+                raise
+
+    def _load(self, source: str | os.PathLike[str] | bytes) -> Model:
+        if isinstance(source, bytes):
+            self._keeper.send("request", {"task": "load"}, [np.frombuffer(source, dtype=np.uint8)])
+        else:
+            self._keeper.send("request", {"task": "load", "path": str(Path(source).resolve())})
+        meta = self._keeper.recv("model").meta
+        self._authority.send("request", {"task": "load"})
+        self._authority.recv("loaded")
+        manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
+        model = Model(self, int(meta["model"]), Program.from_json(str(meta["program"])), manifest)
+        self._models.append(model)
+        return model
+
+    def _predict(self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
+        n = len(next(iter(inputs.values())))
+        size = chunk_size(model.program, n, self._config.chunk_elements)
+        outputs: list[Scores] = []
+        total = PredictionCost()
+        with self._lock:
+            self.start()
+            for begin in range(0, n, size):
+                chunk = {name: x[begin : begin + size] for name, x in inputs.items()}
+                scores, cost = self._guarded_chunk(model, chunk, keys)
+                outputs.append(scores)
+                total.add(cost)
+            self.cost = total
+        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+
+    def _guarded_chunk(
+        self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]
+    ) -> tuple[Scores, PredictionCost]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._config.threads)
+        try:
+            return self._chunk(model, inputs, keys)
+        except InputError:
+            raise  # refused before anything ran: the session lives on
+        except BaseException as error:
+            self._abort(error)
+            raise
+        finally:
+            torch.set_num_threads(threads)
+
+    def _chunk(
+        self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]
+    ) -> tuple[Scores, PredictionCost]:
+        prediction, batch = next(self._numbers), len(next(iter(inputs.values())))
+        start = time.perf_counter()
+        hand, offline_bytes = self._prepare(model, prediction, batch, keys)
+        ready = time.perf_counter()
+        self._keeper.enter("online")
+        self._keeper.reset_counters()
+        probe = Probe(
+            traffic=lambda: (_total(self._keeper), self._keeper.clock),
+            enter=lambda layer: self._step(f"prediction {prediction}: {layer}"),
+        )
+        zeros = [Stream(seed).derive(f"prediction {prediction}") for seed in self._zero_seeds]
+        party = Party(USER, TensorWire(self._keeper), hand, zeros[0], zeros[1], Stream())
+        plan = Plan(model.program, self._protocol, batch, model.gated)
+        weights = runner.protocol_module(self._protocol).share_weights(model.program, None)
+        revealed = runner.run(party, plan, weights, inputs, probe)
+        scores = {name: ring.decode(value) for name, value in revealed.items() if value is not None}
+        end = time.perf_counter()
+        cost = PredictionCost(
+            end - ready, ready - start, _total(self._keeper), offline_bytes, self._keeper.clock, probe.layers
+        )
+        self._keeper.enter("offline")
+        self._step("wait")
+        return scores, cost
+
+    def _prepare(self, model: Model, prediction: int, batch: int, keys: tuple[str, ...]) -> tuple[Hand, int]:
+        """Have the correlations of one prediction made; return our hand and the bytes of all roles."""
+        self._step(f"prediction {prediction}: correlations")
+        for link in (self._keeper, self._authority):
+            link.enter("offline")
+            link.reset_counters()
+        common = {"prediction": prediction, "model": model._number, "protocol": self._protocol, "batch": batch}
+        self._authority.send("request", {"task": "prepare", "keys": list(keys)} | common)
+        deal = self._authority.recv("deal")
+        self._keeper.send("request", {"task": "predict"} | common)
+        if deal.meta["requests"] is not None:
+            self._plans[model._number, batch] = unpack(deal.meta["requests"])
+        ready = self._keeper.recv("ready")
+        hand = Hand(USER, stream_of(self._seed, prediction), self._plans[model._number, batch])
+        return hand, _total(self._keeper) + _total(self._authority) + int(ready.meta["bytes"])
+
+
+def _total(link: Link) -> int:
+    counts = link.counters[link.phase]
+    return counts.sent + counts.received
+
+
+def chunk_size(program: Program, batch: int, limit: int) -> int:
+    """Return how many samples one run of the program takes, so that its memory stays bounded."""
+    elements = sum(int(np.prod(layer.shape)) for layer in program.layers if layer.op in COMPARISONS)
+    return max(1, min(batch, limit // max(elements, 1)))
