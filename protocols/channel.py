@@ -42,7 +42,7 @@ MAX_META_BYTES = 1 << 26
 MAX_BODY_BYTES = 1 << 36
 DTYPES = {"<i8", "<f4", "|u1", "<u8"}
 BEAT_S = 0.5
-SILENCE_S = 4.0
+SILENCE_S = 3.5
 _TLS_RECORD = 1 << 14
 
 Meta = dict[str, Any]
@@ -279,6 +279,8 @@ class Link:
             self._wait(select.POLLIN, deadline)
             self._read_available()
         clock, text, body = self._inbox.popleft()
+        # Counted when it is taken, not when it comes: a frame belongs to the step that waits for it.
+        self.counters[self.phase].received += HEADER.size + len(text) + len(body)
         self.clock = max(self.clock, clock)
         message = _decode(text, body, self.role)
         if message.kind == "refused":
@@ -337,7 +339,6 @@ class Link:
                 if self._inbox:
                     return  # what came before the end is still to be taken
                 raise self._lost(None)
-            self.counters[self.phase].received += n
             self._target = self._target[n:]
             if not len(self._target):
                 self._advance()
@@ -619,7 +620,7 @@ class Watch(threading.Thread):
                             f"ours: {self.step})"
                         )
         except SecureError as error:
-            self._fail(self._describe(error))
+            self._fail(self._describe(error), tell=True)
         finally:
             self._leave()
 
@@ -637,16 +638,20 @@ class Watch(threading.Thread):
             self._steps[role] = str(message.meta.get("step"))
             return True
         if message.meta.get("reason") == "bye":
-            self._fail(PeerLost(f"{role} has left the session"))
+            self._fail(PeerLost(f"{role} has left the session"), tell=False)
             return False
         error = restore_error(message.meta)
-        self._fail(type(error)(f"{role} failed at {message.meta.get('step')}: {error}"))
+        text = f"{role} failed at {message.meta.get('step')}: {error} (we were at {self.step})"
+        self._fail(type(error)(text), tell=False)
         return False
 
-    def _fail(self, error: SecureError) -> None:
+    def _fail(self, error: SecureError, *, tell: bool) -> None:
         if self._parting is not None:
             return
         self._failure = error
+        if tell:
+            # Whoever sees us go shall hear of the root cause, not of our end.
+            self._parting = {"reason": "abort", "step": self.step} | describe_error(error)
         self._failed.set()
         for link in self._guarded:
             link.fail(error)

@@ -235,6 +235,11 @@ class Session:
         """Role -> process id of the roles that this session started."""
         return {process.role: process.pid for process in self._processes}
 
+    @property
+    def step(self) -> str:
+        """What this session is doing, such as "prediction 3: conv1"."""
+        return "closed" if self._closed or self._watch is None else self._watch.step
+
     def start(self) -> None:
         """Start the roles and connect to them; does nothing when they run.
 
@@ -287,6 +292,9 @@ class Session:
 
     def close(self) -> None:
         """End the roles; may be called any number of times, also after a failure."""
+        self._end(grace_s=3.0 if self._watch is not None else 0.0)
+
+    def _end(self, grace_s: float) -> None:
         if self._closed:
             return
         self._closed = True
@@ -295,7 +303,7 @@ class Session:
                 self._watch.bye()
             self._keeper.close()
             self._authority.close()
-        stop_all(self._processes, grace_s=3.0 if self._watch is not None else 0.0)
+        stop_all(self._processes, grace_s)
         self._finalizer.detach()
 
     def _abort(self, error: BaseException) -> None:
@@ -304,7 +312,8 @@ class Session:
             if not isinstance(error, SecureError):
                 error = ProtocolAbort(f"the user's process stopped: {type(error).__name__}")
             self._watch.abort(error)
-        self.close()
+        # The others have been told or are gone; one that hangs cannot end by itself.
+        self._end(grace_s=0.3)
 
     def _step(self, step: str) -> None:
         if self._watch is not None:

@@ -314,7 +314,7 @@ def test_an_abort_wakes_the_peer_with_the_root_cause():
         keeper.abort(KeyRefused("the key must be of this model"))
         error = waiting()
         assert isinstance(error, KeyRefused)
-        assert str(error) == "keeper failed at prediction 0: relu2: the key must be of this model"
+        assert str(error) == "keeper failed at prediction 0: relu2: the key must be of this model (we were at start)"
 
 
 def test_a_lost_peer_is_named_with_its_last_step():
@@ -322,7 +322,8 @@ def test_a_lost_peer_is_named_with_its_last_step():
         keeper.step = "prediction 0: relu2"
         time.sleep(2 * channel.BEAT_S)
         socket.socket.shutdown(keeper._links["user"]._sock, socket.SHUT_RDWR)
-        socket.socket.shutdown(keeper_link._sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the watch may have been quicker
+            socket.socket.shutdown(keeper_link._sock, socket.SHUT_RDWR)
         error = raised_within(5, lambda: link.recv("open"))
         assert isinstance(error, PeerLost)
         assert "keeper is gone (its last step: prediction 0: relu2" in str(error)
@@ -339,4 +340,4 @@ def test_a_hung_peer_is_noticed_by_its_silence(monkeypatch):
         error = raised_within(5.5, lambda: link.recv("open"))
         stuck.set()
         assert isinstance(error, PeerTimeout)
-        assert "keeper has been silent for 4 s" in str(error)
+        assert "keeper has been silent for 3.5 s" in str(error)

@@ -1,0 +1,349 @@
+"""Sessions as a user has them: real processes, real sockets, mutual TLS."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import small_models
+from helpers import alive
+
+import securemtk
+from securemtk import Config, InputError, KeyRefused, ProtocolAbort, RangeError, Session, ShapeError, UnsupportedError
+from securemtk.mtk.keys import stamp
+
+RNG = np.random.default_rng(0)
+
+
+def reference(model: bytes, x: np.ndarray) -> list[np.ndarray]:
+    return onnxruntime.InferenceSession(model).run(None, {"x": x})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    return folder, small_models.make_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def open_session(bundle):
+    """One session for all tests that leave it alive."""
+    with Session(keys=bundle[0] / "keys") as session:
+        yield session
+
+
+def samples(n: int, shape=small_models.SHAPE) -> np.ndarray:
+    return RNG.uniform(-1, 1, (n, *shape)).astype(np.float32)
+
+
+# --- what it computes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_plain_onnx_file_gives_what_onnxruntime_gives(open_session, n):
+    model = open_session.load(small_models.mlp())
+    x = samples(n, (8,))
+    scores = model.predict(x)
+    assert list(scores) == ["y"]
+    assert scores["y"].dtype == np.float32
+    np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("keys", [[], ["digit"], ["parity"], ["digit", "parity"], ["digit", "digit"]])
+def test_a_bundle_answers_truly_for_the_open_tasks_alone(open_session, bundle, keys):
+    folder, all_keys = bundle
+    model = open_session.load(folder / "bundle")
+    x = samples(6)
+    scores = model.predict(x, keys=keys)
+    stamped = stamp(x, [all_keys[k] for k in dict.fromkeys(keys)])
+    truth = dict(
+        zip([t.name for t in small_models.TASKS], reference(small_models.multitask()[0], stamped), strict=True)
+    )
+    for task in small_models.TASKS:
+        difference = np.abs(scores[task.name] - truth[task.name]).max()
+        if not task.secured or task.name in keys:
+            assert difference < 2e-3, task.name
+        else:
+            assert difference > 1, task.name
+
+
+def test_closed_answers_are_fresh_noise_and_open_ones_do_not_change(open_session, bundle):
+    model = open_session.load(bundle[0] / "bundle")
+    x = samples(4)
+    first, second = model.predict(x, keys=["parity"]), model.predict(x, keys=["parity"])
+    assert np.abs(first["digit"] - second["digit"]).max() > 0.5
+    np.testing.assert_allclose(first["parity"], second["parity"], atol=1e-3)
+    np.testing.assert_allclose(first["large"], second["large"], atol=1e-3)
+
+
+def test_closed_answers_do_not_depend_on_the_input(open_session, bundle):
+    model = open_session.load(bundle[0] / "bundle")
+    one = model.predict(np.repeat(samples(1), 400, axis=0))["digit"]
+    other = model.predict(samples(400))["digit"]
+    for scores in (one, other):  # labels uniform over 4 classes: 100 each, standard deviation 8.7
+        assert np.bincount(scores.argmax(1), minlength=4).min() > 55
+    assert np.abs(one.mean(0) - other.mean(0)).max() < 1.2
+
+
+def test_a_closed_and_an_open_prediction_look_alike_to_the_keeper(open_session, bundle):
+    model = open_session.load(bundle[0] / "bundle")
+    costs = []
+    for keys in ([], ["digit"], ["digit", "parity"]):
+        model.predict(samples(2), keys=keys)
+        model.predict(samples(2), keys=keys)
+        costs.append(
+            (open_session.cost.online_bytes, open_session.cost.rounds, [c.bytes for c in open_session.cost.layers])
+        )
+    assert len({str(c) for c in costs}) == 1
+
+
+def test_the_cost_counts_bytes_rounds_and_layers(open_session):
+    model = open_session.load(small_models.mlp())
+    model.predict(samples(2, (8,)))
+    cost = open_session.cost
+    assert cost.online_s > 0
+    assert cost.offline_s > 0
+    assert cost.online_bytes > 2 * 8 * 8
+    assert cost.offline_bytes > 0
+    assert [layer.name for layer in cost.layers] == ["input", "fc1", "relu1", "fc2", "output"]
+    assert sum(layer.rounds for layer in cost.layers) == cost.rounds
+    assert 0 < cost.rounds < 40
+    assert sum(layer.bytes for layer in cost.layers) == cost.online_bytes
+    assert "rounds" in str(cost)
+    assert set(cost.to_dict()) == {"online_s", "offline_s", "online_bytes", "offline_bytes", "rounds", "layers"}
+
+
+def test_a_large_batch_runs_in_chunks_with_the_same_result(bundle):
+    x = samples(9)
+    with Session(Config(chunk_elements=3 * 48), keys=bundle[0] / "keys") as session:
+        model = session.load(bundle[0] / "bundle")
+        chunked = model.predict(x, keys=["digit"])
+        assert session.cost.rounds > 0
+    truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
+    np.testing.assert_allclose(chunked["digit"], truth[0], atol=2e-3)
+
+
+def test_inference_session_is_called_like_onnxruntimes():
+    ours, theirs = small_models.mlp(), onnxruntime.InferenceSession(small_models.mlp())
+    x = samples(2, (8,))
+    with securemtk.InferenceSession(ours) as session:
+        assert [(a.name, a.type) for a in session.get_inputs()] == [(a.name, a.type) for a in theirs.get_inputs()]
+        assert [a.name for a in session.get_outputs()] == [a.name for a in theirs.get_outputs()]
+        assert session.get_inputs()[0].shape == ["batch", 8]
+        (got,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(got, theirs.run(None, {"x": x})[0], atol=2e-3)
+        with pytest.raises(InputError, match="outputs must be among y"):
+            session.run(["z"], {"x": x})
+        with pytest.raises(InputError, match="inputs must be x"):
+            session.run(None, {"z": x})
+
+
+# --- bad input: refused before anything is sent, and the session lives on -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (samples(2, (1, 6, 5)), ShapeError, r"\(n, 1, 6, 6\).*got shape \(2, 1, 6, 5\)"),
+        (samples(1)[0], ShapeError, "got shape"),
+        (samples(0), ShapeError, "n >= 1"),
+        (np.zeros((2, 1, 6, 6), dtype=np.int64), ShapeError, "got dtype int64"),
+        (np.full((1, 1, 6, 6), np.nan, dtype=np.float32), RangeError, "must be finite"),
+        (np.full((1, 1, 6, 6), -np.inf, dtype=np.float32), RangeError, "must be finite"),
+        (np.full((1, 1, 6, 6), 5.0, dtype=np.float32), RangeError, r"must lie in \[-4, 4\]"),
+        ([[1.0]], TypeError, "got a list"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused(open_session, bundle, x, error, message):
+    model = open_session.load(bundle[0] / "bundle")
+    with pytest.raises(error, match=message):
+        model.predict(x)
+    assert model.predict(samples(1))["large"].shape == (1, 2)
+
+
+def test_values_beyond_fixed_point_are_refused_for_a_plain_file_too(open_session):
+    model = open_session.load(small_models.mlp())
+    with pytest.raises(RangeError, match="must lie in"):
+        model.predict(np.full((1, 8), 1e6, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [(["colour"], "one of the model's tasks"), (["large"], "unprotected"), ("digit", "sequence of task names")],
+)
+def test_a_key_for_no_secured_task_is_refused(open_session, bundle, keys, message):
+    model = open_session.load(bundle[0] / "bundle")
+    with pytest.raises(InputError, match=message):
+        model.predict(samples(1), keys=keys)
+
+
+def test_a_key_of_another_model_and_an_absent_key_are_refused_and_the_session_lives_on(bundle, tmp_path):
+    small_models.make_bundle(tmp_path, model_id="f" * 32)
+    (tmp_path / "keys" / "parity.key").unlink()
+    with Session(keys=tmp_path / "keys") as session:
+        model = session.load(bundle[0] / "bundle")
+        with pytest.raises(KeyRefused, match="must be of this model"):
+            model.predict(samples(1), keys=["digit"])
+        with pytest.raises(KeyRefused, match="must hold a key of task 'parity'"):
+            model.predict(samples(1), keys=["parity"])
+        assert model.predict(samples(1))["large"].shape == (1, 2)
+
+
+def test_keys_under_a_passphrase_open_with_it_and_are_refused_without(bundle, tmp_path):
+    bundle[1]["digit"].save(tmp_path / "digit.key", passphrase="correct horse")
+    with pytest.raises(KeyRefused, match="passphrase"), Session(keys=[tmp_path / "digit.key"], passphrase="wrong"):
+        pass
+    x = samples(2)
+    with Session(keys=[tmp_path / "digit.key"], passphrase="correct horse") as session:
+        scores = session.load(bundle[0] / "bundle").predict(x, keys=["digit"])
+    truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
+    np.testing.assert_allclose(scores["digit"], truth[0], atol=2e-3)
+
+
+def test_models_that_cannot_be_loaded_are_refused_with_the_reason(open_session, tmp_path):
+    from onnx import helper
+
+    odd = small_models.build(
+        [helper.make_node("Sin", ["x"], ["a"], name="wave"), helper.make_node("Cos", ["a"], ["y"], name="wave2")],
+        {"x": (3,)},
+        {"y": (3,)},
+        {},
+    )
+    with pytest.raises(UnsupportedError, match=r"(?s)wave.*wave2"):
+        open_session.load(odd)
+    with pytest.raises(securemtk.BundleError, match="."):
+        open_session.load(b"this is no model")
+    with pytest.raises(securemtk.BundleError, match="."):
+        open_session.load(tmp_path / "absent.onnx")
+    assert open_session.load(small_models.mlp()).predict(samples(1, (8,)))["y"].shape == (1, 3)
+
+
+def test_an_edited_bundle_is_refused(open_session, tmp_path):
+    small_models.make_bundle(tmp_path)
+    path = tmp_path / "bundle" / "cloud.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(securemtk.BundleError, match="cloud.onnx"):
+        open_session.load(tmp_path / "bundle")
+
+
+def test_a_port_in_use_and_unknown_settings_are_refused():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="must be free"), Session(Config(keeper_port=taken.getsockname()[1])):
+            pass
+    with pytest.raises(UnsupportedError, match="protocol must be one of"):
+        Session(protocol="magic")
+    with pytest.raises(InputError, match="timeout_s must be positive"):
+        Session(timeout_s=0)
+    with pytest.raises(KeyRefused, match="must exist"), Session(keys="no/such/folder"):
+        pass
+
+
+# --- how it ends ----------------------------------------------------------------------------------------------------
+
+
+def test_close_is_idempotent_and_ends_all_processes():
+    session = Session()
+    session.close()
+    session.close()
+    with pytest.raises(ProtocolAbort, match="closed"):
+        session.load(small_models.mlp())
+    with Session() as session:
+        pids = session.pids
+        assert set(pids) == {"keeper", "authority"}
+        assert all(alive(pid) for pid in pids.values())
+        session.close()
+        session.close()
+    assert not any(alive(pid) for pid in pids.values())
+
+
+def test_an_exception_in_the_users_code_ends_all_processes():
+    with pytest.raises(ZeroDivisionError), Session() as session:
+        pids = session.pids
+        raise ZeroDivisionError
+    assert not any(alive(pid) for pid in pids.values())
+
+
+@pytest.mark.parametrize("role", ["keeper", "authority"])
+@pytest.mark.parametrize(("how", "said"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "silent")])
+def test_a_role_that_dies_or_hangs_during_a_prediction_ends_the_session(role, how, said):
+    with Session() as session:
+        model = session.load(small_models.slow())
+        pids, box = session.pids, []
+
+        def strike():
+            # In the middle: the first comparison of a prediction that takes several seconds.
+            while session.step != "prediction 0: relu1":
+                time.sleep(0.005)
+            box.append(time.monotonic())
+            os.kill(pids[role], how)
+
+        thread = threading.Thread(target=strike, name="securemtk-test-strike")
+        thread.start()
+        with pytest.raises(ProtocolAbort) as caught:
+            while True:
+                model.predict(samples(32, (3, 32, 32)))
+        took = time.monotonic() - box[0]
+        thread.join()
+    assert role in str(caught.value)
+    assert said in str(caught.value)
+    assert "prediction" in str(caught.value)
+    assert took < 5
+    assert not any(alive(pid) for pid in pids.values())
+    with pytest.raises(ProtocolAbort, match="closed"):
+        model.predict(samples(1, (3, 32, 32)))
+
+
+SCRIPT = """
+import sys, numpy as np, small_models
+from securemtk import Session
+if __name__ == "__main__":
+    session = Session()
+    session.start()
+    model = session.load(small_models.slow())
+    print(*session.pids.values(), flush=True)
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "how", "status"),
+    [
+        ("while True: model.predict(np.zeros((8, 3, 32, 32), dtype=np.float32))", signal.SIGINT, None),
+        ("while True: model.predict(np.zeros((8, 3, 32, 32), dtype=np.float32))", signal.SIGKILL, -9),
+        ("sys.exit(7)", None, 7),
+        ("raise ValueError", None, 1),
+    ],
+)
+def test_no_process_outlives_a_user_who_stops_without_closing(body, how, status):
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    if how is not None:
+        time.sleep(1.0)
+        process.send_signal(how)
+    got = process.wait(timeout=10)
+    process.stdout.close()
+    assert got != 0 if status is None else got == status
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
