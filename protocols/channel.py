@@ -149,6 +149,17 @@ def _peer_role(sock: ssl.SSLSocket) -> str:
     raise PeerRefused("a peer's certificate must name its role; it names none")
 
 
+def _prove(context: ssl.SSLContext, raw: socket.socket, *, server: bool) -> tuple[ssl.SSLSocket, str]:
+    """Shake hands; return the secure socket and the peer's role, or close the socket and raise."""
+    sock: ssl.SSLSocket | None = None
+    try:
+        sock = context.wrap_socket(raw, server_side=server)
+        return sock, _peer_role(sock)
+    except (OSError, PeerRefused):
+        (sock or raw).close()
+        raise
+
+
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
@@ -471,11 +482,9 @@ class Listener:
         raw.settimeout(timeout_s)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            sock = self._context.wrap_socket(raw, server_side=True)
-            role = _peer_role(sock)
+            sock, role = _prove(self._context, raw, server=True)
         except (OSError, PeerRefused) as error:
             log.warning("refused a connection: %s", type(error).__name__)
-            raw.close()
             return None
         link = Link(sock, role, self._timeout_s)
         try:
@@ -508,10 +517,8 @@ def connect(credentials: Credentials, address: tuple[str, int], role: str, purpo
         raise PeerLost(f"{role} must answer at {address[0]}:{address[1]}; {type(error).__name__}") from None
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        sock = _context(credentials, server=False).wrap_socket(raw)
-        found = _peer_role(sock)
+        sock, found = _prove(_context(credentials, server=False), raw, server=False)
     except (OSError, PeerRefused) as error:
-        raw.close()
         raise PeerRefused(f"{role} must prove its role under this run's authority; {type(error).__name__}") from None
     if found != role:
         sock.close()
@@ -641,8 +648,8 @@ class Watch(threading.Thread):
             self._fail(PeerLost(f"{role} has left the session"), tell=False)
             return False
         error = restore_error(message.meta)
-        text = f"{role} failed at {message.meta.get('step')}: {error} (we were at {self.step})"
-        self._fail(type(error)(text), tell=False)
+        said = f"{role} failed at {message.meta.get('step')}: {error} (we were at {self.step})"
+        self._fail(type(error)(said), tell=True)
         return False
 
     def _fail(self, error: SecureError, *, tell: bool) -> None:

@@ -8,10 +8,12 @@ by 2**48, and prints shares. Importing this module mends all of that for the who
 - CrypTen's generators are the AES streams of that party, and its drawing functions take no others;
 - the default tuple provider takes every triple from that party's correlations, made by the dealer;
 - division by a public integer is `party.truncate`, which errs by one unit in the last place at most;
+- CrypTen's settings are kept by thread;
 - `repr` of CrypTen's tensors shows no share.
 """
 
 import contextlib
+import copy
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -264,6 +266,35 @@ def _kbit_tensor(size: Sequence[int], bitlength: int | None = None, generator: A
     return words if bitlength in (None, 64) else words & ((1 << int(bitlength)) - 1)
 
 
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+class _ThreadConfig(type(crypten.cfg)):  # type: ignore[misc]
+    """CrypTen's configuration, one for each thread.
+
+    CrypTen overrides settings for the time of a call (`temp_override`) in one global object, so that
+    two sessions in two threads would silently compute with each other's settings.
+    """
+
+    _template = crypten.cfg.config
+    _own = threading.local()
+
+    @property
+    def config(self) -> Any:
+        """This thread's settings."""
+        if not hasattr(self._own, "config"):
+            with _CONFIG_LOCK:
+                self._own.config = copy.deepcopy(self._template)
+        return self._own.config
+
+    @config.setter
+    def config(self, value: Any) -> None:
+        self._own.config = value
+
+
+_CONFIG_LOCK = threading.Lock()
+
+
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +328,8 @@ def _install() -> None:
                 if callable(value) and getattr(value, "__hash__", None) and value in originals:
                     setattr(module, attribute, originals[value])
     crypten.generators = _Generators()
+    del crypten.cfg.__dict__["config"]
+    crypten.cfg.__class__ = _ThreadConfig
     crypten.communicator.get = PartyCommunicator.get
     crypten.communicator.is_initialized = PartyCommunicator.is_initialized
     provider = DealerProvider()

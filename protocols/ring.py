@@ -30,7 +30,7 @@ def encode(values: np.ndarray | Tensor, frac_bits: int = FRAC_BITS, *, what: str
     Raises:
         RangeError: a value is not finite, or its magnitude reaches 2**(62 - frac_bits).
     """
-    x = torch.as_tensor(values).double()
+    x = values.double() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
     if not torch.isfinite(x).all():
         raise RangeError(f"{what} must be finite; got NaN or infinity")
     if x.numel() and float(x.abs().max()) >= 2.0 ** (LIMIT_BITS - frac_bits):

@@ -272,7 +272,11 @@ def read_keys(paths: Sequence[str], passphrase: str | None) -> list[TriggerKey]:
 # --- a role as a process --------------------------------------------------------------------------------------------
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> dict[str, list[Link]]:
+Say = Callable[[Mapping[str, Any]], None]
+Hear = Callable[[], Mapping[str, Any]]
+
+
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[str, list[Link]]:
     """Open this role's connections: role -> [data, watch]."""
     credentials = Credentials.from_json(settings["credentials"])
     timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
@@ -281,7 +285,7 @@ def _connect(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str,
     links: dict[str, list[Link]] = {}
     try:
         if role == AUTHORITY_ROLE:
-            keeper = (settings["host"], int(json.loads(sys.stdin.readline())["keeper_port"]))
+            keeper = (settings["host"], int(hear()["keeper_port"]))
             links[KEEPER_ROLE] = [
                 connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s) for purpose in ("data", "watch")
             ]
@@ -301,11 +305,21 @@ def _end_soon(error: SecureError) -> None:
     timer.start()
 
 
-def serve(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> int:
-    """Be a role until the user leaves; return the process's exit status."""
+def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
+    """Be a role until the user leaves.
+
+    Args:
+        settings: role, addresses, credentials and limits, as `Session` writes them.
+        say: tells the starter where this role listens.
+        hear: returns what the starter says later.
+
+    Returns:
+        The process's exit status.
+    """
+    role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
     keys = read_keys(settings["keys"], settings["passphrase"]) if role == AUTHORITY_ROLE else []
-    links = _connect(role, settings, say)
+    links = _connect(role, settings, say, hear)
     watch = Watch(
         role, {peer: pair[1] for peer, pair in links.items()}, [pair[0] for pair in links.values()], _end_soon
     )
@@ -333,14 +347,17 @@ def serve(role: str, settings: Mapping[str, Any], say: Callable[[Mapping[str, An
 
 def main(stdin: TextIO, stdout: TextIO) -> int:
     """Read settings from stdin, announce the address on stdout, serve."""
-    settings = json.loads(stdin.readline())
+
+    def hear() -> Mapping[str, Any]:
+        line: Mapping[str, Any] = json.loads(stdin.readline())
+        return line
 
     def say(line: Mapping[str, Any]) -> None:
         stdout.write(json.dumps(line) + "\n")
         stdout.flush()
 
     try:
-        return serve(str(settings["role"]), settings, say)
+        return serve(hear(), say, hear)
     except SecureError as error:
         say(describe_error(error))
         return 3

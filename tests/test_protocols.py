@@ -1,0 +1,200 @@
+"""One contract for all protocols: every operator agrees with the plain oracle, in the open and under the gates."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulate import simulate
+
+from protocols import plain, ring, runner
+from protocols.correlation import USER, Secrets
+from protocols.errors import IntegrityError, UnsupportedError
+from protocols.program import OPERATORS, Layer, Program
+
+RNG = np.random.default_rng(0)
+PROTOCOLS = sorted(runner.PROTOCOLS)
+CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+
+# operator -> list of (shapes of inputs, shape of output, shapes of params by role, attrs)
+CASES = {
+    "conv2d": [
+        ([(3, 6, 5)], (4, 4, 3), {"weight": (4, 3, 3, 3), "bias": (4,)}, CONV),
+        (
+            [(2, 7, 7)],
+            (4, 4, 4),
+            {"weight": (4, 1, 3, 3), "bias": (4,)},
+            CONV | {"groups": 2, "stride": (2, 2), "pads": (1, 1, 1, 1)},
+        ),
+        (
+            [(1, 9, 9)],
+            (2, 6, 7),
+            {"weight": (2, 1, 3, 2), "bias": (2,)},
+            CONV | {"dilation": (2, 2), "pads": (0, 0, 1, 0)},
+        ),
+    ],
+    "matmul": [
+        ([(7,)], (4,), {"weight": (7, 4), "bias": (4,)}, {}),
+        ([(5, 7)], (5, 4), {"weight": (7, 4), "bias": (4,)}, {}),
+    ],
+    "affine": [([(3, 4, 4)], (3, 4, 4), {"scale": (1, 3, 1, 1), "shift": (1, 3, 1, 1)}, {})],
+    "add": [([(3, 4), (3, 4)], (3, 4), {}, {})],
+    "sub": [([(3, 4), (3, 4)], (3, 4), {}, {})],
+    "mul": [([(3, 4), (3, 4)], (3, 4), {}, {})],
+    "relu": [([(33,)], (33,), {}, {})],
+    "leaky_relu": [([(33,)], (33,), {}, {"slope": 0.1})],
+    "clip": [
+        ([(33,)], (33,), {}, {"low": 0.0, "high": 1.5}),
+        ([(33,)], (33,), {}, {"low": -0.5, "high": float("inf")}),
+        ([(33,)], (33,), {}, {"low": float("-inf"), "high": 0.25}),
+    ],
+    "sigmoid": [([(9,)], (9,), {}, {})],
+    "tanh": [([(9,)], (9,), {}, {})],
+    "softmax": [([(10,)], (10,), {}, {"axis": 1})],
+    "max_pool2d": [
+        ([(2, 6, 6)], (2, 3, 3), {}, {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}),
+        ([(2, 5, 6)], (2, 3, 3), {}, {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 0)}),
+    ],
+    "avg_pool2d": [
+        (
+            [(2, 6, 6)],
+            (2, 2, 2),
+            {},
+            {"kernel": (3, 3), "stride": (3, 3), "pads": (0, 0, 0, 0), "count_include_pad": 0},
+        ),
+        (
+            [(2, 5, 5)],
+            (2, 3, 3),
+            {},
+            {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1), "count_include_pad": 0},
+        ),
+        (
+            [(2, 5, 5)],
+            (2, 3, 3),
+            {},
+            {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 1), "count_include_pad": 1},
+        ),
+    ],
+    "mean": [
+        ([(3, 4, 5)], (3,), {}, {"axes": (2, 3), "keepdims": 0}),
+        ([(3, 4, 5)], (3, 1, 1), {}, {"axes": (2, 3), "keepdims": 1}),
+    ],
+    "reshape": [([(3, 4)], (12,), {}, {"shape": (12,)})],
+    "transpose": [([(3, 4)], (4, 3), {}, {"perm": (0, 2, 1)})],
+    "concat": [([(3, 4), (2, 4)], (5, 4), {}, {"axis": 1})],
+}
+TOLERANCE = {"sigmoid": 1e-2, "tanh": 2e-2, "softmax": 1e-2}
+
+
+def single(op: str, case) -> tuple[Program, dict[str, np.ndarray]]:
+    """A program of one operator, and random parameters."""
+    shapes, out, params, attrs = case
+    inputs = {f"x{i}": shape for i, shape in enumerate(shapes)}
+    layer = Layer(op, op, tuple(inputs), "y", out, {role: role for role in params}, attrs)
+    program = Program(inputs, ("y",), (layer,), params)
+    program.validate()
+    return program, {k: RNG.standard_normal(s).astype(np.float32) for k, s in params.items()}
+
+
+def secure(protocol, program, params, inputs, gated=False, secrets=None):
+    """Run a program as two parties; the user's outputs as float32, and the rounds."""
+    batch = len(next(iter(inputs.values())))
+    plan = runner.Plan(program, protocol, batch, gated)
+    module = runner.protocol_module(protocol)
+
+    def party_program(party):
+        weights = module.share_weights(program, params if party.rank != USER else None)
+        given = {k: ring.encode(x) if party.rank == USER else None for k, x in inputs.items()}
+        probe = runner.Probe(lambda: (party.wire.bytes, party.wire.clock))
+        return runner.run(party, plan, weights, given, probe), party.wire.clock
+
+    (nothing, _), (out, rounds) = simulate(runner.requests(plan), party_program, secrets)
+    assert set(nothing.values()) == {None}
+    return {k: ring.decode(v) for k, v in out.items()}, rounds
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("op", "number"), [(op, i) for op, cases in CASES.items() for i in range(len(cases))])
+def test_every_operator_agrees_with_the_plain_oracle(protocol, op, number):
+    program, params = single(op, CASES[op][number])
+    inputs = {k: RNG.uniform(-2, 2, (3, *s)).astype(np.float32) for k, s in program.inputs.items()}
+    got, _ = secure(protocol, program, params, inputs)
+    expected = plain.run(program, params, inputs)["y"]
+    assert got["y"].shape == expected.shape == (3, *program.shape("y"))
+    np.testing.assert_allclose(got["y"], expected, atol=TOLERANCE.get(op, 2e-3))
+
+
+def test_every_operator_of_a_program_has_a_case_and_an_implementation():
+    assert set(CASES) == set(OPERATORS) == set(plain.OPERATORS)
+    for protocol in PROTOCOLS:
+        assert set(runner.protocol_module(protocol).OPERATORS) == set(OPERATORS)
+
+
+def network() -> tuple[Program, dict[str, np.ndarray]]:
+    """A convolution, pooling, a residual sum and two heads."""
+    layers = (
+        Layer("conv2d", "conv", ("x",), "h", (4, 6, 6), {"weight": "w", "bias": "b"}, CONV | {"pads": (1, 1, 1, 1)}),
+        Layer("relu", "relu", ("h",), "r", (4, 6, 6)),
+        Layer("add", "sum", ("h", "r"), "s", (4, 6, 6)),
+        Layer("max_pool2d", "pool", ("s",), "p", (4, 3, 3), {}, {"kernel": (2, 2), "stride": (2, 2), "pads": (0,) * 4}),
+        Layer("reshape", "flat", ("p",), "f", (36,), {}, {"shape": (36,)}),
+        Layer("matmul", "head_a", ("f",), "a", (3,), {"weight": "wa", "bias": "ba"}),
+        Layer("matmul", "head_b", ("f",), "b_", (2,), {"weight": "wb", "bias": "bb"}),
+        Layer("relu", "top", ("b_",), "b", (2,)),
+    )
+    params = {"w": (4, 1, 3, 3), "b": (4,), "wa": (36, 3), "ba": (3,), "wb": (36, 2), "bb": (2,)}
+    program = Program({"x": (1, 6, 6)}, ("a", "b"), layers, params)
+    program.validate()
+    return program, {k: (RNG.standard_normal(s) * 0.5).astype(np.float32) for k, s in params.items()}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("open_a", "open_b"), [(True, True), (False, True), (True, False), (False, False)])
+def test_gates_stamp_the_input_and_close_tasks_exactly_at_the_same_rounds(protocol, open_a, open_b):
+    program, params = network()
+    x = RNG.uniform(-1, 1, (2, 1, 6, 6)).astype(np.float32)
+    mask = np.zeros((1, 6, 6), dtype=np.int64)
+    mask[:, 4:, 4:] = 1
+    pattern = RNG.uniform(0, 1, (1, 6, 6)) * mask
+    noise = {"a": torch.arange(6).reshape(2, 3) << 16, "b": torch.arange(4).reshape(2, 2) << 16}
+    granted = open_a or open_b
+    secrets = Secrets(
+        torch.from_numpy(mask * granted),
+        torch.from_numpy(mask * granted) * ring.encode(pattern),
+        {"a": open_a, "b": open_b},
+        {k: lambda n, k=k: noise[k][:n] for k in noise},
+    )
+    got, rounds = secure(protocol, program, params, {"x": x}, True, secrets)
+    stamped = x * (1 - mask) + pattern if granted else x
+    expected = plain.run(program, params, {"x": stamped})
+    for name, is_open in (("a", open_a), ("b", open_b)):
+        if is_open:
+            np.testing.assert_allclose(got[name], expected[name], atol=2e-3)
+        else:
+            np.testing.assert_array_equal(got[name], ring.decode(noise[name]))
+    _, plain_rounds = secure(protocol, program, params, {"x": x})
+    # Without gates the output that a comparison has left at scale 2**f needs no opening of its own, but the other does.
+    assert rounds == plain_rounds
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=30))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_relu_is_right_at_every_value_that_fixed_point_holds(protocol, values):
+    program, params = single("relu", ([(len(values),)], (len(values),), {}, {}))
+    x = np.array([values], dtype=np.float32)
+    got, _ = secure(protocol, program, params, {"x0": x})
+    np.testing.assert_allclose(got["y"], np.maximum(ring.decode(ring.encode(x)), 0), atol=2.0**-15)
+
+
+def test_an_unknown_protocol_and_a_spoilt_program_are_refused():
+    with pytest.raises(UnsupportedError, match="protocol must be one of"):
+        runner.protocol_module("magic")
+    program, _ = network()
+    assert Program.from_json(program.to_json()).to_json() == program.to_json()
+    for old, new in [('"relu"', '"teleport"'), ('"x"', '"nobody"'), ('"wa"', '"absent"'), ("[4, 6, 6]", "null")]:
+        with pytest.raises(IntegrityError):
+            Program.from_json(program.to_json().replace(old, new, 1))
+    for text in ("", "[]", "{}", '{"inputs": {}, "outputs": [], "layers": [], "params": {}}'):
+        with pytest.raises(IntegrityError):
+            Program.from_json(text)
