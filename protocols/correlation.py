@@ -8,8 +8,8 @@ computes as *corrections* and sends to the keeper. So the user's part of a whole
 Shares are int64 tensors in Z_2^64 (additive), or bits and words under xor where it says so.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,14 +59,43 @@ class Secrets:
         return "Secrets(<hidden>)"
 
 
-# A kind is a function of (request, keeper's stream, user's stream, secrets) that returns the keeper's
-# corrections, and one of (request, rank, stream, corrections) that returns that party's part. In both,
-# draws from a stream come in the same order: this file is where the order is defined.
-Deal = Callable[[Request, Stream, Stream, Secrets | None], list[Tensor]]
+@dataclass(frozen=True)
+class Dealing:
+    """What the dealer needs beside the streams: the secrets of the request, and the masks of the model's weights."""
+
+    secrets: Secrets | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+# `deal` returns the keeper's corrections and those that both parties get; `take` returns a party's part.
+# In both, draws from a stream come in the same order: where a kind is defined, its order is.
+Dealt = tuple[list[Tensor], list[Tensor]]
+Deal = Callable[[Request, Stream, Stream, Dealing], Dealt]
 Take = Callable[[Request, int, Stream, Sequence[Tensor]], tuple[Tensor, ...]]
+Shapes = Callable[[Request], Sequence[Shape]]
 
 
-def _shares(value: Tensor, user: Stream) -> Tensor:
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of correlation is made.
+
+    Args:
+        deal: makes the corrections, at the dealer.
+        take: makes a party's part from its stream and corrections (the keeper's own first, then the common ones).
+        to_keeper: shapes of the keeper's corrections, int64.
+        to_both: shapes of the corrections that both parties get, int64.
+        part: shapes of the keeper's part, which a recorder hands out without values; empty where the
+            protocol asks for none while it is recorded.
+    """
+
+    deal: Deal
+    take: Take
+    to_keeper: Shapes
+    to_both: Shapes = lambda request: ()
+    part: Shapes = lambda request: ()
+
+
+def share_for_keeper(value: Tensor, user: Stream) -> Tensor:
     """Return the keeper's share of a value whose user's share is the next draw of the user's stream."""
     return value - user.words(value.shape)
 
@@ -97,11 +126,11 @@ def _product_shape(request: Request) -> Shape:
     raise UnsupportedError(f"a triple must be of mul, matmul or conv2d; got {op!r}")
 
 
-def _deal_triple(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_triple(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     op, options = _split_op(request)
     a0, b0 = (keeper.words(s) for s in request.shapes)
     a1, b1 = (user.words(s) for s in request.shapes)
-    return [_shares(_product(op, a0 + a1, b0 + b1, options), user)]
+    return [share_for_keeper(_product(op, a0 + a1, b0 + b1, options), user)], []
 
 
 def _take_triple(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -112,9 +141,9 @@ def _take_triple(request: Request, rank: int, stream: Stream, corrections: Seque
 # --- square: [r], [r * r] -------------------------------------------------------------------------------------------
 
 
-def _deal_square(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_square(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     r = keeper.words(request.shapes[0]) + user.words(request.shapes[0])
-    return [_shares(r * r, user)]
+    return [share_for_keeper(r * r, user)], []
 
 
 def _take_square(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -125,11 +154,11 @@ def _take_square(request: Request, rank: int, stream: Stream, corrections: Seque
 # --- and: xor-shares of words a, b and a & b ------------------------------------------------------------------------
 
 
-def _deal_and(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_and(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     a0, b0 = (keeper.words(s) for s in request.shapes)
     a1, b1 = (user.words(s) for s in request.shapes)
     c = (a0 ^ a1) & (b0 ^ b1)
-    return [c ^ user.words(c.shape)]
+    return [c ^ user.words(c.shape)], []
 
 
 def _take_and(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -140,9 +169,9 @@ def _take_and(request: Request, rank: int, stream: Stream, corrections: Sequence
 # --- bit: a random bit as xor-sharing and as arithmetic sharing -----------------------------------------------------
 
 
-def _deal_bit(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_bit(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     (shape,) = request.shapes
-    return [_shares((keeper.words(shape) & 1) ^ (user.words(shape) & 1), user)]
+    return [share_for_keeper((keeper.words(shape) & 1) ^ (user.words(shape) & 1), user)], []
 
 
 def _take_bit(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -154,14 +183,17 @@ def _take_bit(request: Request, rank: int, stream: Stream, corrections: Sequence
 # --- truncation by option bits: [r], [R] with R = r >> bits (logical), [m] with m the top bit of r ------------------
 
 
-def _bits(request: Request) -> int:
+def bits_of(request: Request) -> int:
     return int(dict(request.options)["bits"])
 
 
-def _deal_truncation(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_truncation(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     (shape,) = request.shapes
     r = keeper.words(shape) + user.words(shape)
-    return [_shares(ring.shift_right_logical(r, _bits(request)), user), _shares(ring.top_bit(r), user)]
+    return [
+        share_for_keeper(ring.shift_right_logical(r, bits_of(request)), user),
+        share_for_keeper(ring.top_bit(r), user),
+    ], []
 
 
 def _take_truncation(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -174,9 +206,9 @@ def _take_truncation(request: Request, rank: int, stream: Stream, corrections: S
 # --- input: the user's mask a; the keeper has no part ---------------------------------------------------------------
 
 
-def _deal_input(request: Request, keeper: Stream, user: Stream, _: Secrets | None) -> list[Tensor]:
+def _deal_input(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
     user.words(request.shapes[0])
-    return []
+    return [], []
 
 
 def _take_input(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -186,13 +218,14 @@ def _take_input(request: Request, rank: int, stream: Stream, corrections: Sequen
 # --- key_gate: the user's mask a, and [m], [m p], [m a]; shapes: the batch ------------------------------------------
 
 
-def _deal_key_gate(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
+def _deal_key_gate(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
     (shape,) = request.shapes
     a = user.words(shape)
     m, mp = (torch.zeros(shape[1:], dtype=torch.int64),) * 2
+    secrets = dealing.secrets
     if secrets is not None:
         m, mp = secrets.gate_mask, secrets.gate_pattern
-    return [_shares(m, user), _shares(mp, user), _shares(m * a, user)]
+    return [share_for_keeper(m, user), share_for_keeper(mp, user), share_for_keeper(m * a, user)], []
 
 
 def _take_key_gate(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -205,9 +238,9 @@ def _take_key_gate(request: Request, rank: int, stream: Stream, corrections: Seq
 # --- output_gate of option task: [r], [o], [o R], [o m], [(1 - o) n] ------------------------------------------------
 
 
-def _deal_output_gate(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
+def _deal_output_gate(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
     (shape,) = request.shapes
-    task = str(dict(request.options)["task"])
+    task, secrets = str(dict(request.options)["task"]), dealing.secrets
     is_open = secrets is None or secrets.is_open[task]
     r = keeper.words(shape) + user.words(shape)
     o = torch.tensor(int(is_open))
@@ -215,10 +248,10 @@ def _deal_output_gate(request: Request, keeper: Stream, user: Stream, secrets: S
     if secrets is not None and task in secrets.noise:
         # Drawn for an open task as well: the time to deal must not tell which tasks are open.
         noise = secrets.noise[task](shape[0]) * (1 - o)
-    bits = _bits(request)
+    bits = bits_of(request)
     R = ring.shift_right_logical(r, bits) if bits else r
     values = [o, o * R, o * ring.top_bit(r), noise]
-    return [_shares(value, user) for value in values]
+    return [share_for_keeper(value, user) for value in values], []
 
 
 def _take_output_gate(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -229,47 +262,56 @@ def _take_output_gate(request: Request, rank: int, stream: Stream, corrections: 
     return r, stream.words(()), stream.words(shape), stream.words(shape), stream.words(shape)
 
 
-# The keeper's part of each kind by shapes: what a recorder hands out instead of values.
-Shapes = Callable[[Request], Sequence[Shape]]
-
-KINDS: dict[str, tuple[Deal, Take, int, Shapes]] = {
-    # kind: (deal, take, number of corrections, shapes of the keeper's part, whose last ones are the corrections)
-    "triple": (_deal_triple, _take_triple, 1, lambda q: (*q.shapes, _product_shape(q))),
-    "square": (_deal_square, _take_square, 1, lambda q: q.shapes * 2),
-    "and": (_deal_and, _take_and, 1, lambda q: (*q.shapes, np.broadcast_shapes(*q.shapes))),
-    "bit": (_deal_bit, _take_bit, 1, lambda q: q.shapes * 2),
-    "truncation": (_deal_truncation, _take_truncation, 2, lambda q: q.shapes * 3),
-    "input": (_deal_input, _take_input, 0, lambda q: ()),
-    "key_gate": (_deal_key_gate, _take_key_gate, 3, lambda q: (q.shapes[0][1:], q.shapes[0][1:], q.shapes[0])),
-    "output_gate": (_deal_output_gate, _take_output_gate, 4, lambda q: (q.shapes[0], (), *q.shapes * 3)),
+KINDS: dict[str, Kind] = {
+    "triple": Kind(
+        _deal_triple, _take_triple, lambda q: [_product_shape(q)], part=lambda q: [*q.shapes, _product_shape(q)]
+    ),
+    "square": Kind(_deal_square, _take_square, lambda q: q.shapes, part=lambda q: q.shapes * 2),
+    "and": Kind(
+        _deal_and,
+        _take_and,
+        lambda q: [np.broadcast_shapes(*q.shapes)],
+        part=lambda q: [*q.shapes, np.broadcast_shapes(*q.shapes)],
+    ),
+    "bit": Kind(_deal_bit, _take_bit, lambda q: q.shapes, part=lambda q: q.shapes * 2),
+    "truncation": Kind(_deal_truncation, _take_truncation, lambda q: q.shapes * 2, part=lambda q: q.shapes * 3),
+    "input": Kind(_deal_input, _take_input, lambda q: ()),
+    "key_gate": Kind(
+        _deal_key_gate,
+        _take_key_gate,
+        lambda q: [q.shapes[0][1:], q.shapes[0][1:], q.shapes[0]],
+        part=lambda q: [q.shapes[0][1:], q.shapes[0][1:], q.shapes[0]],
+    ),
+    "output_gate": Kind(
+        _deal_output_gate,
+        _take_output_gate,
+        lambda q: [(), *q.shapes * 3],
+        part=lambda q: [q.shapes[0], (), *q.shapes * 3],
+    ),
 }
 
 
-def deal(request: Request, keeper: Stream, user: Stream, secrets: Secrets | None) -> list[Tensor]:
-    """Return the keeper's corrections for one request and advance both streams.
+def deal(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
+    """Return one request's corrections for the keeper and for both parties, and advance both streams.
 
-    Security: each correction is a value minus a fresh draw of the user's stream, hence uniform to
-    the keeper, who does not know that stream.
+    Security: each correction of the keeper is a value minus a fresh draw of the user's stream, hence
+    uniform to the keeper, who does not know that stream; what both get is as its kind says.
     """
-    return KINDS[request.kind][0](request, keeper, user, secrets)
+    return KINDS[request.kind].deal(request, keeper, user, dealing)
 
 
 def take(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return one party's part of a request and advance its stream."""
-    return KINDS[request.kind][1](request, rank, stream, corrections)
+    return KINDS[request.kind].take(request, rank, stream, corrections)
 
 
-def n_corrections(request: Request) -> int:
-    """Return how many tensors `deal` makes for the request."""
-    return KINDS[request.kind][2]
+def correction_shapes(request: Request, rank: int) -> list[Shape]:
+    """Return the shapes of the corrections that a party gets for a request."""
+    kind = KINDS[request.kind]
+    own = list(kind.to_keeper(request)) if rank == KEEPER else []
+    return [tuple(shape) for shape in (*own, *kind.to_both(request))]
 
 
 def part_shapes(request: Request) -> Sequence[Shape]:
-    """Return the shapes of the keeper's part of a request."""
-    return KINDS[request.kind][3](request)
-
-
-def correction_shapes(request: Request) -> Sequence[Shape]:
-    """Return the shapes of the corrections of a request."""
-    n = n_corrections(request)
-    return [tuple(shape) for shape in part_shapes(request)[len(part_shapes(request)) - n :]]
+    """Return the shapes of the keeper's part of a request, for a recorder."""
+    return KINDS[request.kind].part(request)

@@ -2,10 +2,9 @@
 
 At the start of a session the dealer draws one seed for each party. Prediction number i uses the
 streams derived from those seeds for i alone; numbers only grow, so that no correlation is dealt
-twice. Only corrections travel afterwards, and only to the keeper.
+twice. Only corrections travel afterwards: shares to the keeper alone, comparison keys to both.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from protocols import correlation
 from protocols.channel import Link
-from protocols.correlation import KEEPER, USER, Request, Secrets
+from protocols.correlation import KEEPER, USER, Dealing, Dealt, Request
 from protocols.errors import DealerError, IntegrityError
-from protocols.party import Hand
 from protocols.prg import Stream, fresh_seed
+from protocols.program import Program
 
 # Corrections are sent as they are made, in frames of about this size.
 FRAME_BYTES = 1 << 23
@@ -66,8 +65,12 @@ class TrustedDealer:
         for link, seed in ((keeper, self._seeds[KEEPER]), (user, self._seeds[USER])):
             link.send("seed", None, [np.frombuffer(seed, dtype=np.uint8)])
 
-    def deal(self, prediction: int, listed: Sequence[Request], secrets: Secrets | None) -> Iterator[Tensor]:
-        """Make the keeper's corrections of one prediction, in order.
+    def masks(self, model: int, program: Program) -> dict[str, Tensor]:
+        """Return the masks of a model's weights, which the keeper draws as well."""
+        return weight_masks(self._seeds[KEEPER], model, program)
+
+    def deal(self, prediction: int, listed: Sequence[Request], dealing: Dealing) -> Iterator[Dealt]:
+        """Make the corrections of one prediction, request by request.
 
         Raises:
             DealerError: the number has been dealt, or a later one has.
@@ -76,22 +79,43 @@ class TrustedDealer:
             raise DealerError(f"prediction {prediction} has been dealt already: correlations are never dealt twice")
         self._last = prediction
         keeper, user = (stream_of(seed, prediction) for seed in self._seeds)
-        return itertools.chain.from_iterable(correlation.deal(q, keeper, user, secrets) for q in listed)
+        return (correlation.deal(q, keeper, user, dealing) for q in listed)
 
 
-def send_corrections(link: Link, prediction: int, corrections: Iterator[Tensor]) -> None:
-    """Send corrections to the keeper while they are made."""
-    frame: list[np.ndarray] = []
-    for tensor in corrections:
-        frame.append(tensor.numpy())
-        if sum(a.nbytes for a in frame) >= FRAME_BYTES:
-            link.send("corrections", {"prediction": prediction, "last": False}, frame)
-            frame = []
-    link.send("corrections", {"prediction": prediction, "last": True}, frame)
+def weight_masks(seed: bytes, model: int, program: Program) -> dict[str, Tensor]:
+    """Return a mask for each parameter, drawn from the keeper's seed: known to keeper and dealer alone."""
+    return {name: Stream(seed).derive(f"weights {model} {name}").words(shape) for name, shape in program.params.items()}
 
 
-def receive_hand(link: Link, seed: bytes, prediction: int, listed: Sequence[Request]) -> Hand:
-    """Return the keeper's hand of one prediction, once all its corrections are here."""
+class _Outbox:
+    """Collects the corrections of one party into frames."""
+
+    def __init__(self, link: Link, prediction: int) -> None:
+        self._link, self._prediction = link, prediction
+        self._frame: list[np.ndarray] = []
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        self._frame += [t.numpy() for t in tensors]
+        if sum(a.nbytes for a in self._frame) >= FRAME_BYTES:
+            self.flush(last=False)
+
+    def flush(self, *, last: bool) -> None:
+        self._link.send("corrections", {"prediction": self._prediction, "last": last}, self._frame)
+        self._frame = []
+
+
+def send_corrections(keeper: Link, user: Link, prediction: int, dealt: Iterator[Dealt]) -> None:
+    """Send corrections to both parties while they are made."""
+    to_keeper, to_user = _Outbox(keeper, prediction), _Outbox(user, prediction)
+    for own, common in dealt:
+        to_keeper.add([*own, *common])
+        to_user.add(common)
+    to_keeper.flush(last=True)
+    to_user.flush(last=True)
+
+
+def receive_corrections(link: Link, rank: int, prediction: int, listed: Sequence[Request]) -> list[Tensor]:
+    """Return a party's corrections of one prediction, once all are here."""
     corrections: list[Tensor] = []
     last = False
     while not last:
@@ -100,10 +124,10 @@ def receive_hand(link: Link, seed: bytes, prediction: int, listed: Sequence[Requ
             raise DealerError(f"the dealer must deal prediction {prediction}; got another number")
         corrections += [torch.from_numpy(a) for a in message.arrays]
         last = bool(message.meta.get("last"))
-    shapes = [shape for q in listed for shape in correlation.correction_shapes(q)]
+    shapes = [shape for q in listed for shape in correlation.correction_shapes(q, rank)]
     if [tuple(c.shape) for c in corrections] != shapes or any(c.dtype != torch.int64 for c in corrections):
         raise DealerError(f"the dealer's corrections of prediction {prediction} must fit the plan; they do not")
-    return Hand(KEEPER, stream_of(seed, prediction), listed, corrections)
+    return corrections
 
 
 def receive_seed(link: Link) -> bytes:

@@ -4,7 +4,7 @@ Two parties compute: the keeper (rank 0) and the user (rank 1). A value is share
 x = x0 + x1 mod 2**64; a `Tensor` inside `protocols` is always one party's share of that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,6 +48,7 @@ class Party:
         correlations: this party's parts, made by the dealer.
         previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
         local: this party's own randomness.
+        dry: whether this is a recorder's run, on tensors that have shapes and no values.
     """
 
     rank: int
@@ -56,25 +57,37 @@ class Party:
     previous: Stream = field(repr=False)
     following: Stream = field(repr=False)
     local: Stream = field(repr=False)
+    dry: bool = False
 
 
 @dataclass
 class Hand:
-    """The parts of one prediction that a party holds: a stream, and for the keeper the corrections.
+    """A party's parts of all correlations of one prediction, expanded before the prediction starts.
 
     Args:
         rank: 0 keeper, 1 user.
         stream: this prediction's stream, which the dealer expands as well.
         expected: the requests in order, as the dealer dealt them.
-        corrections: for the keeper, what `correlation.deal` made, in order.
+        corrections: what the dealer sent to this party, in order.
+        finish: applied to each request and part; a linear layer computes there what it can before the input is known.
     """
 
     rank: int
     stream: Stream = field(repr=False)
     expected: Sequence[Request]
     corrections: Sequence[Tensor] = field(repr=False, default=())
-    _next: int = 0
-    _used: int = 0
+    finish: Callable[[Request, tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda request, part: part
+
+    def __post_init__(self) -> None:
+        self._next = 0
+        self._parts: list[tuple[Tensor, ...] | None] = []
+        used = 0
+        for request in self.expected:
+            n = len(correlation.correction_shapes(request, self.rank))
+            part = correlation.take(request, self.rank, self.stream, self.corrections[used : used + n])
+            self._parts.append(self.finish(request, part))
+            used += n
+        self.corrections = ()
 
     def take(self, request: Request) -> tuple[Tensor, ...]:
         """Return this party's part of the next request.
@@ -85,16 +98,15 @@ class Hand:
         if self._next >= len(self.expected):
             raise DealerError(f"the dealer must have one more correlation; asked for {request.kind} {request.shapes}")
         dealt = self.expected[self._next]
-        if dealt != request:
+        part = self._parts[self._next]
+        if dealt != request or part is None:
             raise DealerError(
                 f"correlation {self._next} must be {request.kind} {request.shapes}; "
                 f"the dealer made {dealt.kind} {dealt.shapes}"
             )
+        self._parts[self._next] = None
         self._next += 1
-        n = correlation.n_corrections(request) if self.rank == KEEPER else 0
-        part = self.corrections[self._used : self._used + n]
-        self._used += n
-        return correlation.take(request, self.rank, self.stream, part)
+        return part
 
 
 @costs(lambda n: Cost(rounds=1, payload_bytes=8 * n))

@@ -163,7 +163,7 @@ def requests(plan: Plan) -> list[Request]:
     """
     recorder = _Recorder()
     nothing = Stream(bytes(16))  # draws no secret: meta tensors take no values
-    party = Party(KEEPER, _Silence(), recorder, nothing, nothing, nothing)
+    party = Party(KEEPER, _Silence(), recorder, nothing, nothing, nothing, dry=True)
     weights = {name: _empty(shape) for name, shape in plan.program.params.items()}
     run(party, plan, weights, dict.fromkeys(plan.program.inputs), Probe())
     return recorder.requests

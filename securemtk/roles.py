@@ -22,10 +22,18 @@ from torch import Tensor
 
 from protocols import ring, runner
 from protocols.channel import Credentials, Link, Listener, Watch, connect, describe_error
-from protocols.correlation import KEEPER, Request, Secrets
-from protocols.dealer import TrustedDealer, pack, receive_hand, receive_seed, send_corrections, unpack
+from protocols.correlation import KEEPER, Dealing, Request, Secrets
+from protocols.dealer import (
+    TrustedDealer,
+    pack,
+    receive_corrections,
+    receive_seed,
+    send_corrections,
+    stream_of,
+    unpack,
+)
 from protocols.errors import InputError, KeyRefused, PeerLost, ProtocolAbort, SecureError
-from protocols.party import Party
+from protocols.party import Hand, Party
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import Plan, Probe
@@ -118,7 +126,8 @@ class Keeper:
         if deal.meta["requests"] is not None:
             self._plans[number, protocol, batch] = unpack(deal.meta["requests"])
         listed = self._plans[number, protocol, batch]
-        hand = receive_hand(self._authority, self._seed, prediction, listed)
+        corrections = receive_corrections(self._authority, KEEPER, prediction, listed)
+        hand = Hand(KEEPER, stream_of(self._seed, prediction), listed, corrections)
         self._user.send("ready", {"prediction": prediction, "bytes": _traffic(self._authority) - before})
         self._user.enter("online")
         party = Party(KEEPER, TensorWire(self._user), hand, *_zero_streams(self._zero_seeds, prediction), Stream())
@@ -213,7 +222,8 @@ class Authority:
         answer = {"prediction": prediction, "requests": packed}
         self._user.send("deal", answer)
         self._keeper.send("deal", answer)
-        send_corrections(self._keeper, prediction, self._dealer.deal(prediction, self._plans[key], secrets))
+        dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets))
+        send_corrections(self._keeper, self._user, prediction, dealt)
 
     def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:
         manifest = model.manifest

@@ -19,7 +19,7 @@ from torch import Tensor
 from protocols import ring, runner
 from protocols.channel import Link, Watch, connect, issue
 from protocols.correlation import USER, Request
-from protocols.dealer import receive_seed, stream_of, unpack
+from protocols.dealer import receive_corrections, receive_seed, stream_of, unpack
 from protocols.errors import InputError, ProtocolAbort, RangeError, SecureError, ShapeError
 from protocols.party import Hand, Party
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -430,8 +430,10 @@ class Session:
         self._keeper.send("request", {"task": "predict"} | common)
         if deal.meta["requests"] is not None:
             self._plans[model._number, batch] = unpack(deal.meta["requests"])
+        listed = self._plans[model._number, batch]
+        corrections = receive_corrections(self._authority, USER, prediction, listed)
+        hand = Hand(USER, stream_of(self._seed, prediction), listed, corrections)
         ready = self._keeper.recv("ready")
-        hand = Hand(USER, stream_of(self._seed, prediction), self._plans[model._number, batch])
         return hand, _total(self._keeper) + _total(self._authority) + int(ready.meta["bytes"])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protocols import correlation
-from protocols.correlation import Request, Secrets
+from protocols.correlation import Dealing, Request, Secrets
 from protocols.errors import PeerLost
 from protocols.party import Hand, Party
 from protocols.prg import Stream
@@ -52,8 +52,10 @@ def hands(requests: Sequence[Request], secrets: Secrets | None = None) -> tuple[
     """Deal `requests` afresh: the keeper's and the user's hand."""
     keeper, user = Stream(), Stream()
     k, u = keeper.derive("hand"), user.derive("hand")
-    corrections = [c for q in requests for c in correlation.deal(q, k, u, secrets)]
-    return Hand(0, keeper.derive("hand"), requests, corrections), Hand(1, user.derive("hand"), requests)
+    dealt = [correlation.deal(q, k, u, Dealing(secrets)) for q in requests]
+    to_keeper = [c for own, common in dealt for c in (*own, *common)]
+    to_user = [c for _, common in dealt for c in common]
+    return Hand(0, keeper.derive("hand"), requests, to_keeper), Hand(1, user.derive("hand"), requests, to_user)
 
 
 def simulate(requests: Sequence[Request], program: Callable[[Party], T], secrets: Secrets | None = None) -> list[T]:
