@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from protocols import correlation, engine, gate, stock
+from protocols import correlation, engine, fss, gate, stock
 from protocols.correlation import KEEPER, Request
 from protocols.errors import UnsupportedError
 from protocols.party import Party, reveal_to_user, share_input
@@ -17,7 +17,7 @@ from protocols.prg import Stream
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
 
-PROTOCOLS: dict[str, ModuleType] = {"crypten": stock}
+PROTOCOLS: dict[str, ModuleType] = {"fss": fss, "crypten": stock}
 
 
 def protocol_module(name: str) -> ModuleType:

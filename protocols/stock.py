@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from protocols import engine, ring
-from protocols.correlation import KEEPER
+from protocols.correlation import KEEPER, Request
 from protocols.party import Party, truncate
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
@@ -62,6 +62,16 @@ def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> 
     late = {name for layer in program.layers for role, name in layer.params.items() if role in ("bias", "shift")}
     bits = {name: 2 * FRAC_BITS if name in late else FRAC_BITS for name in program.params}
     return {name: ring.encode(params[name], bits[name], what=f"parameter {name!r}") for name in program.params}
+
+
+def masked_names(program: Program) -> list[str]:
+    """Return the parameters that the keeper sends once, masked: none here."""
+    return []
+
+
+def finish(request: Request, part: tuple[Tensor, ...], masked: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Do the user's work on one correlation before the input is known: none here."""
+    return part
 
 
 # --- linear ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from protocols.dealer import (
     send_corrections,
     stream_of,
     unpack,
+    weight_masks,
 )
 from protocols.errors import InputError, KeyRefused, PeerLost, ProtocolAbort, SecureError
 from protocols.party import Hand, Party
@@ -58,7 +59,7 @@ class KeptModel:
 
     program: Program
     gated: bool
-    weights: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    weights: Mapping[str, Tensor] = field(repr=False)
 
 
 class Keeper:
@@ -101,19 +102,24 @@ class Keeper:
             manifest, data = (None, arrays[0].tobytes()) if arrays else read_model(str(meta["path"]))
             imported = load_onnx(data)
             program = imported.program
-            weights = {"crypten": runner.protocol_module("crypten").share_weights(program, imported.params)}
+            protocol = runner.protocol_module(str(meta["protocol"]))
+            weights = protocol.share_weights(program, imported.params)
         except SecureError as error:
             self._user.refuse(error)
             return
         gated = manifest is not None and any(task.secured for task in manifest.tasks)
+        number = len(self._models)
         self._models.append(KeptModel(program, gated, weights))
         public = {
-            "model": len(self._models) - 1,
+            "model": number,
             "program": program.to_json(),
             "manifest": None if manifest is None else manifest.to_json(),
         }
         self._authority.send("model", public)
         self._user.send("model", public)
+        names = protocol.masked_names(program)
+        masks = weight_masks(self._seed, number, program)
+        self._user.send("weights", None, [(weights[name] - masks[name]).numpy() for name in names])
 
     def _predict(self, meta: Mapping[str, Any]) -> None:
         prediction, number = int(meta["prediction"]), int(meta["model"])
@@ -133,7 +139,7 @@ class Keeper:
         party = Party(KEEPER, TensorWire(self._user), hand, *_zero_streams(self._zero_seeds, prediction), Stream())
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
         plan = Plan(model.program, protocol, batch, model.gated)
-        runner.run(party, plan, model.weights[protocol], dict.fromkeys(model.program.inputs), probe)
+        runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
 
 
@@ -156,6 +162,7 @@ class KnownModel:
 
     program: Program
     manifest: Manifest | None
+    masks: Mapping[str, Tensor] = field(repr=False)
 
     @property
     def gated(self) -> bool:
@@ -201,7 +208,8 @@ class Authority:
         self._step("load")
         meta = self._keeper.recv("model").meta
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
-        self._models.append(KnownModel(Program.from_json(str(meta["program"])), manifest))
+        program = Program.from_json(str(meta["program"]))
+        self._models.append(KnownModel(program, manifest, self._dealer.masks(int(meta["model"]), program)))
         self._user.send("loaded")
 
     def _prepare(self, meta: Mapping[str, Any]) -> None:
@@ -222,7 +230,7 @@ class Authority:
         answer = {"prediction": prediction, "requests": packed}
         self._user.send("deal", answer)
         self._keeper.send("deal", answer)
-        dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets))
+        dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets, model.masks))
         send_corrections(self._keeper, self._user, prediction, dealt)
 
     def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:

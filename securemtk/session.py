@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from protocols import ring, runner
 from protocols.channel import Link, Watch, connect, issue
 from protocols.correlation import USER, Request
 from protocols.dealer import receive_corrections, receive_seed, stream_of, unpack
-from protocols.errors import InputError, ProtocolAbort, RangeError, SecureError, ShapeError
+from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeError, SecureError, ShapeError
 from protocols.party import Hand, Party
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
@@ -83,9 +84,17 @@ class Model:
     Made by `Session.load`.
     """
 
-    def __init__(self, session: "Session", number: int, program: Program, manifest: Manifest | None) -> None:
+    def __init__(
+        self,
+        session: "Session",
+        number: int,
+        program: Program,
+        manifest: Manifest | None,
+        masked: Mapping[str, Tensor],
+    ) -> None:
         self._session = session
         self._number = number
+        self._masked = masked
         self.program = program
         self.manifest = manifest
 
@@ -181,7 +190,8 @@ class Session:
 
     Args:
         config: addresses, time limits, threads.
-        protocol: "crypten" (CrypTen's protocols with our dealer and randomness).
+        protocol: "fss" (comparison keys, two parties and the dealer) or "crypten" (CrypTen's protocols with our
+            dealer and randomness, much slower).
         keys: folder of `*.key` files, or a list of files and folders, that the authority may grant;
             only their paths pass through this process.
         passphrase: of the keys, where they have one.
@@ -195,7 +205,7 @@ class Session:
         self,
         config: Config | None = None,
         *,
-        protocol: str = "crypten",
+        protocol: str = "fss",
         keys: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         passphrase: str | None = None,
         timeout_s: float | None = None,
@@ -349,17 +359,26 @@ class Session:
                 raise
 
     def _load(self, source: str | os.PathLike[str] | bytes) -> Model:
+        request = {"task": "load", "protocol": self._protocol}
         if isinstance(source, bytes):
-            self._keeper.send("request", {"task": "load"}, [np.frombuffer(source, dtype=np.uint8)])
+            self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8)])
         else:
-            self._keeper.send("request", {"task": "load", "path": str(Path(source).resolve())})
+            self._keeper.send("request", request | {"path": str(Path(source).resolve())})
         meta = self._keeper.recv("model").meta
         self._authority.send("request", {"task": "load"})
         self._authority.recv("loaded")
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
-        model = Model(self, int(meta["model"]), Program.from_json(str(meta["program"])), manifest)
+        program = Program.from_json(str(meta["program"]))
+        model = Model(self, int(meta["model"]), program, manifest, self._masked_weights(program))
         self._models.append(model)
         return model
+
+    def _masked_weights(self, program: Program) -> dict[str, Tensor]:
+        names = runner.protocol_module(self._protocol).masked_names(program)
+        arrays = self._keeper.recv("weights").arrays
+        if [a.shape for a in arrays] != [program.params[name] for name in names]:
+            raise IntegrityError("the keeper must send the masked weights of its program; their shapes differ")
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     def _predict(self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
         n = len(next(iter(inputs.values())))
@@ -432,7 +451,8 @@ class Session:
             self._plans[model._number, batch] = unpack(deal.meta["requests"])
         listed = self._plans[model._number, batch]
         corrections = receive_corrections(self._authority, USER, prediction, listed)
-        hand = Hand(USER, stream_of(self._seed, prediction), listed, corrections)
+        finish = partial(runner.protocol_module(self._protocol).finish, masked=model._masked)
+        hand = Hand(USER, stream_of(self._seed, prediction), listed, corrections, finish)
         ready = self._keeper.recv("ready")
         return hand, _total(self._keeper) + _total(self._authority) + int(ready.meta["bytes"])
 

@@ -48,24 +48,27 @@ class MemoryWire:
         return self.recv(kind, tensor.shape)
 
 
-def hands(requests: Sequence[Request], secrets: Secrets | None = None) -> tuple[Hand, Hand]:
-    """Deal `requests` afresh: the keeper's and the user's hand."""
+def hands(requests: Sequence[Request], dealing: Dealing | None = None, finish=None) -> tuple[Hand, Hand]:
+    """Deal `requests` afresh: the keeper's and the user's hand; `finish` is the user's work ahead."""
     keeper, user = Stream(), Stream()
     k, u = keeper.derive("hand"), user.derive("hand")
-    dealt = [correlation.deal(q, k, u, Dealing(secrets)) for q in requests]
+    dealt = [correlation.deal(q, k, u, dealing or Dealing()) for q in requests]
     to_keeper = [c for own, common in dealt for c in (*own, *common)]
     to_user = [c for _, common in dealt for c in common]
-    return Hand(0, keeper.derive("hand"), requests, to_keeper), Hand(1, user.derive("hand"), requests, to_user)
+    more = {} if finish is None else {"finish": finish}
+    return Hand(0, keeper.derive("hand"), requests, to_keeper), Hand(1, user.derive("hand"), requests, to_user, **more)
 
 
-def simulate(requests: Sequence[Request], program: Callable[[Party], T], secrets: Secrets | None = None) -> list[T]:
+def simulate(
+    requests: Sequence[Request], program: Callable[[Party], T], secrets: Secrets | None = None, masks=None, finish=None
+) -> list[T]:
     """Run `program(party)` as both parties with the correlations of `requests`; return both results."""
     up, down = queue.Queue(), queue.Queue()
     wires = [MemoryWire(down, up), MemoryWire(up, down)]
     forth, back = Stream(), Stream()
     zeros = [(forth.derive("z"), back.derive("z")), (back.derive("z"), forth.derive("z"))]
     parties = [
-        Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(hands(requests, secrets))
+        Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(hands(requests, Dealing(secrets, masks or {}), finish))
     ]
     results: list = [None, None]
     errors: list[BaseException] = []

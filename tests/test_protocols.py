@@ -10,6 +10,7 @@ from simulate import simulate
 from protocols import plain, ring, runner
 from protocols.correlation import USER, Secrets
 from protocols.errors import IntegrityError, UnsupportedError
+from protocols.prg import Stream
 from protocols.program import OPERATORS, Layer, Program
 
 RNG = np.random.default_rng(0)
@@ -101,6 +102,9 @@ def secure(protocol, program, params, inputs, gated=False, secrets=None):
     batch = len(next(iter(inputs.values())))
     plan = runner.Plan(program, protocol, batch, gated)
     module = runner.protocol_module(protocol)
+    masks = {name: Stream().words(shape) for name, shape in program.params.items()}
+    own = module.share_weights(program, params)
+    masked = {name: own[name] - masks[name] for name in module.masked_names(program)}
 
     def party_program(party):
         weights = module.share_weights(program, params if party.rank != USER else None)
@@ -108,7 +112,10 @@ def secure(protocol, program, params, inputs, gated=False, secrets=None):
         probe = runner.Probe(lambda: (party.wire.bytes, party.wire.clock))
         return runner.run(party, plan, weights, given, probe), party.wire.clock
 
-    (nothing, _), (out, rounds) = simulate(runner.requests(plan), party_program, secrets)
+    def finish(request, part):
+        return module.finish(request, part, masked)
+
+    (nothing, _), (out, rounds) = simulate(runner.requests(plan), party_program, secrets, masks, finish)
     assert set(nothing.values()) == {None}
     return {k: ring.decode(v) for k, v in out.items()}, rounds
 
