@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import correlation, dcf, fused, ring
-from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, share_for_keeper
+from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
 from protocols.cost import Cost, costs
+from protocols.errors import UnsupportedError
 from protocols.party import Party
 from protocols.prg import Stream
 
@@ -59,124 +60,144 @@ def _random_bits(keeper: Stream, user: Stream, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(bits.astype(np.int64)).reshape(tuple(shape))
 
 
-def _skip_bits(stream: Stream, shape: Sequence[int]) -> None:
-    stream.words(((int(np.prod(shape)) + 63) // 64,))
+def _skip_bits(stream: Stream, n: int) -> None:
+    stream.words(((n + 63) // 64,))
 
 
-# --- sign: of one value. Part: [r], [beta], [beta R], and with bits [R], [m], [beta m]; seeds; keys -----------------
+def _lanes(*carries: Tensor | None) -> Tensor:
+    """Pack up to four tensors of bits into the 16-bit lanes of one word each."""
+    shape = next(c for c in carries if c is not None).shape
+    lanes = torch.zeros((*shape, 4), dtype=torch.int16)
+    for i, carry in enumerate(carries):
+        if carry is not None:
+            lanes[..., i] = carry.to(torch.int16)
+    return lanes.view(torch.int64).squeeze(-1)
+
+
+def _share_lanes(lanes: Tensor, user: Stream) -> Tensor:
+    """Return the keeper's share, lane by lane mod 2**16, for a user's share drawn from its stream."""
+    mask = user.words(lanes.shape)
+    difference = lanes.unsqueeze(-1).view(torch.int16) - mask.unsqueeze(-1).view(torch.int16)
+    return difference.view(torch.int64).squeeze(-1)
+
+
+def _cut(request: Request) -> bool:
+    """Return whether values are truncated; only by FRAC_BITS, which the fused steps are written for."""
+    bits = correlation.bits_of(request)
+    if bits not in (0, fused.BITS):
+        raise UnsupportedError(f"a comparison truncates by 0 or {fused.BITS} bits; got {bits}")
+    return bits > 0
+
+
+def _take(
+    request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor], shares: Sequence[Shape], n_keys: int
+) -> tuple[Tensor, ...]:
+    """A party's part: [r], its seeds, the correction words, then the shares in order."""
+    r = stream.words(request.shapes[0])
+    _skip_bits(stream, n_keys)
+    seeds = torch.from_numpy(dcf.seeds(stream, n_keys).view(np.int64))
+    if rank == KEEPER:
+        return (r, seeds, *corrections[len(shares) :], *corrections[: len(shares)])
+    return (r, seeds, *corrections, *(stream.words(s) for s in shares))
+
+
+# --- sign: of each value. Shares: [beta], [beta R]; where it is cut also [R] and the lanes m, -, -, beta m ------------
+
+
+def _sign_shapes(request: Request) -> list[Shape]:
+    return [request.shapes[0]] * (4 if _cut(request) else 2)
 
 
 def _deal_sign(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
     (shape,) = request.shapes
-    bits = correlation.bits_of(request)
+    cut = _cut(request)
     r = keeper.words(shape) + user.words(shape)
     beta = _random_bits(keeper, user, shape)
-    R = ring.shift_right_logical(r, bits) if bits else r
+    R = ring.shift_right_logical(r, fused.BITS) if cut else r
     keys = _make_keys(R, beta, keeper, user)
-    values = [beta, beta * R]
-    if bits:
+    shares = [share_for_keeper(v, user) for v in (beta, beta * R)]
+    if cut:
         m = ring.top_bit(r)
-        values += [R, m, beta * m]
-    return [share_for_keeper(v, user) for v in values], keys
+        shares += [share_for_keeper(R, user), _share_lanes(_lanes(m, None, None, beta * m), user)]
+    return shares, keys
 
 
 def _take_sign(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return _take(request, rank, stream, corrections, _sign_shapes(request), int(np.prod(request.shapes[0])))
+
+
+correlation.KINDS["sign"] = Kind(_deal_sign, _take_sign, _sign_shapes, lambda q: _key_shapes(int(np.prod(q.shapes[0]))))
+
+
+# --- pairs: element i with element i + w // 2 of the first axis, of length w. Shares: [beta], [beta dR]; where it is
+# cut also [R] and the lanes ma, mb, beta ma, beta mb; for an odd w the last element's m in lane 0 --------------------
+
+
+def _pair_shape(request: Request) -> Shape:
+    width, *rest = request.shapes[0]
+    return (width // 2, *rest)
+
+
+def _pairs_shapes(request: Request) -> list[Shape]:
     (shape,) = request.shapes
-    n_values = 5 if correlation.bits_of(request) else 2
-    r = stream.words(shape)
-    _skip_bits(stream, shape)
-    seeds = torch.from_numpy(dcf.seeds(stream, r.numel()).view(np.int64))
-    if rank == KEEPER:
-        return (r, *corrections[:n_values], seeds, *corrections[n_values:])
-    return (r, *(stream.words(shape) for _ in range(n_values)), seeds, *corrections)
-
-
-correlation.KINDS["sign"] = Kind(
-    _deal_sign,
-    _take_sign,
-    lambda q: q.shapes * (5 if correlation.bits_of(q) else 2),
-    lambda q: _key_shapes(int(np.prod(q.shapes[0]))),
-)
-
-
-# --- opening: [r], [R], [m] of values whose pairs are compared; R and m are kept by the dealer for `pair` -----------
-# A pair request carries the whole group: it is dealt together, so that the dealer knows both masks.
-
-
-def _pair_masks(R: Tensor) -> tuple[Tensor, Tensor]:
-    half = R.shape[-1] // 2
-    return R[..., :half], R[..., half : 2 * half]
+    pairs = _pair_shape(request)
+    if not _cut(request):
+        return [pairs, pairs]
+    odd = [(1, *shape[1:])] if shape[0] % 2 else []
+    return [pairs, pairs, shape, pairs, *odd]
 
 
 def _deal_pairs(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
     (shape,) = request.shapes
-    bits, half = correlation.bits_of(request), shape[-1] // 2
-    pairs = (*shape[:-1], half)
+    cut, half = _cut(request), shape[0] // 2
     r = keeper.words(shape) + user.words(shape)
-    beta = _random_bits(keeper, user, pairs)
-    R = ring.shift_right_logical(r, bits) if bits else r
-    Ra, Rb = _pair_masks(R)
-    dR = Ra - Rb
+    beta = _random_bits(keeper, user, _pair_shape(request))
+    R = ring.shift_right_logical(r, fused.BITS) if cut else r
+    dR = R[:half] - R[half : 2 * half]
     keys = _make_keys(dR, beta, keeper, user)
-    values = [beta, beta * dR]
-    if bits:
+    shares = [share_for_keeper(v, user) for v in (beta, beta * dR)]
+    if cut:
         m = ring.top_bit(r)
-        ma, mb = _pair_masks(m)
-        values += [R, m, beta * ma, beta * mb]
-    return [share_for_keeper(v, user) for v in values], keys
-
-
-def _pair_shapes(request: Request) -> list[tuple[int, ...]]:
-    (shape,) = request.shapes
-    pairs = (*shape[:-1], shape[-1] // 2)
-    return [pairs, pairs, shape, shape, pairs, pairs] if correlation.bits_of(request) else [pairs, pairs]
+        ma, mb, rest = m[:half], m[half : 2 * half], m[2 * half :]
+        shares.append(share_for_keeper(R, user))
+        shares.append(_share_lanes(_lanes(ma, mb, beta * ma, beta * mb), user))
+        if len(rest):
+            shares.append(_share_lanes(_lanes(rest), user))
+    return shares, keys
 
 
 def _take_pairs(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    (shape,) = request.shapes
-    listed = _pair_shapes(request)
-    r = stream.words(shape)
-    pairs = (*shape[:-1], shape[-1] // 2)
-    _skip_bits(stream, pairs)
-    seeds = torch.from_numpy(dcf.seeds(stream, int(np.prod(pairs))).view(np.int64))
-    if rank == KEEPER:
-        return (r, *corrections[: len(listed)], seeds, *corrections[len(listed) :])
-    return (r, *(stream.words(s) for s in listed), seeds, *corrections)
+    return _take(request, rank, stream, corrections, _pairs_shapes(request), int(np.prod(_pair_shape(request))))
 
 
 correlation.KINDS["pairs"] = Kind(
-    _deal_pairs,
-    _take_pairs,
-    _pair_shapes,
-    lambda q: _key_shapes(int(np.prod(q.shapes[0][:-1])) * (q.shapes[0][-1] // 2)),
+    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: _key_shapes(int(np.prod(_pair_shape(q))))
 )
 
 
 # --- online ---------------------------------------------------------------------------------------------------------
 
 
-def _open_bits(
-    party: Party, y: NDArray[np.uint64], sign: NDArray[np.uint8], key: Sequence[Tensor]
-) -> NDArray[np.int64]:
-    """Evaluate the keys at y and open c = [t >= 0] ^ beta; `sign` is bit k-1 of T. One round, n / 8 bytes each way."""
+def _open_signs(party: Party, T: NDArray[np.int64], key: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """Evaluate the keys at y = T mod 2**(k-1) and open c = [t >= 0] ^ beta: 1 round, 1 bit each way a value."""
     seeds, words, values = (t.numpy() for t in key)
     keys = dcf.Keys(words.view(np.uint64), values.view(np.uint32), POINT_BITS)
-    share = dcf.evaluate(party.rank, seeds.view(np.uint64), keys, y)
+    share = dcf.evaluate(party.rank, seeds.view(np.uint64), keys, fused.point_of(T).view(np.uint64))
     if party.rank == KEEPER:
-        share ^= sign ^ 1
+        share ^= fused.sign_of(T) ^ np.uint8(1)
     packed = np.packbits(share)
     opened = packed ^ party.wire.exchange("bits", torch.from_numpy(packed)).numpy()
-    return np.unpackbits(opened, count=len(share)).astype(np.int64)
+    return np.unpackbits(opened, count=len(share))
 
 
 def _flat(tensors: Sequence[Tensor]) -> list[NDArray[np.int64]]:
     return [t.reshape(-1).numpy() for t in tensors]
 
 
-def _open(party: Party, z: Tensor, r: Tensor, bits: int) -> NDArray[np.int64]:
-    """Open z + r (+ 2**62 when it is to be truncated); flat."""
+def _open(party: Party, z: Tensor, r: Tensor, cut: bool) -> NDArray[np.int64]:
+    """Open z + r, and 2**62 where it is to be truncated; flat."""
     masked = z + r
-    if bits and party.rank == KEEPER:
+    if cut and party.rank == KEEPER:
         masked += 1 << 62
     return (masked + party.wire.exchange("open", masked)).reshape(-1).numpy()
 
@@ -188,7 +209,7 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Args:
         party: this party.
         z: share, int64 of any shape, at scale 2**(f + bits); |z| < 2**62 and |t| < 2**(k-1).
-        bits: 0 or more.
+        bits: 0, or f.
 
     Returns:
         Share of relu(t), t = z >> bits up to one unit in the last place, same shape, scale 2**f.
@@ -196,65 +217,62 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
     Security: both opened values are uniform: z under r, the sign under beta.
     """
-    part = party.correlations.take(Request("sign", (tuple(z.shape),), (("bits", bits),)))
+    request = Request("sign", (tuple(z.shape),), (("bits", bits),))
+    cut = _cut(request)
+    part = party.correlations.take(request)
     if party.dry:
         return torch.empty_like(z)
-    n_values = 5 if bits else 2
-    r, beta, beta_R, *rest = part[: 1 + n_values]
-    h = _open(party, z, r, bits)
-    T, g, y, sign = fused.public_part(h, bits)
-    c = _open_bits(party, y, sign, part[1 + n_values :])
+    r, *key = part[:4]
+    shares = _flat(part[4:])
     first = np.int64(party.rank == KEEPER)
-    if bits:
-        R, m, beta_m = _flat(rest)
-        out = fused.relu_truncated(c, T, g, R, m, *_flat([beta, beta_R]), beta_m, first)
+    h = _open(party, z, r, cut)
+    if cut:
+        beta, beta_R, R, carries = shares
+        c = _open_signs(party, fused.public_part(h), key)
+        out = fused.relu_truncated(c, h, R, carries, beta, beta_R, first)
     else:
-        out = fused.relu(c, T, *_flat([r, beta, beta_R]), first)
+        c = _open_signs(party, h, key)
+        out = fused.relu(c, h, *_flat([r]), *shares, first)
     return torch.from_numpy(out).reshape(z.shape)
 
 
 @costs(lambda n, pairs: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-pairs // 8)))
 def max_of_pairs(party: Party, z: Tensor, bits: int) -> Tensor:
-    """Truncate a sharing by `bits` and take the maximum of each pair along the last axis.
+    """Truncate a sharing by `bits` and take the maximum of each pair along the first axis.
 
     Args:
         party: this party.
-        z: share, (..., w) at scale 2**(f + bits): element i is compared with element i + w // 2; the last one
+        z: share, (w, ...) at scale 2**(f + bits): element i is compared with element i + w // 2; the last one
             of an odd w is truncated and passed on.
-        bits: 0 or more.
+        bits: 0, or f.
 
     Returns:
-        Share of the maxima, (..., w // 2 + w % 2) at scale 2**f.
+        Share of the maxima, (w // 2 + w % 2, ...) at scale 2**f.
 
     Cost: 2 rounds; 8 bytes each way for each of n elements, 1 bit each way for each pair. Opened values serve
         the truncation and the comparison at once.
     Security: as `relu`.
     """
-    part = party.correlations.take(Request("pairs", (tuple(z.shape),), (("bits", bits),)))
-    width = z.shape[-1]
-    half, odd = width // 2, width % 2
-    shape = (*z.shape[:-1], half)
+    request = Request("pairs", (tuple(z.shape),), (("bits", bits),))
+    cut, half = _cut(request), z.shape[0] // 2
+    part = party.correlations.take(request)
+    shape = (half, *z.shape[1:])
     if party.dry:
-        return torch.empty((*z.shape[:-1], half + odd), dtype=torch.int64, device="meta")
-    n_values = 6 if bits else 2
-    r, beta, beta_dR, *rest = part[: 1 + n_values]
-    h = _open(party, z, r, bits)
-    T, g, _, _ = fused.public_part(h, bits)
+        return torch.empty((half + z.shape[0] % 2, *z.shape[1:]), dtype=torch.int64, device="meta")
+    r, *key = part[:4]
     first = np.int64(party.rank == KEEPER)
-    if bits:
-        R, m, beta_ma, beta_mb = rest
-        t = fused.truncated(T, g, *_flat([R, m]), first).reshape(z.shape)
+    h = _open(party, z, r, cut)
+    n = int(np.prod(shape))
+    ha, hb, rest = h[:n], h[n : 2 * n], h[2 * n :]
+    if cut:
+        beta, beta_dR, R, carries, *odd = _flat(part[4:])
+        c = _open_signs(party, fused.public_part(ha) - fused.public_part(hb), key)
+        best = fused.larger_truncated(c, ha, hb, R[:n], R[n : 2 * n], carries, beta, beta_dR, first)
+        passed = [fused.truncated(rest, R[2 * n :], m, first) for m in odd]
     else:
-        t = (first * T - r.reshape(-1).numpy()).reshape(z.shape)
-    T = T.reshape(z.shape)
-    D = np.ascontiguousarray(T[..., :half] - T[..., half : 2 * half]).reshape(-1)
-    y, sign = fused.point_and_sign(D)
-    c = _open_bits(party, y, sign, part[1 + n_values :])
-    beta_d = fused.beta_times(D, *_flat([beta, beta_dR]))
-    if bits:
-        G = g.reshape(z.shape)
-        ga, gb = (np.ascontiguousarray(v).reshape(-1) for v in (G[..., :half], G[..., half : 2 * half]))
-        beta_d += fused.beta_carry(ga, gb, *_flat([beta_ma, beta_mb]))
-    ta, tb = (np.ascontiguousarray(v).reshape(-1) for v in (t[..., :half], t[..., half : 2 * half]))
-    best = torch.from_numpy(fused.larger(c, ta, tb, beta_d)).reshape(shape)
-    return torch.cat([best, torch.from_numpy(t[..., 2 * half :])], dim=-1) if odd else best
+        (masks,) = _flat([r])
+        c = _open_signs(party, ha - hb, key)
+        best = fused.larger(c, ha, hb, masks[:n], masks[n : 2 * n], *_flat(part[4:]), first)
+        passed = [first * rest - masks[2 * n :]] if len(rest) else []
+    result = torch.from_numpy(best).reshape(shape)
+    return torch.cat([result, *(torch.from_numpy(p).reshape(1, *z.shape[1:]) for p in passed)]) if passed else result

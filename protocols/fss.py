@@ -79,10 +79,10 @@ def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     bits = x.frac_bits - FRAC_BITS
     lowest = -(1 << (ring.LOWEST_BITS + bits)) if party.rank == KEEPER else 0
     columns = ring.windows(ring.pad2d(x.share, layer.ints("pads"), lowest), layer.ints("kernel"), layer.ints("stride"))
-    while columns.shape[-1] > 1:
+    while len(columns) > 1:
         columns = compare.max_of_pairs(party, columns, bits)
         bits = 0
-    return Value(columns.squeeze(-1), FRAC_BITS + bits)
+    return Value(columns.squeeze(0), FRAC_BITS + bits)
 
 
 OPERATORS: dict[str, Operator] = stock.OPERATORS | {

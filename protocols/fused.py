@@ -1,7 +1,9 @@
-"""Integer steps around the comparison keys, on flat int64 arrays: numpy expressions that numba fuses.
+"""Integer steps around the comparison keys, element by element: one pass over memory where numba is installed.
 
-Each function runs as it stands; where numba is installed it is compiled, so that a chain of array
-operations makes one pass over memory. Arithmetic wraps around mod 2**64.
+Each function is written for scalars and runs on whole int64 arrays as well: numba makes a ufunc of it,
+numpy evaluates it operator by operator. Arithmetic wraps around mod 2**64. `h` is an opened value
+z + r + 2**62 of which BITS bits are cut off, as in `party.truncate`; its carry m (one bit) is shared
+mod 2**16 only, for it is multiplied by 2**48: up to four such shares lie in one word, lane 0 lowest.
 """
 
 from collections.abc import Callable
@@ -15,68 +17,78 @@ try:
 except ImportError:  # optional at run time
     numba = None  # type: ignore[assignment]
 
+BITS = 16
 Ints = NDArray[np.int64]
 _POINT = np.int64((1 << 31) - 1)
+_LOW48 = np.int64((1 << 48) - 1)
+_OFFSET = np.int64(1 << 46)
+_TOP = np.int64(-(1 << 48))
+_I, _B = "int64", "uint8"
 
 
-def _compiled(signature: str) -> Callable[[Any], Any]:
+def _ufunc(result: str, *arguments: str) -> Callable[[Any], Any]:
     if numba is None:
         return lambda function: function
-    decorate: Callable[[Any], Any] = numba.njit(signature, nogil=True, cache=True)
+    decorate: Callable[[Any], Any] = numba.vectorize([f"{result}({', '.join(arguments)})"], cache=True)  # type: ignore[no-untyped-call]
     return decorate
 
 
-_A = "int64[::1]"
+@_ufunc(_I, _I)
+def public_part(h: Any) -> Any:
+    """Return T = (h >> 16) - 2**46, the shift logical."""
+    return ((h >> 16) & _LOW48) - _OFFSET
 
 
-@_compiled(f"{_A}({_A}, {_A}, {_A}, {_A}, {_A}, {_A}, {_A}, {_A}, int64)")
-def relu_truncated(
-    c: Ints, T: Ints, g: Ints, R: Ints, m: Ints, beta: Ints, beta_R: Ints, beta_m: Ints, first: np.int64
-) -> Ints:
-    """Return c t + (1 - 2c) beta t with t = first T - R + m g and beta t = beta T - beta_R + beta_m g."""
-    return c * (first * T - R + m * g) + (1 - 2 * c) * (beta * T - beta_R + beta_m * g)
+@_ufunc(_I, _I)
+def point_of(T: Any) -> Any:
+    """Return y = T mod 2**31."""
+    return T & _POINT
 
 
-@_compiled(f"{_A}({_A}, {_A}, {_A}, {_A}, {_A}, int64)")
-def relu(c: Ints, T: Ints, r: Ints, beta: Ints, beta_R: Ints, first: np.int64) -> Ints:
+@_ufunc(_B, _I)
+def sign_of(T: Any) -> Any:
+    """Return bit 31 of T."""
+    return np.uint8((T >> 31) & 1)
+
+
+@_ufunc(_I, _I, _I, _I, _I)
+def truncated(h: Any, R: Any, m: Any, first: Any) -> Any:
+    """Return t = first T - R + m g; m in lane 0."""
+    return first * (((h >> 16) & _LOW48) - _OFFSET) - R + ((m << 48) & ~(h >> 63))
+
+
+@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I)
+def relu_truncated(c: Any, h: Any, R: Any, carries: Any, beta: Any, beta_R: Any, first: Any) -> Any:
+    """Return c t + (1 - 2c) beta t; m in lane 0 and beta m in lane 3 of `carries`."""
+    T = ((h >> 16) & _LOW48) - _OFFSET
+    g = ~(h >> 63)
+    t = first * T - R + ((carries << 48) & g)
+    beta_t = beta * T - beta_R + (carries & _TOP & g)
+    return np.int64(c) * t + (1 - 2 * np.int64(c)) * beta_t
+
+
+@_ufunc(_I, _B, _I, _I, _I, _I, _I)
+def relu(c: Any, T: Any, r: Any, beta: Any, beta_R: Any, first: Any) -> Any:
     """Return c t + (1 - 2c) beta t with t = first T - r and beta t = beta T - beta_R."""
-    return c * (first * T - r) + (1 - 2 * c) * (beta * T - beta_R)
+    return np.int64(c) * (first * T - r) + (1 - 2 * np.int64(c)) * (beta * T - beta_R)
 
 
-@_compiled(f"{_A}({_A}, {_A}, {_A}, {_A}, int64)")
-def truncated(T: Ints, g: Ints, R: Ints, m: Ints, first: np.int64) -> Ints:
-    """Return t = first T - R + m g."""
-    return first * T - R + m * g
+@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I, _I, _I)
+def larger_truncated(
+    c: Any, ha: Any, hb: Any, Ra: Any, Rb: Any, carries: Any, beta: Any, beta_dR: Any, first: Any
+) -> Any:
+    """Return tb + c d + (1 - 2c) beta d with d = ta - tb; lanes of `carries`: ma, mb, beta ma, beta mb."""
+    Ta, Tb = ((ha >> 16) & _LOW48) - _OFFSET, ((hb >> 16) & _LOW48) - _OFFSET
+    ga, gb = ~(ha >> 63), ~(hb >> 63)
+    ta = first * Ta - Ra + ((carries << 48) & ga)
+    tb = first * Tb - Rb + ((carries << 32) & _TOP & gb)
+    beta_d = beta * (Ta - Tb) - beta_dR + ((carries << 16) & _TOP & ga) - (carries & _TOP & gb)
+    return tb + np.int64(c) * (ta - tb) + (1 - 2 * np.int64(c)) * beta_d
 
 
-@_compiled(f"{_A}({_A}, {_A}, {_A})")
-def beta_times(T: Ints, beta: Ints, beta_R: Ints) -> Ints:
-    """Return beta T - beta_R."""
-    return beta * T - beta_R
-
-
-@_compiled(f"{_A}({_A}, {_A}, {_A}, {_A})")
-def beta_carry(ga: Ints, gb: Ints, beta_ma: Ints, beta_mb: Ints) -> Ints:
-    """Return beta_ma ga - beta_mb gb."""
-    return beta_ma * ga - beta_mb * gb
-
-
-@_compiled(f"{_A}({_A}, {_A}, {_A}, {_A})")
-def larger(c: Ints, ta: Ints, tb: Ints, beta_d: Ints) -> Ints:
-    """Return tb + c d + (1 - 2c) beta d with d = ta - tb."""
-    return tb + c * (ta - tb) + (1 - 2 * c) * beta_d
-
-
-def point_and_sign(T: Ints) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Return y = T mod 2**31 and bit 31 of T."""
-    return (T & _POINT).view(np.uint64), ((T >> 31) & 1).astype(np.uint8)
-
-
-def public_part(h: Ints, bits: int) -> tuple[Ints, Ints, NDArray[np.uint64], NDArray[np.uint8]]:
-    """Return T, g, y = T mod 2**31 and bit 31 of T of an opened value; see `party.public_part`."""
-    if bits == 0:
-        return (h, h[:0], *point_and_sign(h))
-    unsigned = h.view(np.uint64)
-    T = (unsigned >> np.uint64(bits)).view(np.int64) - np.int64(1 << (62 - bits))
-    g = ((np.uint64(1) - (unsigned >> np.uint64(63))) << np.uint64(64 - bits)).view(np.int64)
-    return (T, g, *point_and_sign(T))
+@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I, _I)
+def larger(c: Any, Ta: Any, Tb: Any, ra: Any, rb: Any, beta: Any, beta_dR: Any, first: Any) -> Any:
+    """Return tb + c d + (1 - 2c) beta d with ta = first Ta - ra, tb = first Tb - rb and d = ta - tb."""
+    tb = first * Tb - rb
+    d = first * Ta - ra - tb
+    return tb + np.int64(c) * d + (1 - 2 * np.int64(c)) * (beta * (Ta - Tb) - beta_dR)

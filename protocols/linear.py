@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols import correlation, kernels
+from protocols import correlation, ring
 from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, share_for_keeper
 from protocols.cost import Cost, costs
 from protocols.party import Party
@@ -38,11 +38,11 @@ def product(request: Request, x: Tensor, w: Tensor) -> Tensor:
     """Return w * x mod 2**64, the bilinear map of a request."""
     options = dict(request.options)
     if options["op"] == "matmul":
-        return kernels.matmul(x, w)
+        return torch.matmul(x, w)
     if options["op"] == "affine":
         return x * w
     stride, pads, dilation = (options[k] for k in ("stride", "pads", "dilation"))
-    return kernels.conv2d(x, w, stride=stride, pads=pads, dilation=dilation, groups=options["groups"])
+    return torch.conv2d(ring.pad2d(x, pads), w, stride=stride, dilation=dilation, groups=options["groups"])
 
 
 def _deal(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:

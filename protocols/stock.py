@@ -130,11 +130,11 @@ def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Average pooling; local, to be truncated."""
     kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
     share = x.at_scale(party)
-    total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(-1)
+    total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0)
     if layer.number("count_include_pad"):
         return _times_public(total, 1 / (kernel[0] * kernel[1]))
     ones = ring.pad2d(torch.ones((1, 1, *share.shape[2:]), dtype=torch.int64), pads)
-    counts = ring.windows(ones, kernel, stride).sum(-1)
+    counts = ring.windows(ones, kernel, stride).sum(0)
     factors = ring.encode(1 / counts.double()).to(share.device)
     return Value(total * factors, 2 * FRAC_BITS)
 
@@ -185,11 +185,11 @@ def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     # Padding must never win: the public constant is the least value that comparisons allow.
     padded = ring.pad2d(share, pads, value=-(1 << ring.LOWEST_BITS) if party.rank == KEEPER else 0)
     columns = ring.windows(padded, kernel, stride)
-    while columns.shape[-1] > 1:
-        half = columns.shape[-1] // 2
-        a, b, rest = columns[..., :half], columns[..., half : 2 * half], columns[..., 2 * half :]
-        columns = torch.cat([b + _relu(a - b), rest], dim=-1)
-    return Value(columns.squeeze(-1))
+    while len(columns) > 1:
+        half = len(columns) // 2
+        a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
+        columns = torch.cat([b + _relu(a - b), rest])
+    return Value(columns.squeeze(0))
 
 
 # --- CrypTen's approximations ---------------------------------------------------------------------------------------
