@@ -5,7 +5,10 @@ streams derived from those seeds for i alone; numbers only grow, so that no corr
 twice. Only corrections travel afterwards: shares to the keeper alone, comparison keys to both.
 """
 
+import queue
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +24,7 @@ from protocols.prg import Stream, fresh_seed
 from protocols.program import Program
 
 # Corrections are sent as they are made, in frames of about this size.
-FRAME_BYTES = 1 << 23
+FRAME_BYTES = 1 << 21
 
 
 def stream_of(seed: bytes, prediction: int) -> Stream:
@@ -87,31 +90,61 @@ def weight_masks(seed: bytes, model: int, program: Program) -> dict[str, Tensor]
     return {name: Stream(seed).derive(f"weights {model} {name}").words(shape) for name, shape in program.params.items()}
 
 
-class _Outbox:
-    """Collects the corrections of one party into frames."""
-
-    def __init__(self, link: Link, prediction: int) -> None:
-        self._link, self._prediction = link, prediction
-        self._frame: list[np.ndarray] = []
-
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        self._frame += [t.numpy() for t in tensors]
-        if sum(a.nbytes for a in self._frame) >= FRAME_BYTES:
-            self.flush(last=False)
-
-    def flush(self, *, last: bool) -> None:
-        self._link.send("corrections", {"prediction": self._prediction, "last": last}, self._frame)
-        self._frame = []
-
-
 def send_corrections(keeper: Link, user: Link, prediction: int, dealt: Iterator[Dealt]) -> None:
-    """Send corrections to both parties while they are made."""
-    to_keeper, to_user = _Outbox(keeper, prediction), _Outbox(user, prediction)
-    for own, common in dealt:
-        to_keeper.add([*own, *common])
-        to_user.add(common)
-    to_keeper.flush(last=True)
-    to_user.flush(last=True)
+    """Send corrections to both parties while they are made.
+
+    Making and sending overlap: this thread makes them, one thread for each link sends. A link is used
+    by its sender alone until this returns.
+    """
+    queues: list[queue.Queue[list[Tensor] | None]] = [queue.Queue(maxsize=8), queue.Queue(maxsize=8)]
+    stop = threading.Event()
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="securemtk-sender") as pool:
+        senders = [
+            pool.submit(_send_frames, link, prediction, tensors, stop)
+            for link, tensors in zip((keeper, user), queues, strict=True)
+        ]
+        try:
+            for own, common in dealt:
+                _put(queues[0], [*own, *common], stop)
+                _put(queues[1], common, stop)
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            for tensors in queues:
+                _put(tensors, None, stop)
+        for sender in senders:
+            sender.result()
+
+
+def _put(tensors: "queue.Queue[list[Tensor] | None]", item: list[Tensor] | None, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            tensors.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue
+
+
+def _send_frames(
+    link: Link, prediction: int, tensors: "queue.Queue[list[Tensor] | None]", stop: threading.Event
+) -> None:
+    frame: list[np.ndarray] = []
+    try:
+        while not stop.is_set():
+            try:
+                item = tensors.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            frame += [t.numpy() for t in item or []]
+            if item is None or sum(a.nbytes for a in frame) >= FRAME_BYTES:
+                link.send("corrections", {"prediction": prediction, "last": item is None}, frame)
+                frame = []
+            if item is None:
+                return
+    except BaseException:
+        stop.set()
+        raise
 
 
 def receive_corrections(link: Link, rank: int, prediction: int, listed: Sequence[Request]) -> list[Tensor]:
