@@ -1,94 +1,181 @@
-"""Integer steps around the comparison keys, element by element: one pass over memory where numba is installed.
+"""Integer steps around the comparison keys: one pass over memory where numba is installed.
 
-Each function is written for scalars and runs on whole int64 arrays as well: numba makes a ufunc of it,
-numpy evaluates it operator by operator. Arithmetic wraps around mod 2**64. `h` is an opened value
-z + r + 2**62 of which BITS bits are cut off, as in `party.truncate`; its carry m (one bit) is shared
-mod 2**16 only, for it is multiplied by 2**48: up to four such shares lie in one word, lane 0 lowest.
+Each step is written once, in operators that mean the same for a scalar and for a whole int64 array.
+With numba a compiled loop applies it element by element, without temporaries; else numpy evaluates it
+operator by operator. Arithmetic wraps around mod 2**64.
+
+`h` is an opened value z + r + 2**62 of which BITS bits are cut off, as in `party.truncate`. Its carry m
+(one bit) is shared mod 2**16 only, for it is multiplied by 2**48: up to four such shares lie in one
+word, lane 0 lowest. `first` is 1 at the keeper, who adds public terms, and 0 at the user.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 try:
-    import numba
+    from numba import njit
 except ImportError:  # optional at run time
-    numba = None  # type: ignore[assignment]
+    njit = None  # type: ignore[assignment]
 
 BITS = 16
 Ints = NDArray[np.int64]
+Bits = NDArray[np.uint8]
 _POINT = np.int64((1 << 31) - 1)
 _LOW48 = np.int64((1 << 48) - 1)
 _OFFSET = np.int64(1 << 46)
 _TOP = np.int64(-(1 << 48))
-_I, _B = "int64", "uint8"
 
 
-def _ufunc(result: str, *arguments: str) -> Callable[[Any], Any]:
-    if numba is None:
-        return lambda function: function
-    decorate: Callable[[Any], Any] = numba.vectorize([f"{result}({', '.join(arguments)})"], cache=True)  # type: ignore[no-untyped-call]
-    return decorate
+def _compiled_step(function: Any) -> Any:
+    return function if njit is None else njit(function)
 
 
-@_ufunc(_I, _I)
-def public_part(h: Any) -> Any:
-    """Return T = (h >> 16) - 2**46, the shift logical."""
+@_compiled_step
+def _public_part(h: Any) -> Any:
     return ((h >> 16) & _LOW48) - _OFFSET
 
 
-@_ufunc(_I, _I)
-def point_of(T: Any) -> Any:
+@_compiled_step
+def _truncated(h: Any, R: Any, m: Any, first: Any) -> Any:
+    return first * _public_part(h) - R + ((m << 48) & ~(h >> 63))
+
+
+@_compiled_step
+def _relu_truncated(c: Any, h: Any, R: Any, carries: Any, beta: Any, beta_R: Any, first: Any) -> Any:
+    t = _truncated(h, R, carries, first)
+    beta_t = beta * _public_part(h) - beta_R + (carries & _TOP & ~(h >> 63))
+    return c * t + (1 - 2 * c) * beta_t
+
+
+@_compiled_step
+def _relu(c: Any, T: Any, r: Any, beta: Any, beta_R: Any, first: Any) -> Any:
+    return c * (first * T - r) + (1 - 2 * c) * (beta * T - beta_R)
+
+
+@_compiled_step
+def _larger_truncated(
+    c: Any, ha: Any, hb: Any, Ra: Any, Rb: Any, carries: Any, beta: Any, beta_dR: Any, first: Any
+) -> Any:
+    ga, gb = ~(ha >> 63), ~(hb >> 63)
+    ta = _truncated(ha, Ra, carries, first)
+    tb = _truncated(hb, Rb, carries >> 16, first)
+    D = _public_part(ha) - _public_part(hb)
+    beta_d = beta * D - beta_dR + ((carries << 16) & _TOP & ga) - (carries & _TOP & gb)
+    return tb + c * (ta - tb) + (1 - 2 * c) * beta_d
+
+
+@_compiled_step
+def _larger(c: Any, Ta: Any, Tb: Any, ra: Any, rb: Any, beta: Any, beta_dR: Any, first: Any) -> Any:
+    tb = first * Tb - rb
+    return tb + c * (first * Ta - ra - tb) + (1 - 2 * c) * (beta * (Ta - Tb) - beta_dR)
+
+
+STEPS = {
+    "public_part": _public_part,
+    "truncated": _truncated,
+    "relu_truncated": _relu_truncated,
+    "relu": _relu,
+    "larger_truncated": _larger_truncated,
+    "larger": _larger,
+}
+
+if njit is not None:
+    _I, _B, _S = "int64[::1]", "uint8[::1]", "int64"
+
+    @njit(f"{_I}({_I})", nogil=True, cache=True)
+    def _public_part_loop(h):  # type: ignore[no-untyped-def]
+        out = np.empty_like(h)
+        for i in range(len(h)):
+            out[i] = _public_part(h[i])
+        return out
+
+    @njit(f"{_I}({_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
+    def _truncated_loop(h, R, m, first):  # type: ignore[no-untyped-def]
+        out = np.empty_like(h)
+        for i in range(len(h)):
+            out[i] = _truncated(h[i], R[i], m[i], first)
+        return out
+
+    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
+    def _relu_truncated_loop(c, h, R, carries, beta, beta_R, first):  # type: ignore[no-untyped-def]
+        out = np.empty_like(h)
+        for i in range(len(h)):
+            out[i] = _relu_truncated(np.int64(c[i]), h[i], R[i], carries[i], beta[i], beta_R[i], first)
+        return out
+
+    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
+    def _relu_loop(c, T, r, beta, beta_R, first):  # type: ignore[no-untyped-def]
+        out = np.empty_like(T)
+        for i in range(len(T)):
+            out[i] = _relu(np.int64(c[i]), T[i], r[i], beta[i], beta_R[i], first)
+        return out
+
+    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
+    def _larger_truncated_loop(c, ha, hb, Ra, Rb, carries, beta, beta_dR, first):  # type: ignore[no-untyped-def]
+        out = np.empty_like(ha)
+        for i in range(len(ha)):
+            out[i] = _larger_truncated(
+                np.int64(c[i]), ha[i], hb[i], Ra[i], Rb[i], carries[i], beta[i], beta_dR[i], first
+            )
+        return out
+
+    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
+    def _larger_loop(c, Ta, Tb, ra, rb, beta, beta_dR, first):  # type: ignore[no-untyped-def]
+        out = np.empty_like(Ta)
+        for i in range(len(Ta)):
+            out[i] = _larger(np.int64(c[i]), Ta[i], Tb[i], ra[i], rb[i], beta[i], beta_dR[i], first)
+        return out
+
+
+def public_part(h: Ints) -> Ints:
+    """Return T = (h >> 16) - 2**46, the shift logical."""
+    out: Ints = _public_part(h) if njit is None else _public_part_loop(h)
+    return out
+
+
+def point_of(T: Ints) -> Ints:
     """Return y = T mod 2**31."""
     return T & _POINT
 
 
-@_ufunc(_B, _I)
-def sign_of(T: Any) -> Any:
+def sign_of(T: Ints) -> Bits:
     """Return bit 31 of T."""
-    return np.uint8((T >> 31) & 1)
+    return ((T >> 31) & 1).astype(np.uint8)
 
 
-@_ufunc(_I, _I, _I, _I, _I)
-def truncated(h: Any, R: Any, m: Any, first: Any) -> Any:
+def truncated(h: Ints, R: Ints, m: Ints, first: np.int64) -> Ints:
     """Return t = first T - R + m g; m in lane 0."""
-    return first * (((h >> 16) & _LOW48) - _OFFSET) - R + ((m << 48) & ~(h >> 63))
+    out: Ints = _truncated(h, R, m, first) if njit is None else _truncated_loop(h, R, m, first)
+    return out
 
 
-@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I)
-def relu_truncated(c: Any, h: Any, R: Any, carries: Any, beta: Any, beta_R: Any, first: Any) -> Any:
+def relu_truncated(c: Bits, h: Ints, R: Ints, carries: Ints, beta: Ints, beta_R: Ints, first: np.int64) -> Ints:
     """Return c t + (1 - 2c) beta t; m in lane 0 and beta m in lane 3 of `carries`."""
-    T = ((h >> 16) & _LOW48) - _OFFSET
-    g = ~(h >> 63)
-    t = first * T - R + ((carries << 48) & g)
-    beta_t = beta * T - beta_R + (carries & _TOP & g)
-    return np.int64(c) * t + (1 - 2 * np.int64(c)) * beta_t
+    rest = (h, R, carries, beta, beta_R, first)
+    out: Ints = _relu_truncated(c.astype(np.int64), *rest) if njit is None else _relu_truncated_loop(c, *rest)
+    return out
 
 
-@_ufunc(_I, _B, _I, _I, _I, _I, _I)
-def relu(c: Any, T: Any, r: Any, beta: Any, beta_R: Any, first: Any) -> Any:
+def relu(c: Bits, T: Ints, r: Ints, beta: Ints, beta_R: Ints, first: np.int64) -> Ints:
     """Return c t + (1 - 2c) beta t with t = first T - r and beta t = beta T - beta_R."""
-    return np.int64(c) * (first * T - r) + (1 - 2 * np.int64(c)) * (beta * T - beta_R)
+    rest = (T, r, beta, beta_R, first)
+    out: Ints = _relu(c.astype(np.int64), *rest) if njit is None else _relu_loop(c, *rest)
+    return out
 
 
-@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I, _I, _I)
 def larger_truncated(
-    c: Any, ha: Any, hb: Any, Ra: Any, Rb: Any, carries: Any, beta: Any, beta_dR: Any, first: Any
-) -> Any:
+    c: Bits, ha: Ints, hb: Ints, Ra: Ints, Rb: Ints, carries: Ints, beta: Ints, beta_dR: Ints, first: np.int64
+) -> Ints:
     """Return tb + c d + (1 - 2c) beta d with d = ta - tb; lanes of `carries`: ma, mb, beta ma, beta mb."""
-    Ta, Tb = ((ha >> 16) & _LOW48) - _OFFSET, ((hb >> 16) & _LOW48) - _OFFSET
-    ga, gb = ~(ha >> 63), ~(hb >> 63)
-    ta = first * Ta - Ra + ((carries << 48) & ga)
-    tb = first * Tb - Rb + ((carries << 32) & _TOP & gb)
-    beta_d = beta * (Ta - Tb) - beta_dR + ((carries << 16) & _TOP & ga) - (carries & _TOP & gb)
-    return tb + np.int64(c) * (ta - tb) + (1 - 2 * np.int64(c)) * beta_d
+    rest = (ha, hb, Ra, Rb, carries, beta, beta_dR, first)
+    out: Ints = _larger_truncated(c.astype(np.int64), *rest) if njit is None else _larger_truncated_loop(c, *rest)
+    return out
 
 
-@_ufunc(_I, _B, _I, _I, _I, _I, _I, _I, _I)
-def larger(c: Any, Ta: Any, Tb: Any, ra: Any, rb: Any, beta: Any, beta_dR: Any, first: Any) -> Any:
+def larger(c: Bits, Ta: Ints, Tb: Ints, ra: Ints, rb: Ints, beta: Ints, beta_dR: Ints, first: np.int64) -> Ints:
     """Return tb + c d + (1 - 2c) beta d with ta = first Ta - ra, tb = first Tb - rb and d = ta - tb."""
-    tb = first * Tb - rb
-    d = first * Ta - ra - tb
-    return tb + np.int64(c) * d + (1 - 2 * np.int64(c)) * (beta * (Ta - Tb) - beta_dR)
+    rest = (Ta, Tb, ra, rb, beta, beta_dR, first)
+    out: Ints = _larger(c.astype(np.int64), *rest) if njit is None else _larger_loop(c, *rest)
+    return out
