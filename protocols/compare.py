@@ -13,7 +13,7 @@ c = [t >= 0] ^ beta is uniform; with dealer shares of beta, beta R and beta m,
 A maximum is max(a, b) = b + relu(a - b); the difference of two opened values has the public part
 T_a - T_b and the mask R_a - R_b, which the dealer knows, so that no opening of its own is needed.
 
-Source: [BCG+21] for the comparison key; shared/design/protocols.md, "Sign of a value whose mask the
+Source: [Boy21] for the comparison key; shared/design/protocols.md, "Sign of a value whose mask the
 dealer knows" and "ReLU fused with truncation".
 """
 

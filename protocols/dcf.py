@@ -1,7 +1,7 @@
 """Distributed comparison functions: two keys that share the bit 1{y < q} of a public y and a secret q.
 
 The construction is that of Boyle, Chandran, Gilboa, Gupta, Ishai, Kumar and Rathee, EUROCRYPT 2021,
-figure 1 [BCG+21], for one output bit under xor, with two changes that keep its security argument:
+figure 1 [Boy21], for one output bit under xor, with two changes that keep its security argument:
 children are H(s ^ b) = pi(s ^ b) ^ (s ^ b) for a fixed-key AES pi, whose two low bits are the control
 bit t and the value bit v (seeds keep 126 bits); and the tree ends 7 levels early, where the last seed
 expands to 128 bits, one for each value of the last 7 bits, corrected by one block F.
