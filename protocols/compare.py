@@ -232,8 +232,30 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
         out = fused.relu_truncated(c, h, R, carries, beta, beta_R, first)
     else:
         c = _open_signs(party, h, key)
-        out = fused.relu(c, h, *_flat([r]), *shares, first)
+        beta, beta_R = shares
+        out = fused.relu(c, h, r.reshape(-1).numpy(), beta, beta_R, first)
     return torch.from_numpy(out).reshape(z.shape)
+
+
+@costs(lambda n: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n // 8)))
+def is_negative(party: Party, x: Tensor) -> Tensor:
+    """Return a sharing of the bit [x < 0], as the integer 0 or 1.
+
+    Args:
+        party: this party.
+        x: share, int64 of any shape, |x| < 2**(k-1).
+
+    Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
+    Security: as `relu`.
+    """
+    part = party.correlations.take(Request("sign", (tuple(x.shape),), (("bits", 0),)))
+    if party.dry:
+        return torch.empty_like(x)
+    r, *key = part[:4]
+    c = torch.from_numpy(_open_signs(party, _open(party, x, r, False), key)).reshape(x.shape).long()
+    # [x >= 0] = c xor beta.
+    not_negative = (1 - 2 * c) * part[4]
+    return 1 - c - not_negative if party.rank == KEEPER else -not_negative
 
 
 @costs(lambda n, pairs: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-pairs // 8)))
@@ -270,9 +292,9 @@ def max_of_pairs(party: Party, z: Tensor, bits: int) -> Tensor:
         best = fused.larger_truncated(c, ha, hb, R[:n], R[n : 2 * n], carries, beta, beta_dR, first)
         passed = [fused.truncated(rest, R[2 * n :], m, first) for m in odd]
     else:
-        (masks,) = _flat([r])
+        masks, beta, beta_dR = _flat([r, *part[4:]])
         c = _open_signs(party, ha - hb, key)
-        best = fused.larger(c, ha, hb, masks[:n], masks[n : 2 * n], *_flat(part[4:]), first)
+        best = fused.larger(c, ha, hb, masks[:n], masks[n : 2 * n], beta, beta_dR, first)
         passed = [first * rest - masks[2 * n :]] if len(rest) else []
     result = torch.from_numpy(best).reshape(shape)
     return torch.cat([result, *(torch.from_numpy(p).reshape(1, *z.shape[1:]) for p in passed)]) if passed else result

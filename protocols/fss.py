@@ -19,6 +19,7 @@ from protocols.ring import FRAC_BITS
 from protocols.stock import Operator, Value, Weights
 
 share_weights = stock.share_weights
+is_negative = compare.is_negative
 
 
 def masked_names(program: Program) -> list[str]:

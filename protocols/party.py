@@ -49,6 +49,7 @@ class Party:
         previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
         local: this party's own randomness.
         dry: whether this is a recorder's run, on tensors that have shapes and no values.
+        is_negative: how CrypTen's comparisons are made; None leaves them to its binary circuits.
     """
 
     rank: int
@@ -58,6 +59,7 @@ class Party:
     following: Stream = field(repr=False)
     local: Stream = field(repr=False)
     dry: bool = False
+    is_negative: "Callable[[Party, Tensor], Tensor] | None" = None
 
 
 @dataclass

@@ -95,7 +95,9 @@ def run(
 
     Security: the keeper learns nothing, the user the outputs; see each protocol.
     """
-    program, operators = plan.program, protocol_module(plan.protocol).OPERATORS
+    protocol = protocol_module(plan.protocol)
+    program, operators = plan.program, protocol.OPERATORS
+    party.is_negative = protocol.is_negative
     values: dict[str, stock.Value] = {}
     revealed: dict[str, Tensor | None] = {}
 

@@ -64,6 +64,9 @@ def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> 
     return {name: ring.encode(params[name], bits[name], what=f"parameter {name!r}") for name in program.params}
 
 
+is_negative = None
+
+
 def masked_names(program: Program) -> list[str]:
     """Return the parameters that the keeper sends once, masked: none here."""
     return []

@@ -126,6 +126,21 @@ def test_relu_is_exact_at_its_declared_cost(values):
     assert (rounds, sent0 + sent1) == (cost.rounds, cost.payload_bytes)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(values32, min_size=1, max_size=30))
+def test_the_sign_bit_is_exact_at_its_declared_cost(values):
+    t = torch.tensor(values)
+    shares = split(t)
+
+    def program(p):
+        return compare.is_negative(p, shares[p.rank]), p.wire.bytes, p.wire.clock
+
+    (k, sent0, rounds), (u, sent1, _) = simulate([Request("sign", (tuple(t.shape),), (("bits", 0),))], program)
+    assert torch.equal(k + u, (t < 0).long())
+    cost = compare.is_negative.cost(t.numel())
+    assert (rounds, sent0 + sent1) == (cost.rounds, cost.payload_bytes)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(values32, st.integers(0, 2**16 - 1)), min_size=1, max_size=30))
 def test_relu_with_truncation_is_the_relu_of_the_floor_or_one_above(pairs):
