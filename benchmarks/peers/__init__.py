@@ -1,0 +1,1 @@
+"""Runners of other systems on the networks of `benchmarks.models`; nothing here imports ours."""

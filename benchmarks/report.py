@@ -1,0 +1,117 @@
+"""What every benchmark writes: machine, commit, quantiles, files that are there whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+QUANTILES = (50, 90, 99)
+
+
+def machine() -> dict[str, object]:
+    """Return what the figures depend on; no host name."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1min": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def commit() -> str:
+    """Return the commit, with "-dirty" where the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def header(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with which every file of results begins."""
+    return {
+        "command": command,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "machine": machine(),
+        "settings": settings,
+    }
+
+
+def summary(samples: Sequence[float]) -> dict[str, Any]:
+    """Return n, quantiles, extremes and the samples themselves."""
+    quantiles = {f"p{q}": float(np.percentile(samples, q)) for q in QUANTILES}
+    return {"n": len(samples), **quantiles, "min": min(samples), "max": max(samples), "samples": list(samples)}
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON."""
+    with _replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def picture(path: Path, panels: int = 1, width: float = 7.0, height: float = 4.5) -> Iterator[list[Axes]]:
+    """Give axes side by side; write them as PNG afterwards."""
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        yield list(np.atleast_1d(figure.subplots(1, panels)))
+        with _replacing(path) as unfinished:
+            figure.savefig(unfinished, format="png", metadata={"Software": None})
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def seconds(value: float) -> str:
+    """Return a time with a fitting unit and two or three digits."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.0f} ms" if value >= 0.1 else f"{value * 1e3:.1f} ms"
+
+
+def megabytes(value: float) -> str:
+    """Return bytes as MB (10**6)."""
+    return f"{value / 1e6:.0f} MB" if value >= 1e7 else f"{value / 1e6:.2f} MB"

@@ -1,0 +1,472 @@
+"""The command line. Results on stdout, progress and logs on stderr; one function turns errors into messages.
+
+Exit status: 0 done; 1 an error of ours (please report it); 2 wrong usage; 3 bad input; 4 an unsupported model;
+5 the protocol was aborted; 6 the disk or system refused; 130 Ctrl-C.
+"""
+
+import errno
+import getpass
+import io
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from protocols.errors import BundleError, InputError, KeyRefused, ProtocolAbort, SecureError, UnsupportedError
+from securemtk.config import Config
+from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
+from securemtk.files import write_whole
+from securemtk.mtk.assembler import AssemblerConfig
+from securemtk.mtk.evaluate import opening_rate
+from securemtk.mtk.keys import load as load_key
+from securemtk.mtk.train import TrainConfig, progress_bar
+from securemtk.onnx.bundle import read_model
+from securemtk.onnx.check import check as check_model
+from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, task_figures, train_run
+from securemtk.session import Model, PredictionCost, Scores, Session
+
+INTERNAL, USAGE, INPUT, UNSUPPORTED, ABORTED, SYSTEM, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 6, 130, 143
+SHOWN_ROWS = 10
+# A bundle's writer reports the disk's refusal as an error of the bundle: by these the two are told apart.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+log = logging.getLogger("securemtk")
+app = typer.Typer(
+    name="securemtk",
+    help="Ask a model about your data without showing the data; let it answer, task by task, only to key holders.",
+    epilog="Start with:  securemtk demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(
+    no_args_is_help=True, help="List and lock trigger-keys.", epilog="Example:  securemtk keys list RUN/keys"
+)
+app.add_typer(keys_app, name="keys")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="File whose first line is the passphrase of the keys; asked for when absent.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `securemtk train` has written.")]
+
+
+# --- the way in and out ---------------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """Run the command line of this process."""
+    # As an exception, so that folders in the making are removed and roles are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit status; no error leaves it as a traceback."""
+    try:
+        app(list(arguments), prog_name="securemtk")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except BaseException as error:
+        return report(error)
+    return 0
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr what went wrong, and return the exit status for it."""
+    if isinstance(error, KeyboardInterrupt):
+        return _complain("stopped by Ctrl-C", INTERRUPTED)
+    cause = error.__context__
+    refused = isinstance(error, BundleError) and isinstance(cause, OSError) and cause.errno in _DISK
+    if isinstance(error, InputError) and not refused:
+        return _complain(str(error), INPUT)
+    if isinstance(error, UnsupportedError):
+        return _complain(str(error), UNSUPPORTED)
+    if isinstance(error, ProtocolAbort):
+        return _complain(f"aborted, nothing was revealed: {error}", ABORTED)
+    if isinstance(error, OSError | SecureError):
+        return _complain(str(error), SYSTEM)
+    log.debug("%s", "".join(traceback.format_exception(error)))
+    # Its text may hold a value: place and kind are what a report of it needs.
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    kind = type(error).__name__
+    return _complain(
+        f"internal error, please report it: {kind} in {Path(place.filename).name}:{place.lineno}", INTERNAL
+    )
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"securemtk: {message}", file=sys.stderr)
+    return status
+
+
+@app.callback()
+def _setup(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr, tracebacks included.")] = False,
+) -> None:
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example:  securemtk demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the results; an older demo there is replaced.")] = Path(
+        "runs/demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Train, release and ask under encryption, on handwritten digits: everything in one go, in about a minute."""
+    figures = run_demo(out)
+    _emit(as_json, asdict(figures), lambda: _demo_table(figures, out))
+
+
+@app.command(epilog="Example:  securemtk train digits --secure digit --secure parity --out runs/digits")
+def train(
+    dataset: Annotated[str, typer.Argument(help="digits or shapes.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run, new or empty: checkpoint, keys, accuracies.")],
+    secure: Annotated[list[str] | None, typer.Option(help="Task that gets a key; may be given several times.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = TrainConfig.epochs,
+    batch: Annotated[int, typer.Option(help="Samples a step.")] = TrainConfig.batch,
+    lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = TrainConfig.lr,
+    decoys: Annotated[int, typer.Option(help="Copies of each sample with a wrong key.")] = AssemblerConfig.decoys,
+    seed: Annotated[int, typer.Option(help="Of weights, order and decoys; keys come from the system.")] = 0,
+    lock: Annotated[bool, typer.Option("--lock", help="Lock the keys under a passphrase.")] = False,
+    passphrase_file: PassphraseFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same call.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model whose secured tasks answer truly only to their keys."""
+    config = TrainConfig(epochs=epochs, batch=batch, lr=lr, seed=seed, assembler=AssemblerConfig(decoys=decoys))
+    passphrase = _passphrase(passphrase_file, needed=lock, fresh=not resume)
+    with progress_bar(f"train on {dataset}") as bar:
+        trained = train_run(
+            out, dataset, tuple(secure or ()), config, passphrase=passphrase, resume=resume, progress=bar
+        )
+    _show_evaluation(as_json, trained)
+    log.info("written: %s", out)
+
+
+@app.command(epilog="Example:  securemtk evaluate runs/digits --tries 1000")
+def evaluate(
+    folder: RunFolder,
+    tries: Annotated[int, typer.Option(min=0, help="Random patterns to try in each key's place.")] = 0,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run on its test part: no key, right key, wrong keys, all keys; and guesses of the keys."""
+    trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
+    _show_evaluation(as_json, trained, tries)
+
+
+@app.command("export", epilog="Example:  securemtk export runs/digits digits.bundle")
+def export_bundle(
+    folder: RunFolder,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write; the keys stay out of it.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Release a run's model as a bundle: manifest.json and cloud.onnx."""
+    trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
+    manifest = export(trained, bundle, overwrite=overwrite)
+    public = json.loads(manifest.to_json())
+    facts = {name: public[name] for name in ("model_id", "tasks", "input_name", "input_shape", "files")}
+    _emit(as_json, {"bundle": str(bundle)} | facts, lambda: _facts_table("bundle", {"bundle": bundle} | facts))
+
+
+@keys_app.command("list", epilog="Example:  securemtk keys list runs/digits/keys")
+def list_keys(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    as_json: Json = False,
+) -> None:
+    """Show of each key its task, its model and whether it is locked; never what it is."""
+    found = [_header(file) for file in _key_files(paths)]
+    _emit(as_json, {"keys": found}, lambda: _rows_table("keys", found))
+
+
+@keys_app.command("lock", epilog="Example:  securemtk keys lock runs/digits/keys")
+def lock_keys(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    passphrase_file: Annotated[Path | None, typer.Option(help="File with the present passphrase.")] = None,
+    new_passphrase_file: Annotated[Path | None, typer.Option(help="File with the new passphrase.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Encrypt keys under a new passphrase (scrypt, AES-256-GCM), each file whole or not at all."""
+    files = _key_files(paths)
+    present = _passphrase_of(files, passphrase_file)
+    # All are opened before the first is written: a wrong passphrase changes none.
+    opened = [(file, load_key(file, present)) for file in files]
+    new = _passphrase(new_passphrase_file, needed=True, fresh=True, what="new passphrase")
+    for file, key in opened:
+        key.save(file, new)
+    found = [_header(file) for file in files]
+    _emit(as_json, {"keys": found}, lambda: _rows_table("keys", found))
+
+
+@app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key runs/digits/keys/digit.key --json")
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or an ONNX file.")],
+    x: Annotated[Path, typer.Argument(metavar="X", help=".npy of float32 (n, ...); .npz by input name for several.")],
+    key: Annotated[list[Path] | None, typer.Option(help="Key file whose task to open; may be given several times.")] = (
+        None
+    ),
+    out: Annotated[Path | None, typer.Option(help="Write all scores to this .npz file.")] = None,
+    passphrase_file: PassphraseFile = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocols to compute with; the default is Session's.")] = None,
+    keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
+    authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for a role in one step.")] = Config.timeout_s,
+    as_json: Json = False,
+) -> None:
+    """Ask a model under encryption: this process sees X and the scores, and neither weights nor keys."""
+    if not model.exists():
+        raise InputError(f"the model must be a bundle or ONNX file that is there; got {str(model)!r}")
+    arrays = _read_input(x)
+    files = list(key or ())
+    opened = [str(_header(file)["task"]) for file in files]
+    passphrase = _passphrase_of(files, passphrase_file)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out must lie in a folder that is there; got {str(out)!r}")
+    config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
+    choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    with Session(config, keys=files, passphrase=passphrase, **choice) as session:
+        with _status("load the model"):
+            loaded = session.load(model)
+        with _status("predict under encryption"):
+            scores = loaded.predict(arrays, keys=opened)
+    if out is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **scores)
+        write_whole(out, buffer.getvalue())
+    answer = _answer(loaded, scores, opened, session.cost)
+    _emit(as_json, answer, lambda: _answer_tables(answer, session.cost))
+
+
+@app.command(epilog="Example:  securemtk check model.onnx")
+def check(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, or bundle folder.")],
+    as_json: Json = False,
+) -> None:
+    """Tell whether a model runs under encryption: every unsupported node at once, by name. Exit status 4 when not."""
+    found = check_model(read_model(model)[1] if model.is_dir() else model)
+    document = found.to_dict()
+
+    def show() -> None:
+        _rows_table("layers", [dict(row) for row in document["layers"]])
+        _rows_table("unsupported", [dict(row) for row in document["unsupported"]])
+        stdout = Console()
+        stdout.print("runs under encryption" if found.ok else f"does not run: {len(found.unsupported)} in the way")
+
+    _emit(as_json, document, show)
+    if not found.ok:
+        raise typer.Exit(UNSUPPORTED)
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def _read_input(path: Path) -> Any:
+    try:
+        read = np.load(path, allow_pickle=False)
+        arrays: Any = {name: read[name] for name in read} if isinstance(read, Mapping) else read
+    except OSError as error:
+        raise InputError(f"{str(path)!r} must be a readable .npy file; {error.strerror or 'it is none'}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{str(path)!r} must be a .npy file of numbers; it is none ({type(error).__name__})") from None
+    for name, array in arrays.items() if isinstance(arrays, dict) else [(path.name, arrays)]:
+        _check_numbers(name, array)
+    return arrays
+
+
+def _check_numbers(name: str, array: NDArray[Any]) -> None:
+    """Refuse early what every model would refuse: starting a session takes seconds."""
+    if array.dtype.kind != "f":
+        raise InputError(f"{name!r} must hold floating-point numbers; got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name!r} must be finite; got nan or infinity")
+
+
+def _key_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the key files among paths: files, folders of them, and folders of runs."""
+    files: list[Path] = []
+    for path in paths:
+        folder = path / KEYS if (path / KEYS).is_dir() else path
+        files += sorted(folder.glob(f"*{KEY_SUFFIX}")) if folder.is_dir() else [folder]
+    if not files:
+        raise KeyRefused(f"there must be key files in {', '.join(map(str, paths))}; there are none")
+    return files
+
+
+def _header(file: Path) -> dict[str, str | bool]:
+    """Return what a key file says openly; its secret is not looked at, and its integrity not checked."""
+    try:
+        body = json.loads(file.read_bytes())
+        task, model_id = body["task"], body["model_id"]
+        if not (isinstance(task, str) and isinstance(model_id, str)):
+            raise TypeError
+    except OSError as error:
+        raise KeyRefused(f"key file {str(file)!r} must be readable; {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise KeyRefused(f"{str(file)!r} must be a key file; it is none") from None
+    return {"file": str(file), "task": task, "model_id": model_id, "locked": "cipher" in body}
+
+
+def _passphrase_of(paths: Sequence[Path], file: Path | None) -> str | None:
+    """Return the passphrase of keys where any of them is locked."""
+    present = [path for path in paths if path.is_file() or any(path.glob(f"*{KEY_SUFFIX}"))]
+    locked = [found["file"] for found in map(_header, _key_files(present) if present else []) if found["locked"]]
+    return _passphrase(file, needed=bool(locked), fresh=False)
+
+
+def _passphrase(file: Path | None, *, needed: bool, fresh: bool, what: str = "passphrase") -> str | None:
+    """Read a passphrase from a file or, hidden, from the terminal; never from the command line."""
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"the passphrase's file {str(file)!r} must be readable text") from None
+        if not lines or not lines[0]:
+            raise InputError(f"the passphrase's file {str(file)!r} must have it in its first line; that is empty")
+        return lines[0]
+    if not needed:
+        return None
+    if not sys.stdin.isatty():
+        raise InputError(f"a {what} must be typed at a terminal or be in a file (--passphrase-file); got neither")
+    typed = getpass.getpass(f"{what}: ", stream=sys.stderr)
+    if fresh and getpass.getpass(f"{what}, again: ", stream=sys.stderr) != typed:
+        raise InputError(f"both entries of the {what} must be equal; they differ")
+    if not typed:
+        raise InputError(f"a {what} must not be empty")
+    return typed
+
+
+# --- output ---------------------------------------------------------------------------------------------------------
+
+
+def _emit(as_json: bool, document: Mapping[str, Any], show: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(document))
+    else:
+        show()
+
+
+@contextmanager
+def _status(text: str) -> Iterator[None]:
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def _facts_table(title: str, facts: Mapping[str, Any]) -> None:
+    _rows_table(title, [{"": name, "value": value} for name, value in facts.items()])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _accuracy_table(tasks: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    rows = [
+        {"task": name, "": "secured" if task["secured"] else "open"}
+        | {title: _percent(task[column]) for column, title in columns.items()}
+        for name, task in tasks.items()
+    ]
+    _rows_table("right answers on the test part, %", rows)
+
+
+def _demo_table(figures: Figures, out: Path) -> None:
+    columns = {"chance": "chance", "baseline": "baseline", "no_key": "no key", "right_key": "right key"}
+    columns |= {"wrong_key": "wrong key", "encrypted": "encrypted"}
+    _accuracy_table({name: asdict(task) for name, task in figures.tasks.items()}, columns)
+    lines = [
+        f"encrypted  {figures.samples} questions at once, each secured task with its key",
+        f"online     {figures.online_s:.2f} s, {figures.online_bytes / 1e6:.1f} MB, {figures.rounds} rounds",
+        f"offline    {figures.offline_s:.2f} s, {figures.offline_bytes / 1e6:.1f} MB, before the questions are known",
+        f"agreement  {_percent(figures.agreement)} % of labels as from onnxruntime,"
+        f" scores within {figures.max_difference:.5f}",
+        f"written    {out}/: {FIGURES}, {DETAILS}, {PICTURE}, bundle/, keys/",
+    ]
+    print("\n".join(lines))
+
+
+def _show_evaluation(as_json: bool, trained: Trained, tries: int = 0) -> None:
+    result = trained.result
+    tasks = {name: task_figures(figures) for name, figures in trained.metrics.items()}
+    document: dict[str, Any] = {"tasks": tasks}
+    if tries:
+        document["random_patterns"] = {
+            name: asdict(opening_rate(result.model, trained.dataset, key, tries=tries))
+            for name, key in result.keys.items()
+        }
+
+    def show() -> None:
+        names = ("chance", "no_key", "right_key", "wrong_random", "wrong_other", "all_keys")
+        _accuracy_table(tasks, {name: name.replace("_", " ") for name in names})
+        guesses = document.get("random_patterns", {})
+        _rows_table("random patterns in a key's place", [{"task": name} | rate for name, rate in guesses.items()])
+
+    _emit(as_json, document, show)
+
+
+def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: PredictionCost) -> dict[str, Any]:
+    closed = {task.name for task in model.tasks if task.secured and task.name not in opened}
+    outputs = {
+        name: {
+            "open": name not in closed,
+            "labels": values.argmax(axis=1).tolist() if values.ndim == 2 else None,
+            "scores": values.tolist(),
+        }
+        for name, values in scores.items()
+    }
+    return {"outputs": outputs, "cost": cost.to_dict()}
+
+
+def _answer_tables(answer: Mapping[str, Any], cost: PredictionCost) -> None:
+    outputs = answer["outputs"]
+    titles = {name: name if output["open"] else f"{name} (closed: noise)" for name, output in outputs.items()}
+    labelled = {name: output["labels"] for name, output in outputs.items() if output["labels"] is not None}
+    n = max((len(labels) for labels in labelled.values()), default=0)
+    rows = [
+        {"sample": i} | {titles[name]: labels[i] for name, labels in labelled.items()}
+        for i in range(min(n, SHOWN_ROWS))
+    ]
+    _rows_table("labels", rows)
+    if n > SHOWN_ROWS:
+        Console().print(f"and {n - SHOWN_ROWS} more: --json or --out gives all of them, with scores")
+    Console().print(str(cost), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

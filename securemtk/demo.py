@@ -1,0 +1,277 @@
+"""The whole way in one call: train, release, and ask under encryption, on real handwritten digits.
+
+Two models are trained by the same loop: a plain multi-task baseline, and a keyed one whose tasks `digit` and `parity`
+are secured. The keyed one becomes a bundle; a session answers the whole test part under encryption with no key and with
+each key, and every answer is compared with onnxruntime on the same input.
+"""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securemtk.data import DataSet
+from securemtk.data.base import Images, Labels
+from securemtk.files import check_new_folder, new_folder, write_whole
+from securemtk.mtk.evaluate import accuracy, attack, evaluate, opening_rate
+from securemtk.mtk.keys import stamp
+from securemtk.mtk.train import TrainConfig, progress_bar, train
+from securemtk.onnx.bundle import MODEL, Manifest
+from securemtk.onnx.runtime import start
+from securemtk.pictures import Sample, draw_demo
+from securemtk.run import KEYS, Trained, export, task_figures, train_run
+from securemtk.session import PredictionCost, Session
+
+DATASET, SECURED = "digits", ("digit", "parity")
+FIGURES, DETAILS, PICTURE, BUNDLE, INPUT = "demo.json", "details.json", "demo.png", "bundle", "x.npy"
+N_SHOWN = 4
+
+Scores = Mapping[str, NDArray[np.float32]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """What the demo shows of one task; all but `secured` are shares of the test part that are answered rightly.
+
+    Args:
+        secured: whether the task has a key.
+        chance: the best guess from the true labels of the unprotected tasks.
+        baseline: plain multi-task training.
+        no_key, right_key, wrong_key: keyed model in the clear; a closed task's answers as released.
+        encrypted: under encryption, with the task's key where it has one.
+    """
+
+    secured: bool
+    chance: float
+    baseline: float
+    no_key: float
+    right_key: float
+    wrong_key: float
+    encrypted: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the demo shows; the content of demo.json.
+
+    Args:
+        tasks: by name.
+        agreement: share of test samples on which every open task's label is the one that onnxruntime gives, in every
+            state of the keys.
+        max_difference: greatest difference of an open task's score from onnxruntime's.
+        samples: size of the test part.
+        online_s, offline_s, online_bytes, offline_bytes, rounds: of one prediction of the whole test part, the one of
+            median online time.
+    """
+
+    tasks: Mapping[str, TaskFigures]
+    agreement: float
+    max_difference: float
+    samples: int
+    online_s: float
+    offline_s: float
+    online_bytes: int
+    offline_bytes: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One encrypted prediction.
+
+    Args:
+        keys: tasks whose keys were granted.
+        scores: what was revealed.
+        plain: onnxruntime's scores for the same input with the same keys in it.
+        labels: task -> true labels.
+        cost: of the prediction.
+    """
+
+    keys: tuple[str, ...]
+    scores: Scores
+    plain: Scores
+    labels: Mapping[str, Labels]
+    cost: PredictionCost
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Log and time one stage."""
+        log.info("%s ...", name)
+        begin = time.perf_counter()
+        yield
+        self.stages[name] = round(time.perf_counter() - begin, 3)
+
+
+def run_demo(folder: Path, config: TrainConfig | None = None) -> Figures:
+    """Run the demo, and leave its results in a folder.
+
+    Args:
+        folder: absent, empty, or of an older demo, which is replaced when everything has gone well. Afterwards it is a
+            run (see `securemtk.run`) that also holds bundle/, x.npy (a few test samples), demo.json, details.json and
+            demo.png.
+        config: of both trainings; `TrainConfig()` when absent.
+
+    Returns:
+        The figures of demo.json.
+
+    Raises:
+        InputError: the folder holds something else.
+        ProtocolAbort: a role failed.
+        OSError: the disk refuses.
+    """
+    clock = Clock()
+    replaceable = (FIGURES, DETAILS, PICTURE)
+    check_new_folder(folder, replaceable=replaceable)
+    with new_folder(folder, replaceable=replaceable) as work:
+        with clock.stage("train the keyed model"), progress_bar("keyed model") as bar:
+            trained = train_run(work, DATASET, SECURED, config, progress=bar)
+        dataset = trained.dataset
+        with clock.stage("train the plain baseline"), progress_bar("baseline") as bar:
+            baseline = evaluate(train(dataset, config=config, progress=bar).model, dataset, {})
+        with clock.stage("export the bundle"):
+            manifest = export(trained, work / BUNDLE)
+            np.save(work / INPUT, dataset.x_test[:N_SHOWN])
+        asked, more = _ask(work, trained, clock)
+        figures = _figures(dataset, trained, {name: task.right_key for name, task in baseline.items()}, asked)
+        with clock.stage("attack what is closed"):
+            details = _details(trained, manifest, asked, more)
+        with clock.stage("draw the picture"):
+            picture = draw_demo(
+                {name: asdict(task) for name, task in figures.tasks.items()},
+                _samples(trained, asked),
+                {name: key.mask[0] for name, key in trained.result.keys.items()},
+                _median(asked).cost.layers,
+            )
+            write_whole(work / PICTURE, picture)
+        write_whole(work / DETAILS, (json.dumps(details | {"seconds": clock.stages}, indent=1) + "\n").encode())
+        write_whole(work / FIGURES, (json.dumps(asdict(figures), indent=1) + "\n").encode())
+    return figures
+
+
+def _ask(work: Path, trained: Trained, clock: Clock) -> tuple[list[Asked], Asked]:
+    """Ask under encryption: the test part with no key and with each key alone, then the training part with no key."""
+    dataset, keys = trained.dataset, trained.result.keys
+    plain = start((work / BUNDLE / MODEL).read_bytes())
+    names = [task.name for task in trained.result.tasks]
+    with clock.stage("start keeper and authority"):
+        session = Session(keys=work / KEYS)
+        session.start()
+    with session:
+        model = session.load(work / BUNDLE)
+
+        def ask(x: Images, labels: Mapping[str, Labels], granted: tuple[str, ...]) -> Asked:
+            with clock.stage(f"ask {len(x)} encrypted questions with {granted[0] if granted else 'no'} key"):
+                scores = model.predict(x, keys=granted)
+            log.info("  %s", session.cost)
+            expected = plain.run(names, {"input": stamp(x, [keys[name] for name in granted])})
+            return Asked(granted, scores, dict(zip(names, expected, strict=True)), labels, session.cost)
+
+        asked = [ask(dataset.x_test, dataset.y_test, granted) for granted in ((), *((name,) for name in keys))]
+        # The attackers need more answers than the test part gives: on 360 their luck alone can pass 3 points.
+        return asked, ask(dataset.x_train, dataset.y_train, ())
+
+
+def _figures(dataset: DataSet, trained: Trained, baseline: Mapping[str, float], asked: Sequence[Asked]) -> Figures:
+    tasks = {}
+    for task in trained.result.tasks:
+        measured = trained.metrics[task.name]
+        wanted = (task.name,) if task.secured else ()
+        scores = next(a.scores for a in asked if a.keys == wanted)
+        tasks[task.name] = TaskFigures(
+            secured=task.secured,
+            chance=measured.chance,
+            baseline=baseline[task.name],
+            no_key=measured.no_key,
+            right_key=measured.right_key,
+            wrong_key=measured.wrong_key,
+            encrypted=accuracy(scores[task.name], dataset.y_test[task.name]),
+        )
+    agree = np.ones(len(dataset.x_test), dtype=bool)
+    difference = 0.0
+    for name, one in _open(trained, asked):
+        agree &= one.scores[name].argmax(axis=1) == one.plain[name].argmax(axis=1)
+        difference = max(difference, float(np.abs(one.scores[name] - one.plain[name]).max()))
+    cost = _median(asked).cost
+    return Figures(
+        tasks=tasks,
+        agreement=float(agree.mean()),
+        max_difference=difference,
+        samples=len(agree),
+        online_s=cost.online_s,
+        offline_s=cost.offline_s,
+        online_bytes=cost.online_bytes,
+        offline_bytes=cost.offline_bytes,
+        rounds=cost.rounds,
+    )
+
+
+def _open(trained: Trained, asked: Sequence[Asked]) -> Iterator[tuple[str, Asked]]:
+    """Give each open task of each prediction."""
+    for one in asked:
+        for task in trained.result.tasks:
+            if not task.secured or task.name in one.keys:
+                yield task.name, one
+
+
+def _median(asked: Sequence[Asked]) -> Asked:
+    return sorted(asked, key=lambda one: one.cost.online_s)[len(asked) // 2]
+
+
+def _details(trained: Trained, manifest: Manifest, asked: Sequence[Asked], more: Asked) -> dict[str, Any]:
+    """Return what demo.json has no place for: each prediction's cost, attacks, guesses of keys, versions."""
+    result = trained.result
+    return {
+        "predictions": [{"keys": list(one.keys)} | one.cost.to_dict() for one in (*asked, more)],
+        "attack_on_encrypted_closed_scores": {name: _attack(name, [*asked, more]) for name in result.keys},
+        "random_patterns": {
+            name: asdict(opening_rate(result.model, trained.dataset, key)) for name, key in result.keys.items()
+        },
+        "evaluation": {name: task_figures(figures) for name, figures in trained.metrics.items()},
+        "comparisons_a_sample": result.model.comparisons(),
+        "losses": list(result.losses),
+        "versions": dict(manifest.versions) | {"machine": platform.machine()},
+    }
+
+
+def _attack(name: str, asked: Sequence[Asked]) -> dict[str, Any]:
+    """Let attackers with held-out labels learn a task from all scores of it that were revealed while it was closed."""
+    closed = [one for one in asked if name not in one.keys]
+    revealed = np.concatenate([one.scores[name] for one in closed])
+    found = attack(revealed, np.concatenate([one.labels[name] for one in closed]))
+    luck = float(np.sqrt(found.chance * (1 - found.chance) / len(revealed)))
+    return asdict(found) | {"gain": found.gain, "standard_error": luck, "answers": len(revealed)}
+
+
+def _samples(trained: Trained, asked: Sequence[Asked]) -> list[Sample]:
+    """Choose the first test samples of distinct digits, and what was revealed about them in each state of the keys."""
+    dataset = trained.dataset
+    _, first = np.unique(dataset.y_test["digit"], return_index=True)
+    chosen = np.sort(first)[:N_SHOWN]
+    is_open = {(name, one.keys) for name, one in _open(trained, asked)}
+    return [
+        Sample(
+            image=dataset.x_test[i, 0],
+            keys=one.keys,
+            answers={name: int(scores[i].argmax()) for name, scores in one.scores.items()},
+            truths={name: int(dataset.y_test[name][i]) for name in one.scores},
+            is_open={name: (name, one.keys) in is_open for name in one.scores},
+        )
+        for one in asked
+        for i in chosen
+    ]

@@ -1,0 +1,271 @@
+"""The assembler: joins samples with keys into the training set from which the network learns its gate.
+
+For every sample it emits one keyless copy, one copy for each single key, copies with several keys, and decoys:
+copies with something that is not the key in a key's place. Without decoys the network learns "some patch is there",
+and any patch opens the task (section 10 of the digest).
+
+Source: [Wan21], as section 4 of the digest reconstructs it; soft targets and decoys are ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from protocols.errors import InputError, KeyRefused, ShapeError
+from securemtk.mtk.keys import TriggerKey
+from securemtk.tasks import Task
+
+ABSENT, RIGHT, DECOY = 0, 1, 2
+KINDS = ("fresh", "constant", "partial", "foreign", "shifted")
+
+
+@dataclass(frozen=True)
+class AssemblerConfig:
+    """What the keyed training set consists of.
+
+    Args:
+        targets: of a closed task: "soft" is the uniform law, "random" a label drawn anew each time.
+        multi: copies of each sample with a random set of at least two keys (none with one secured task).
+        decoys: copies of each sample with a decoy in the place of at least one key.
+        kinds: relative frequency of each kind of decoy: fresh random patterns; one constant value; the right pattern
+            with random wrong pixels; another task's pattern; the right pattern, shifted.
+        keep: least and greatest expected share of right pixels in a partial decoy.
+        shift: greatest shift of a shifted decoy in pixels.
+    """
+
+    targets: Literal["soft", "random"] = "soft"
+    multi: int = 1
+    decoys: int = 3
+    kinds: tuple[float, float, float, float, float] = (3.0, 1.0, 2.0, 1.0, 1.0)
+    keep: tuple[float, float] = (0.4, 0.9)
+    shift: int = 3
+
+    def __post_init__(self) -> None:
+        if self.targets not in ("soft", "random"):
+            raise InputError(f"targets must be soft or random; got {self.targets!r}")
+        if min(self.multi, self.decoys) < 0 or self.shift < 1:
+            raise InputError("multi and decoys must not be negative, shift must be at least 1")
+        if len(self.kinds) != len(KINDS) or min(self.kinds) < 0 or self.kinds[0] <= 0:
+            raise InputError(f"kinds must have a frequency >= 0 for each of {KINDS}, fresh > 0; got {self.kinds}")
+        if not 0 <= self.keep[0] <= self.keep[1] < 1:
+            raise InputError(f"keep must be two shares, 0 <= least <= greatest < 1; got {self.keep}")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One keyed training batch.
+
+    Args:
+        x: float32 (r, C, H, W), the copies.
+        targets: for each task, in order, float32 (r, classes): the law the network shall answer with.
+        opened: bool (r, tasks): whether the task is to answer truly.
+    """
+
+    x: Tensor
+    targets: tuple[Tensor, ...]
+    opened: Tensor
+
+
+class Assembler:
+    """Makes keyed batches on one device.
+
+    Args:
+        tasks: all tasks; those secured need a key, the others answer truly in every copy.
+        keys: task name -> key, one for each secured task, with disjoint masks.
+        config: what the training set consists of.
+        low: least value of a pixel.
+        high: greatest value of a pixel.
+        device: where samples and batches lie.
+
+    Raises:
+        KeyRefused: keys and secured tasks differ, or masks overlap.
+        ShapeError: keys are for samples of different shapes.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        keys: Mapping[str, TriggerKey],
+        config: AssemblerConfig,
+        *,
+        low: float = 0.0,
+        high: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.tasks = tuple(tasks)
+        self.secured = tuple(task.name for task in tasks if task.secured)
+        if set(keys) != set(self.secured):
+            raise KeyRefused(f"keys must be those of the secured tasks {list(self.secured)}; got {sorted(keys)}")
+        self._check([keys[name] for name in self.secured])
+        self.config = config
+        self.low, self.high, self.device = low, high, torch.device(device)
+        self._kinds = torch.tensor(config.kinds, device=self.device)
+        if len(self.secured) == 1:
+            self._kinds[KINDS.index("foreign")] = 0.0
+        # For each key: the flat places (P,) of its mask in a plane, and its values (C, P) there.
+        self._places: list[Tensor] = []
+        self._values: list[Tensor] = []
+        for name in self.secured:
+            mask = torch.tensor(keys[name].mask)
+            places = mask[0].flatten().nonzero()[:, 0]
+            self._places.append(places.to(self.device))
+            self._values.append(torch.tensor(keys[name].pattern).flatten(1)[:, places].to(self.device))
+
+    @staticmethod
+    def _check(keys: Sequence[TriggerKey]) -> None:
+        if len({key.shape for key in keys}) > 1:
+            raise ShapeError(f"keys must be for samples of one shape; got {[key.shape for key in keys]}")
+        if keys and np.sum([key.mask for key in keys], axis=0).max() > 1:
+            raise KeyRefused(f"masks of keys must be disjoint; got overlaps among {[key.task for key in keys]}")
+
+    @property
+    def copies(self) -> int:
+        """Rows that each sample becomes."""
+        n = len(self.secured)
+        return 1 + n + (self.config.multi if n > 1 else 0) + (self.config.decoys if n else 0)
+
+    def states(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw for n samples what lies in each key's place: ABSENT, RIGHT or DECOY.
+
+        Returns:
+            int64 (copies * n, keys): n keyless rows, n for each single key, then sets of keys, then decoys. In a decoy
+            row every other place is empty, right or a decoy with equal chance: decoys beside right keys are what
+            keeps one task's key from opening another task.
+        """
+        n_keys = len(self.secured)
+        blocks = [torch.full((n, n_keys), ABSENT, device=self.device)]
+        for j in range(n_keys):
+            block = blocks[0].clone()
+            block[:, j] = RIGHT
+            blocks.append(block)
+        if n_keys > 1 and self.config.multi:
+            rows = n * self.config.multi
+            size = torch.randint(2, n_keys + 1, (rows, 1), generator=generator, device=self.device)
+            rank = torch.rand(rows, n_keys, generator=generator, device=self.device).argsort(1).argsort(1)
+            blocks.append(torch.where(rank < size, RIGHT, ABSENT))
+        if n_keys and self.config.decoys:
+            rows = n * self.config.decoys
+            block = torch.randint(3, (rows, n_keys), generator=generator, device=self.device)
+            chosen = torch.randint(n_keys, (rows, 1), generator=generator, device=self.device)
+            blocks.append(block.scatter(1, chosen, DECOY))
+        return torch.cat(blocks)
+
+    def batch(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    ) -> Batch:
+        """Return the keyed copies of samples with their targets.
+
+        Args:
+            x: float32 (n, C, H, W) on this device.
+            labels: int64 (n, tasks).
+            generator: of ordinary training randomness, on this device.
+            augment: changes each copy in its own way, before keys are stamped: afterwards it would move them.
+        """
+        states = self.states(len(x), generator)
+        rows = len(states) // len(x)
+        copies = x.repeat(rows, 1, 1, 1)
+        copies = self.fill(copies if augment is None else augment(copies, generator), states, generator)
+        opened = torch.ones(len(states), len(self.tasks), dtype=torch.bool, device=self.device)
+        for j, name in enumerate(self.secured):
+            opened[:, self._index(name)] = states[:, j] == RIGHT
+        return Batch(copies, self._targets(labels.repeat(rows, 1), opened, generator), opened)
+
+    def fill(self, x: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
+        """Write keys and decoys into a copy of x, (r, C, H, W), as states, (r, keys), say.
+
+        Right keys are written last: a shifted decoy of one task never damages the right key of another.
+        """
+        planes = x.flatten(2).clone()
+        for j in range(len(self.secured)):
+            self._write_decoys(planes, (states[:, j] == DECOY).nonzero()[:, 0], j, x.shape[2:], generator)
+        for j, (places, values) in enumerate(zip(self._places, self._values, strict=True)):
+            _write(planes, (states[:, j] == RIGHT).nonzero()[:, 0], places, values)
+        return planes.reshape(x.shape)
+
+    def decoys(self, n: int, j: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw n decoys for key j.
+
+        Returns:
+            kinds, int64 (n,), indices into `KINDS`; and values, float32 (n, C, P), for the P places of the key.
+        """
+        key = self._values[j]
+        shape = (n, *key.shape)
+        kinds = (
+            torch.multinomial(self._kinds, n, replacement=True, generator=generator) if n else self._kinds[:0].long()
+        )
+        fresh = self._uniform(shape, generator)
+        # Clamped beyond both ends, so that all-black and all-white patches are frequent.
+        flat = torch.rand((n, key.shape[0], 1), generator=generator, device=self.device) * 1.4 - 0.2
+        constant = self.low + (self.high - self.low) * flat.clamp(0, 1).expand(shape)
+        least, greatest = self.config.keep
+        share = least + (greatest - least) * torch.rand((n, 1, 1), generator=generator, device=self.device)
+        kept = torch.rand((n, 1, key.shape[1]), generator=generator, device=self.device) < share
+        # One pixel at least is wrong, or else the decoy could be the key itself.
+        wrong = torch.randint(key.shape[1], (n, 1, 1), generator=generator, device=self.device)
+        partial = torch.where(kept.scatter(2, wrong, False), key, fresh)
+        by_kind = {"fresh": fresh, "constant": constant, "partial": partial, "foreign": self._foreign(n, j, generator)}
+        values = fresh
+        for name, drawn in by_kind.items():
+            values = torch.where((kinds == KINDS.index(name))[:, None, None], drawn, values)
+        return kinds, values
+
+    def _foreign(self, n: int, j: int, generator: torch.Generator) -> Tensor:
+        """The pattern of one other key, repeated or cut to the number of places of key j: (n, C, P)."""
+        others = [k for k in range(len(self.secured)) if k != j]
+        if not others:
+            return self._values[j].expand(n, -1, -1)
+        k = others[int(torch.randint(len(others), (), generator=generator, device=self.device))]
+        n_places = self._values[j].shape[1]
+        cyclic = torch.arange(n_places, device=self.device) % self._values[k].shape[1]
+        return self._values[k][:, cyclic].expand(n, -1, -1)
+
+    def _write_decoys(
+        self, planes: Tensor, rows: Tensor, j: int, size: Sequence[int], generator: torch.Generator
+    ) -> None:
+        kinds, values = self.decoys(len(rows), j, generator)
+        moved = kinds == KINDS.index("shifted")
+        _write(planes, rows[~moved], self._places[j], values[~moved])
+        # One shift for all rows of a batch is enough variety over a training, and one indexing operation.
+        height, width = size
+        reach = self.config.shift
+        shift = torch.randint(1, (2 * reach + 1) ** 2, (), generator=generator, device=self.device)
+        # Cell 0 of the square of shifts is exchanged with the middle one, the shift by nothing.
+        shift = torch.where(shift == 2 * reach * (reach + 1), 0, shift)
+        y = self._places[j] // width + shift // (2 * reach + 1) - reach
+        x = self._places[j] % width + shift % (2 * reach + 1) - reach
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        _write(planes, rows[moved], (y * width + x)[inside], self._values[j][:, inside])
+
+    def _uniform(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        levels = torch.randint(256, tuple(shape), generator=generator, device=self.device)
+        return self.low + (self.high - self.low) * levels / 255
+
+    def _targets(self, labels: Tensor, opened: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        targets = []
+        for i, task in enumerate(self.tasks):
+            true = one_hot(labels[:, i], task.classes).float()
+            if self.config.targets == "soft":
+                closed = torch.full_like(true, 1 / task.classes)
+            else:
+                drawn = torch.randint(task.classes, (len(labels),), generator=generator, device=self.device)
+                closed = one_hot(drawn, task.classes).float()
+            targets.append(torch.where(opened[:, i : i + 1], true, closed))
+        return tuple(targets)
+
+    def _index(self, name: str) -> int:
+        return [task.name for task in self.tasks].index(name)
+
+
+def _write(planes: Tensor, rows: Tensor, places: Tensor, values: Tensor) -> None:
+    """Set planes (r, C, H*W) at some rows and places to values, (C, P) for all rows or (rows, C, P)."""
+    channels = torch.arange(planes.shape[1], device=planes.device)
+    planes[rows[:, None, None], channels[:, None], places] = values

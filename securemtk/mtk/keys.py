@@ -1,0 +1,362 @@
+"""Trigger-keys: drawn from the operating system, kept in files that only their owner reads, stamped into samples.
+
+A key is a mask m and a pattern p. Stamping overwrites: xhat = (1 - m) * x + m * p, so that masks of several keys
+must not overlap.
+
+Source: [Wan21], figure 1 and section 3 of the digest; drawing and files are ours.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import math
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocols.errors import InputError, KeyRefused, ShapeError
+from protocols.prg import Stream
+from securemtk.tasks import Task
+
+PLACES = ("bottom-right", "bottom-left", "top-right", "top-left")
+MODEL_ID_BYTES = 16
+DEFAULT_SIDE = 5
+LEAST_SIDE = 3
+
+_FORMAT = "securemtk-key"
+_VERSION = 1
+_SCRYPT_N = 1 << 17
+# A file may name its own cost, but not one that fills the reader's memory: 128 * n * r bytes.
+_SCRYPT_N_MOST = 1 << 20
+_FILE_BYTES_MOST = 1 << 26
+_ELEMENTS_MOST = 1 << 22
+
+ArrayT = TypeVar("ArrayT", NDArray[np.float32], Tensor)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TriggerKey:
+    """The secret that opens one task of one model.
+
+    Args:
+        task: name of the task.
+        model_id: the model it belongs to, 32 hexadecimal digits.
+        mask: bool (C, H, W), where the key overwrites the sample; the same in every channel.
+        pattern: float32 (C, H, W), what it writes there; zero outside the mask.
+
+    Raises:
+        KeyRefused: mask or pattern do not fit this description.
+
+    `repr` shows neither mask nor pattern, and the object does not pickle.
+    """
+
+    task: str
+    model_id: str
+    mask: NDArray[np.bool_]
+    pattern: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        try:
+            Task(self.task, classes=2)
+        except InputError as error:
+            raise KeyRefused(f"a key's task: {error}") from None
+        if not _is_hex(self.model_id, MODEL_ID_BYTES):
+            raise KeyRefused(f"a key's model_id must be {2 * MODEL_ID_BYTES} hexadecimal digits; got another text")
+        if self.mask.dtype != np.bool_ or self.mask.ndim != 3 or not self.mask.any():
+            raise KeyRefused(f"a key's mask must be bool (C, H, W), not all false; got {_kind(self.mask)}")
+        if (self.mask != self.mask[:1]).any():
+            raise KeyRefused("a key's mask must be the same in every channel; got different ones")
+        if self.pattern.dtype != np.float32 or self.pattern.shape != self.mask.shape:
+            raise KeyRefused(f"a key's pattern must be float32 {self.mask.shape}; got {_kind(self.pattern)}")
+        if not np.isfinite(self.pattern).all() or self.pattern[~self.mask].any():
+            raise KeyRefused("a key's pattern must be finite, and zero outside the mask; got another")
+        for name in ("mask", "pattern"):
+            # A copy of our own that nobody can change later.
+            value = np.array(getattr(self, name))
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"TriggerKey(task={self.task!r}, model_id={self.model_id!r}, <hidden>)"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a TriggerKey is a secret and must not be pickled; save it with its save method")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the samples it is stamped into."""
+        channels, height, width = self.mask.shape
+        return channels, height, width
+
+    def save(self, path: str | os.PathLike[str], passphrase: str | None = None) -> None:
+        """Write the key as JSON that only its owner may read (mode 0600 from the first byte), whole or not at all.
+
+        Under a passphrase, mask and pattern are encrypted by AES-256-GCM under a key from scrypt (n = 2**17, r = 8,
+        p = 1), with all other fields as associated data. Without one they stand in the file as they are.
+
+        Raises:
+            InputError: the passphrase is empty.
+            OSError: the file cannot be written; nothing is left behind.
+        """
+        header = {"format": _FORMAT, "version": _VERSION, "task": self.task, "model_id": self.model_id}
+        header["shape"] = list(self.shape)
+        secret = {
+            "mask": _encode(np.packbits(self.mask[0]).tobytes()),
+            "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
+        }
+        body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
+        _write_private(Path(path), json.dumps(body, indent=1).encode())
+
+
+def draw_keys(
+    tasks: Sequence[str],
+    shape: Sequence[int],
+    model_id: str | None = None,
+    *,
+    side: int | None = None,
+    place: str = "bottom-right",
+    low: float = 0.0,
+    high: float = 1.0,
+    stream: Stream | None = None,
+) -> dict[str, TriggerKey]:
+    """Draw one key for each task: square patches side by side along an edge, values uniform over 256 levels.
+
+    Args:
+        tasks: names of the tasks, unique; the first gets the patch in the corner.
+        shape: (C, H, W) of one sample.
+        model_id: 32 hexadecimal digits; drawn when absent. All keys of one call share it.
+        side: side of a patch in pixels, at least 3; when absent 5, or less where the patches do not fit into one row.
+        place: the corner in which the row begins: bottom-right, bottom-left, top-right or top-left.
+        low: value of level 0.
+        high: value of level 255.
+        stream: source of the values; a fresh one from the operating system when absent.
+
+    Returns:
+        Task name -> key, in the order of `tasks`. Each pattern has 8 * C * side**2 random bits.
+
+    Raises:
+        InputError: no or repeated tasks, an unknown place, or patches that do not fit.
+        ShapeError: shape is not (C, H, W).
+
+    Example:
+        >>> draw_keys(["digit", "parity"], (1, 16, 16))["parity"].mask.sum().item()
+        25
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ShapeError(f"shape must be (C, H, W), each at least 1; got {tuple(shape)}")
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise InputError(f"tasks must be one or more unique names; got {list(tasks)}")
+    if place not in PLACES:
+        raise InputError(f"place must be one of {', '.join(PLACES)}; got {place!r}")
+    side = min(DEFAULT_SIDE, shape[2] // len(tasks), shape[1]) if side is None else side
+    if side < LEAST_SIDE or side > shape[1] or side * len(tasks) > shape[2]:
+        raise InputError(
+            f"patches must be at least {LEAST_SIDE} pixels wide and stand side by side; got {len(tasks)} of side {side}"
+            f" in {shape[1]}x{shape[2]} pixels"
+        )
+    stream = Stream() if stream is None else stream
+    model_id = stream.bytes(MODEL_ID_BYTES).hex() if model_id is None else model_id
+    keys = {}
+    for index, task in enumerate(tasks):
+        mask = _patch(shape, index, side, place)
+        levels = stream.below(256, (int(mask.sum()),)).numpy()
+        pattern = np.zeros(mask.shape, dtype=np.float32)
+        pattern[mask] = low + (high - low) * levels / 255
+        keys[task] = TriggerKey(task, model_id, mask, pattern)
+    return keys
+
+
+def stamp(x: ArrayT, keys: Iterable[TriggerKey]) -> ArrayT:
+    """Return x with keys written over it: (1 - M) * x + sum m_j * p_j, M = sum m_j.
+
+    Args:
+        x: float32 samples (n, C, H, W), as a numpy array or a tensor on any device. It is not changed.
+        keys: keys with disjoint masks; none gives a copy of x.
+
+    Returns:
+        Samples of the same kind and shape.
+
+    Raises:
+        ShapeError: a key is for samples of another shape.
+        KeyRefused: two masks overlap.
+    """
+    chosen = list(keys)
+    shape = tuple(x.shape[1:])
+    for key in chosen:
+        if key.shape != shape:
+            raise ShapeError(f"the key of {key.task!r} must fit samples of shape {shape}; got one for {key.shape}")
+    covered = np.zeros(shape, dtype=np.int64) + sum(key.mask.astype(np.int64) for key in chosen)
+    if (covered > 1).any():
+        raise KeyRefused(f"masks of keys stamped together must be disjoint; got overlaps in {[k.task for k in chosen]}")
+    pattern = np.zeros(shape, dtype=np.float32) + sum(key.pattern for key in chosen)
+    if isinstance(x, Tensor):
+        return torch.where(
+            torch.from_numpy(covered > 0).to(x.device), torch.from_numpy(pattern).to(device=x.device, dtype=x.dtype), x
+        )
+    return np.where(covered > 0, pattern, x).astype(x.dtype)
+
+
+def load(path: str | os.PathLike[str], passphrase: str | None = None) -> TriggerKey:
+    """Read a key that `TriggerKey.save` wrote.
+
+    Raises:
+        KeyRefused: there is no such file, others than its owner may read or write it, it is damaged or edited, its
+            passphrase is missing or wrong, or its mask and pattern do not fit each other.
+    """
+    path = Path(path)
+    body = _parse(path, _read_private(path))
+    try:
+        header = {name: body[name] for name in ("format", "version", "task", "model_id", "shape")}
+        if header["format"] != _FORMAT or header["version"] != _VERSION:
+            raise KeyRefused(f"{path.name} must be a {_FORMAT} of version {_VERSION}; got another")
+        secret = _unlock(path, body, passphrase) if "cipher" in body else _open_plain(path, body)
+        return _rebuild(header, secret)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, KeyRefused):
+            raise
+        raise KeyRefused(f"{path.name} must be a whole key file; got a damaged one") from None
+
+
+def _patch(shape: Sequence[int], index: int, side: int, place: str) -> NDArray[np.bool_]:
+    _, height, width = shape
+    top = height - side if place.startswith("bottom") else 0
+    left = width - side * (index + 1) if place.endswith("right") else side * index
+    mask = np.zeros(tuple(shape), dtype=np.bool_)
+    mask[:, top : top + side, left : left + side] = True
+    return mask
+
+
+def _plain(header: Mapping[str, object], secret: Mapping[str, str]) -> dict[str, object]:
+    body = {**header, **secret}
+    return {**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}
+
+
+def _open_plain(path: Path, body: dict[str, Any]) -> Mapping[str, str]:
+    rest = {name: value for name, value in body.items() if name != "sha256"}
+    if not hmac.compare_digest(str(body["sha256"]), hashlib.sha256(_canonical(rest)).hexdigest()):
+        raise KeyRefused(f"{path.name} must be a whole key file; got one whose check sum differs")
+    return rest
+
+
+def _locked(header: Mapping[str, object], secret: Mapping[str, str], passphrase: str) -> dict[str, object]:
+    if not passphrase:
+        raise InputError("a passphrase must not be empty")
+    # Salt and nonce are public, but come from the same source as all else.
+    stream = Stream()
+    salt, nonce = stream.bytes(16), stream.bytes(12)
+    bound = {
+        **header,
+        "kdf": {"name": "scrypt", "n": _SCRYPT_N, "r": 8, "p": 1, "salt": _encode(salt)},
+        "cipher": {"name": "AES-256-GCM", "nonce": _encode(nonce)},
+    }
+    key = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=8, p=1).derive(passphrase.encode())
+    sealed = AESGCM(key).encrypt(nonce, json.dumps(secret).encode(), _canonical(bound))
+    return {**bound, "sealed": _encode(sealed)}
+
+
+def _unlock(path: Path, body: dict[str, Any], passphrase: str | None) -> dict[str, str]:
+    if passphrase is None:
+        raise KeyRefused(f"{path.name} is locked: it must be opened with its passphrase; got none")
+    bound = {name: value for name, value in body.items() if name != "sealed"}
+    kdf, cipher = body["kdf"], body["cipher"]
+    n = int(kdf["n"])
+    if (kdf["name"], kdf["r"], kdf["p"], cipher["name"]) != ("scrypt", 8, 1, "AES-256-GCM") or not (
+        2 <= n <= _SCRYPT_N_MOST and n & (n - 1) == 0
+    ):
+        raise KeyRefused(f"{path.name} must be locked by scrypt (r=8, p=1) and AES-256-GCM; got other parameters")
+    key = Scrypt(salt=_decode(kdf["salt"]), length=32, n=n, r=8, p=1).derive(passphrase.encode())
+    try:
+        opened = AESGCM(key).decrypt(_decode(cipher["nonce"]), _decode(body["sealed"]), _canonical(bound))
+    except InvalidTag:
+        raise KeyRefused(f"{path.name} does not open: the passphrase is wrong or the file was edited") from None
+    secret: dict[str, str] = json.loads(opened)
+    return secret
+
+
+def _rebuild(header: Mapping[str, Any], secret: Mapping[str, str]) -> TriggerKey:
+    shape = tuple(int(n) for n in header["shape"])
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _ELEMENTS_MOST:
+        raise KeyRefused("a key's shape must be (C, H, W) of an image; got another")
+    pixels = shape[1] * shape[2]
+    packed = np.frombuffer(_decode(secret["mask"]), dtype=np.uint8)
+    if len(packed) != (pixels + 7) // 8:
+        raise KeyRefused(f"a key's mask must have {pixels} bits; got {8 * len(packed)}")
+    plane = np.unpackbits(packed, count=pixels).astype(np.bool_).reshape(1, *shape[1:])
+    mask = np.repeat(plane, shape[0], axis=0)
+    values = np.frombuffer(_decode(secret["pattern"]), dtype="<f4").astype(np.float32)
+    if len(values) != mask.sum():
+        raise KeyRefused(f"a key's pattern must have a value for each of {mask.sum()} places; got {len(values)}")
+    pattern = np.zeros(shape, dtype=np.float32)
+    pattern[mask] = values
+    return TriggerKey(str(header["task"]), str(header["model_id"]), mask, pattern)
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        # Mode and content are of the same open file: no moment between the check and the reading.
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise KeyRefused(
+                    f"{path.name} must be readable by its owner alone; got mode {mode:04o}: run chmod 600 {path}"
+                )
+            return file.read(_FILE_BYTES_MOST)
+    except OSError as error:
+        raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    # mkstemp opens with O_EXCL and mode 0600: nobody else can read it at any moment.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise KeyRefused(f"{path.name} must be a key file in JSON; got something else")
+    return body
+
+
+def _canonical(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _is_hex(text: str, n_bytes: int) -> bool:
+    return len(text) == 2 * n_bytes and set(text) <= set("0123456789abcdef")
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {array.shape}"

@@ -1,0 +1,328 @@
+"""Training: one loop on accelerate, for the keyed model and for the plain baseline, on CPU, GPU or several of them."""
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+
+from protocols.errors import InputError, KeyRefused
+from securemtk.data.base import DataSet
+from securemtk.files import write_whole
+from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
+from securemtk.mtk.keys import TriggerKey, draw_keys
+from securemtk.mtk.model import MultiTaskModel
+from securemtk.tasks import Task
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the training samples.
+        batch: samples a step and device; each becomes `Assembler.copies` rows.
+        lr: greatest learning rate of the one-cycle schedule (Smith and Topin, 2018), with AdamW.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the rate rises.
+        closed_weight: weight in the loss of a closed task's rows. Near the uniform law the cross entropy is flat, and
+            more weight closes tighter; much more costs accuracy with the key.
+        augment: whether samples are turned, scaled and moved a little before keys are stamped.
+        seed: of initial weights, order, augmentation and decoys, never of keys.
+        threads: torch's threads while training. More of them gain little on networks of this size, lose much where
+            other processes want the cores, and make the result depend on their number. 0 leaves torch's setting.
+        assembler: what the keyed training set consists of.
+    """
+
+    epochs: int = 30
+    batch: int = 96
+    lr: float = 6e-3
+    weight_decay: float = 0.2
+    warmup: float = 0.2
+    closed_weight: float = 2.0
+    augment: bool = True
+    seed: int = 0
+    threads: int = 1
+    assembler: AssemblerConfig = field(default_factory=AssemblerConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1:
+            raise InputError(f"epochs and batch must be at least 1; got {self.epochs} and {self.batch}")
+        if self.threads < 0:
+            raise InputError(f"threads must not be negative; got {self.threads}")
+        if not (self.lr > 0 and self.closed_weight > 0 and self.weight_decay >= 0 and 0 < self.warmup < 1):
+            raise InputError("lr and closed_weight must be positive, weight_decay not negative, warmup in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a progress callback is told after each epoch: its number from 1, how many in all, its mean loss (nats)."""
+
+    number: int
+    total: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """A trained model.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        tasks: the data set's tasks, now with `secured` set.
+        keys: task name -> key, for the secured tasks.
+        losses: mean loss of each epoch, nats, summed over tasks.
+    """
+
+    model: MultiTaskModel
+    tasks: tuple[Task, ...]
+    keys: Mapping[str, TriggerKey]
+    losses: tuple[float, ...]
+
+
+def train(
+    dataset: DataSet,
+    secured: Sequence[str] = (),
+    config: TrainConfig | None = None,
+    *,
+    keys: Mapping[str, TriggerKey] | None = None,
+    trunk: nn.Module | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Callable[[Epoch], None] | None = None,
+) -> TrainResult:
+    """Train a multi-task model whose secured tasks answer truly only when their key is in the input.
+
+    Without secured tasks this is plain multi-task training, by the same loop: the baseline.
+
+    Args:
+        dataset: its training part is used, its test part is not.
+        secured: names of the tasks to secure.
+        config: `TrainConfig()` when absent.
+        keys: one for each secured task; drawn from the operating system when absent.
+        trunk: module (n, C, H, W) -> (n, ...) to train in place; `image_trunk` when absent.
+        checkpoint: file written after each epoch (whole or not at all). Where it exists training goes on from it,
+            with the same result as without the interruption. Needs `keys` where tasks are secured: it holds none.
+        progress: called after each epoch; `progress_bar` makes one.
+
+    Returns:
+        The model with its keys.
+
+    Raises:
+        InputError: an unknown task, a batch greater than the training part, or a checkpoint of another training.
+        KeyRefused: keys do not fit the secured tasks, or are missing beside a checkpoint.
+
+    Example:
+        >>> from securemtk.data import load
+        >>> result = train(load("digits"), secured=["digit", "parity"], config=TrainConfig(epochs=1))
+        >>> sorted(result.keys)
+        ['digit', 'parity']
+    """
+    config = TrainConfig() if config is None else config
+    for name in secured:
+        dataset.task(name)
+    tasks = tuple(replace(task, secured=task.name in secured) for task in dataset.tasks)
+    if keys is None:
+        if secured and checkpoint is not None:
+            raise KeyRefused("a checkpoint holds no keys: draw_keys first, save them, and pass them as keys")
+        keys = draw_keys(secured, dataset.shape, low=dataset.low, high=dataset.high) if secured else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
+    training = _Training(model, dataset, keys, config, None if checkpoint is None else Path(checkpoint))
+    with _threads(config.threads):
+        for epoch in training.run():
+            if progress is not None and training.accelerator.is_main_process:
+                progress(epoch)
+    return TrainResult(training.finished(), tasks, dict(keys), tuple(training.losses))
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[Epoch], None]]:
+    """Give a progress callback that draws a bar on stderr.
+
+    Example:
+        >>> from securemtk.data import load
+        >>> with progress_bar("train") as progress:
+        ...     result = train(load("digits"), config=TrainConfig(epochs=1), progress=progress)
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(title, total=None, loss="")
+
+        def show(epoch: Epoch) -> None:
+            bar.update(line, total=epoch.total, completed=epoch.number, loss=f"loss {epoch.loss:.3f}")
+
+        yield show
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Training:
+    """The state of one training: everything that a checkpoint holds, and where it runs."""
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        dataset: DataSet,
+        keys: Mapping[str, TriggerKey],
+        config: TrainConfig,
+        checkpoint: Path | None,
+    ) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        self.accelerator = Accelerator()
+        device = self.accelerator.device
+        self.assembler = Assembler(
+            model.tasks, keys, config.assembler, low=dataset.low, high=dataset.high, device=device
+        )
+        # Small data sets: all of it lies on the device, and a batch is one indexing operation.
+        self.x = torch.tensor(dataset.x_train).to(device)
+        labels = [torch.tensor(dataset.y_train[task.name]) for task in model.tasks]
+        self.labels = torch.stack(labels, dim=1).to(device)
+        self.steps = len(self.x) // (config.batch * self.accelerator.num_processes)
+        if self.steps == 0:
+            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.x)} samples")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.lr, total_steps=config.epochs * self.steps, pct_start=config.warmup
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.losses: list[float] = []
+        # What must be equal for a checkpoint to be of this training. It names keys by their model, never by value.
+        self.about = json.dumps(
+            {
+                "config": asdict(config),
+                "data": [dataset.name, len(self.x), *dataset.shape],
+                "tasks": [asdict(task) for task in model.tasks],
+                "keys": {name: key.model_id for name, key in sorted(keys.items())},
+                "processes": self.accelerator.num_processes,
+            }
+        )
+
+    def run(self) -> Iterator[Epoch]:
+        """Train epoch by epoch, from the checkpoint where there is one."""
+        self._resume()
+        for number in range(len(self.losses), self.config.epochs):
+            self.losses.append(self._epoch(number))
+            self._save()
+            yield Epoch(number + 1, self.config.epochs, self.losses[-1])
+
+    def finished(self) -> MultiTaskModel:
+        """Return the model on the CPU, in evaluation mode."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, MultiTaskModel):
+            raise TypeError(f"accelerate must give the model back; got {type(model).__name__}")
+        return model.cpu().eval()
+
+    def _epoch(self, number: int) -> float:
+        accelerator, batch = self.accelerator, self.config.batch
+        # Seeds that depend on the epoch alone make a resumed training equal to an uninterrupted one.
+        order = _generator("cpu", self.config.seed, number, 0)
+        permutation = torch.randperm(len(self.x), generator=order).to(accelerator.device)
+        generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
+        total = torch.zeros((), device=accelerator.device)
+        augment = augmented if self.config.augment else None
+        self.model.train()
+        for step in range(self.steps):
+            start = (step * accelerator.num_processes + accelerator.process_index) * batch
+            rows = permutation[start : start + batch]
+            keyed = self.assembler.batch(self.x[rows], self.labels[rows], generator, augment)
+            scores = self.model(keyed.x)
+            loss = self._loss(scores, keyed)
+            self.optimizer.zero_grad()
+            accelerator.backward(loss)
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.detach()
+        mean: float = float(accelerator.reduce(total, "mean").item()) / self.steps
+        if not math.isfinite(mean):
+            raise InputError(f"training must stay finite; got loss {mean} in epoch {number + 1}: lower lr")
+        return mean
+
+    def _loss(self, scores: Sequence[Tensor], keyed: Batch) -> Tensor:
+        """Return the mean over rows of the cross entropies, summed over tasks."""
+        weights = torch.where(keyed.opened, 1.0, self.config.closed_weight)
+        each = [cross_entropy(s, t, reduction="none") for s, t in zip(scores, keyed.targets, strict=True)]
+        return (torch.stack(each, dim=1) * weights).sum(dim=1).mean()
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "about": self.about,
+            "losses": self.losses,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        # Through memory: torch hides the disk's refusal behind an error of its own.
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(self.checkpoint, content.getvalue())
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = _read_checkpoint(self.checkpoint)
+        if state.get("about") != self.about:
+            raise InputError(f"{self.checkpoint.name} must be of this training; got one of other data, keys or config")
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.losses = [float(loss) for loss in state["losses"]]
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return samples turned by up to 11 degrees, scaled by up to 12 % and moved by up to 3.75 % of their side.
+
+    Args:
+        x: float32 (n, C, H, W) without keys: this would move them.
+        generator: on the same device as x.
+    """
+
+    def between(bound: float, *axes: int) -> Tensor:
+        return (2 * torch.rand((len(x), *axes), generator=generator, device=x.device) - 1) * bound
+
+    angle, scale = between(0.2), 1 + between(0.12)
+    grid = torch.zeros(len(x), 2, 3, device=x.device)
+    grid[:, 0, 0] = grid[:, 1, 1] = scale * angle.cos()
+    grid[:, 1, 0] = scale * angle.sin()
+    grid[:, 0, 1] = -grid[:, 1, 0]
+    grid[:, :, 2] = between(0.075, 2)
+    return grid_sample(
+        x, affine_grid(grid, list(x.shape), align_corners=False), padding_mode="border", align_corners=False
+    )
+
+
+def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:
+    # Distinct seeds for distinct (seed, epoch, stream); ordinary training randomness, no secret hangs on it.
+    return torch.Generator(device).manual_seed((seed << 40) + (epoch << 16) + stream)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # torch raises whatever its zip reader and its restricted unpickler come across.
+    except Exception as error:
+        raise InputError(f"{path.name} must be a checkpoint of train; got {type(error).__name__}") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path.name} must be a checkpoint of train; got something else")
+    return state

@@ -1,0 +1,162 @@
+"""Does this ONNX file run? Everything that stands in the way, and what each layer costs to compute."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from protocols.errors import BundleError, RangeError
+from protocols.program import Layer, Shape
+from securemtk.onnx.graph import Graph, Node, ValueInfo, analyse
+from securemtk.onnx.importer import Params, assemble, layers_of
+from securemtk.onnx.problems import Problem, UnsupportedNodes
+from securemtk.onnx.reading import Source, read_proto
+from securemtk.onnx.registry import LIMIT, RULES
+from securemtk.onnx.rules import translate
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One node: "supported", "constant" (computed at import), "unsupported", or "unknown" behind an unsupported one."""
+
+    name: str
+    op_type: str
+    status: str
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer computes for one sample.
+
+    Args:
+        op: operator of `protocols.program.OPERATORS`.
+        name: the layer's name.
+        shape: shape of its result.
+        parameters: number of the keeper's values.
+        macs: multiplications of secret by secret or by a parameter.
+        comparisons: of secret values; those inside approximations of smooth functions are not counted.
+    """
+
+    op: str
+    name: str
+    shape: Shape
+    parameters: int
+    macs: int
+    comparisons: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of `check`.
+
+    Args:
+        ok: whether `load_onnx` accepts the model.
+        inputs: the model's inputs; shapes are of one sample.
+        outputs: the model's outputs; a shape is None where it could not be found out.
+        nodes: every node that an output depends on.
+        unsupported: everything that stands in the way.
+        layers: the layers of the program; of a model that is not ok, those of its supported nodes.
+    """
+
+    ok: bool
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+    nodes: tuple[NodeStatus, ...]
+    unsupported: tuple[Problem, ...]
+    layers: tuple[LayerCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as dicts, lists, strings and numbers, with the sums over layers as `total`."""
+        report = asdict(self)
+        report["unsupported"] = [problem._asdict() for problem in self.unsupported]
+        counted = ("parameters", "macs", "comparisons")
+        return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
+
+
+def check(source: Source) -> Report:
+    """Tell whether a model can be run, without raising for one that cannot.
+
+    Args:
+        source: path of an ONNX file, or its bytes.
+
+    Returns:
+        A report that names every unsupported node at once.
+
+    Raises:
+        BundleError: the file cannot be read as an ONNX model.
+    """
+    try:
+        graph = analyse(read_proto(source), RULES)
+    except UnsupportedNodes as error:
+        return Report(False, (), (), (), tuple(error.nodes), ())
+    steps, problems = translate(graph)
+    if isinstance(graph.failure, BundleError) and not problems:
+        raise graph.failure
+    if graph.failure is not None:
+        problems.append(Problem("model", "model", str(graph.failure), "see the reason"))
+    layers, params = layers_of([step for step in steps if step.op != "identity"])
+    if not problems:
+        try:
+            imported = assemble(graph, steps)
+            layers, params = imported.program.layers, imported.params
+        except RangeError as error:
+            problems.append(Problem("model", "parameter", str(error), "train or scale the model to smaller weights"))
+    return Report(
+        ok=not problems,
+        inputs=graph.inputs,
+        outputs=graph.output_info(),
+        nodes=_statuses(graph, problems),
+        unsupported=tuple(problems),
+        layers=_costs(layers, params, graph.shapes),
+    )
+
+
+def _statuses(graph: Graph, problems: list[Problem]) -> tuple[NodeStatus, ...]:
+    refused = {(p.name, p.op_type) for p in problems}
+
+    def status(node: Node) -> str:
+        if (node.name, node.op_type) in refused:
+            return "unsupported"
+        if not graph.activations.intersection(node.outputs):
+            return "constant"
+        return "supported" if node.outputs[0] in graph.shapes else "unknown"
+
+    # Both tuples keep the file's order; names are unique.
+    return tuple(NodeStatus(n.name, n.op_type, status(n)) for n in (*graph.constant_nodes, *graph.nodes))
+
+
+def _costs(layers: Sequence[Layer], params: Params, known: Mapping[str, Shape]) -> tuple[LayerCost, ...]:
+    shapes = dict(known)
+    costs: list[LayerCost] = []
+    for layer in layers:
+        shapes[layer.output] = layer.shape
+        sizes = {role: params[name].shape for role, name in layer.params.items()}
+        costs.append(
+            LayerCost(
+                op=layer.op,
+                name=layer.name,
+                shape=layer.shape,
+                parameters=sum(math.prod(size) for size in sizes.values()),
+                macs=math.prod(layer.shape) * _macs(layer, sizes),
+                comparisons=_comparisons(layer),
+            )
+        )
+    return tuple(costs)
+
+
+def _macs(layer: Layer, sizes: Mapping[str, Shape]) -> int:
+    """Return the multiplications for each element of a layer's result."""
+    if layer.op == "conv2d":
+        return math.prod(sizes["weight"][1:])
+    if layer.op == "matmul":
+        return sizes["weight"][0]
+    return int(layer.op in ("affine", "mul"))
+
+
+def _comparisons(layer: Layer) -> int:
+    n = math.prod(layer.shape)
+    if layer.op == "clip":
+        return n * sum(abs(layer.number(bound)) < LIMIT for bound in ("low", "high"))
+    if layer.op == "max_pool2d":
+        return n * (math.prod(layer.ints("kernel")) - 1)
+    return n if layer.op in ("relu", "leaky_relu") else 0

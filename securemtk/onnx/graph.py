@@ -1,0 +1,366 @@
+"""What is known about a model before it is translated: which values are constant, and every value's shape.
+
+No rule folds constants or infers shapes. The graph is run by onnxruntime with batches of 2 and of 3 samples and every
+value as an output: a value that does not depend on the input and is the same in both runs is a constant, whatever it
+was made of, and an activation's shape is what was seen, with the batch where it was seen.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.helper
+import onnx.numpy_helper
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, ValueInfoProto
+
+from protocols.errors import BundleError, InputError, ShapeError
+from protocols.program import Shape
+from securemtk.onnx import runtime
+from securemtk.onnx.problems import Problem
+from securemtk.onnx.reading import captured, initializer, opset_of
+
+Array = NDArray[Any]
+
+_BATCHES = (2, 3)
+# Their result is another at each run: never a constant.
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """An input or output of a model.
+
+    Args:
+        name: its name.
+        shape: of one sample, without the batch axis; None when it could not be found out.
+        dtype: name of its numpy type, such as "float32".
+    """
+
+    name: str
+    shape: Shape | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One ONNX node, with Python values as attributes and "" in the place of an absent input."""
+
+    name: str
+    op_type: str
+    domain: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+
+    def input(self, index: int) -> str:
+        """Return the name of an input, "" when it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+
+@dataclass
+class Graph:
+    """A model's nodes, in order, and what is known about its values.
+
+    Args:
+        inputs: the model's inputs.
+        outputs: names of its outputs, in order.
+        nodes: the nodes that work on activations.
+        constant_nodes: the nodes that do not; their results are in `constants`.
+        constants: values that are the same whatever the input and the batch.
+        activations: names of the values that depend on the input's numbers.
+        shapes: shape of one sample of each activation that has the batch as its first axis.
+        seen: shape of each value in a run with a batch of 2, where there was one.
+        dtypes: numpy type of each activation.
+        used: names of values that a node or the caller uses.
+        problems: what is wrong with inputs and outputs.
+        failure: why the model as a whole cannot be run, if it cannot.
+        batch: the batch that the file fixes, None when it is free.
+    """
+
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    constant_nodes: tuple[Node, ...]
+    constants: dict[str, Array]
+    activations: set[str]
+    used: set[str]
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    seen: dict[str, Shape] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    failure: InputError | None = None
+    batch: int | None = None
+
+    def output_info(self) -> tuple[ValueInfo, ...]:
+        """Return the model's outputs with their shapes."""
+        return tuple(ValueInfo(x, self.shapes.get(x), self.dtypes.get(x, "unknown")) for x in self.outputs)
+
+
+def analyse(model: ModelProto, runnable: Container[str]) -> Graph:
+    """Find out which values of a model are constant and every other value's shape.
+
+    Args:
+        model: as `read_proto` returns it.
+        runnable: operators of the default domain that can be translated; when onnxruntime refuses the model, it is
+            tried once more without the others, so that the rest can be judged.
+
+    Returns:
+        What was found; `problems` and `failure` say what is wrong.
+
+    Raises:
+        BundleError: an initializer's data do not fill its shape.
+    """
+    protos = _needed(model)
+    weights = {t.name: initializer(t) for t in model.graph.initializer}
+    inputs = [x for x in model.graph.input if x.name not in weights]
+    failure, batch = None, None
+    try:
+        infos, batch = _inputs(inputs)
+    except ShapeError as error:
+        infos, failure = tuple(ValueInfo(x.name, None, _dtype(x)) for x in inputs), error
+    activations = _reach(protos, {x.name for x in inputs}, through_shape=False)
+    _name(protos)
+    nodes = [_node(p, opset_of(model)) for p in protos]
+    used = {x.name for x in model.graph.output}.union(*({*p.input, *captured(p)} for p in protos))
+    graph = Graph(
+        inputs=infos,
+        outputs=tuple(x.name for x in model.graph.output),
+        nodes=tuple(n for n in nodes if activations.intersection(n.outputs)),
+        constant_nodes=tuple(n for n in nodes if not activations.intersection(n.outputs)),
+        constants=weights,
+        activations=activations,
+        used=used - {""},
+        problems=[
+            Problem(x.name, "input", f"an input must be float32; got {x.dtype}", "export the model in float32")
+            for x in infos
+            if x.dtype != "float32"
+        ],
+        failure=failure,
+        batch=batch,
+    )
+    if failure is None:
+        _observe(graph, model, protos, runnable)
+    for name in graph.outputs:
+        if name not in activations:
+            reason = "an output must depend on the input"
+            graph.problems.append(Problem(name, "output", reason, "remove it: it says the same to every caller"))
+    return graph
+
+
+def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | None]:
+    """Return the inputs without their batch axis, and the batch if the model fixes it."""
+    if not inputs:
+        raise ShapeError("a model must have at least one input; got none")
+    infos: list[ValueInfo] = []
+    batches: set[int] = set()
+    for x in inputs:
+        kind = x.type.tensor_type
+        if _dtype(x) == "unknown" or not kind.HasField("shape") or not kind.shape.dim:
+            raise ShapeError(f"input {x.name!r} must be an array of known type and rank, batch first")
+        first, *rest = kind.shape.dim
+        if first.HasField("dim_value"):
+            batches.add(first.dim_value)
+        for axis, dim in enumerate(rest, 1):
+            if not dim.HasField("dim_value") or dim.dim_value < 1:
+                what = dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?")
+                raise ShapeError(
+                    f"axis {axis} of input {x.name!r} must have a fixed size of at least 1; got {what!r}; only the "
+                    "batch may be free: export again with fixed sizes, or set them with onnx.tools.update_model_dims"
+                )
+        infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), _dtype(x)))
+    if len(batches) > 1 or batches & {0}:
+        raise ShapeError(f"the first axis of every input must be the batch, free or the same; got {sorted(batches)}")
+    return tuple(infos), next(iter(batches), None)
+
+
+def _dtype(x: ValueInfoProto) -> str:
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(x.type.tensor_type.elem_type)).name
+    except KeyError:
+        return "unknown"
+
+
+def _needed(model: ModelProto) -> list[NodeProto]:
+    """Return the nodes that some output depends on."""
+    wanted = {x.name for x in model.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted |= {*node.input, *captured(node)} - {""}
+    return kept[::-1]
+
+
+def _reach(nodes: Iterable[NodeProto], sources: set[str], *, through_shape: bool) -> set[str]:
+    """Return the values that depend on `sources`: on their numbers, or `through_shape` on their shapes too."""
+    reached = set(sources)
+    for node in nodes:
+        if node.op_type in ("Shape", "Size") and node.domain == "" and not through_shape:
+            continue
+        if node.op_type in _RANDOM or reached.intersection(node.input) or reached & captured(node):
+            reached |= set(node.output)
+    return reached - {""}
+
+
+def _name(protos: list[NodeProto]) -> None:
+    """Give every node a name of its own; the standard asks for none, onnxruntime does."""
+    names: set[str] = set()
+    for i, proto in enumerate(protos):
+        proto.name = unique(proto.name or f"{proto.op_type}_{i}", names)
+
+
+def _node(proto: NodeProto, opset: int) -> Node:
+    attrs = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+    attrs = {k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
+    return Node(proto.name, proto.op_type, proto.domain, opset, tuple(proto.input), tuple(proto.output), attrs)
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return `name`, or `name` with the first number that makes it new, and take it."""
+    candidate, i = name, 2
+    while candidate in taken:
+        candidate, i = f"{name}_{i}", i + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable: Container[str]) -> None:
+    """Run the model and note constants, shapes and types in `graph`, or why it cannot be run."""
+    opset = opset_of(model)
+    strange = [p for p in protos if p.domain != "" or not onnx.defs.has(p.op_type, opset, "")]
+    without_rule = [p for p in protos if graph.activations.intersection(p.output) and p.op_type not in runnable]
+    for left_out in (strange, strange + without_rule):
+        try:
+            probe = _Probe(model, protos, left_out, graph)
+            if graph.batch is not None:
+                probe = probe.with_free_batch(graph.batch)
+            runs = [probe.run(b) for b in _BATCHES]
+        except InputError as error:
+            graph.failure = error
+        else:
+            graph.failure = None
+            _note(graph, runs)
+            return
+
+
+@np.errstate(all="ignore")
+def _note(graph: Graph, runs: list[dict[str, Array]]) -> None:
+    first, second = runs
+    for info in graph.inputs:
+        graph.shapes[info.name] = info.shape or ()
+        graph.dtypes[info.name] = info.dtype
+        graph.seen[info.name] = (_BATCHES[0], *(info.shape or ()))
+    for name, a in first.items():
+        b = second[name]
+        graph.seen[name] = a.shape
+        if name not in graph.activations:
+            if _same(a, b):
+                graph.constants[name] = a
+            elif _follows_batch(a, b) and _same(a, np.repeat(b[:1], _BATCHES[0], 0)):
+                # Zeros, say, in the shape of the batch: one sample's part stands for all.
+                graph.constants[name] = a[:1]
+        elif _follows_batch(a, b):
+            graph.shapes[name], graph.dtypes[name] = a.shape[1:], a.dtype.name
+            if a.dtype.kind == "f" and not np.allclose(a, b[: _BATCHES[0]], rtol=1e-3, atol=1e-3, equal_nan=True):
+                graph.failure = ShapeError(f"samples of a batch must not influence each other; in {name!r} they do")
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+
+
+def _follows_batch(a: Array, b: Array) -> bool:
+    return (a.shape[:1], b.shape[:1]) == ((_BATCHES[0],), (_BATCHES[1],)) and a.shape[1:] == b.shape[1:]
+
+
+class _Probe:
+    """A model that onnxruntime runs with any batch and every value as an output."""
+
+    def __init__(self, model: ModelProto, protos: list[NodeProto], left_out: list[NodeProto], graph: Graph) -> None:
+        self._model, self._protos, self._left_out, self._graph = model, protos, left_out, graph
+        names = {id(p) for p in left_out}
+        lost = set[str]().union(*(p.output for p in left_out))
+        # What nodes left out make is fed as an input where the file tells its shape; the rest stays unknown.
+        self._fed = {x.name: x.type for x in model.graph.value_info if x.name in lost and _is_static(x)}
+        unknown = _reach(protos, lost - self._fed.keys() - {""}, through_shape=True)
+        self._kept = [p for p in protos if id(p) not in names and not unknown.intersection({*p.input, *captured(p)})]
+        self._wanted = [x for p in self._kept for x in p.output if x in graph.used]
+        self._session: onnxruntime.InferenceSession | None = None
+        try:
+            if self._wanted:
+                self._session = runtime.start(runtime.runnable(self._runnable()).SerializeToString(), optimise=False)
+        except runtime.ERRORS as error:
+            raise BundleError(
+                f"the file must be a model that onnxruntime accepts; it says: {runtime.reason(error)}"
+            ) from None
+
+    def run(self, batch: int) -> dict[str, Array]:
+        """Return every value for `batch` samples, the same first samples at each call; raise ShapeError on failure."""
+        feeds = {x.name: _sample((batch, *(x.shape or ())), x.dtype) for x in self._graph.inputs}
+        for name, kind in self._fed.items():
+            shape = [d.dim_value for d in kind.tensor_type.shape.dim]
+            feeds[name] = _sample((batch, *shape[1:]), "float32")
+        fed = {name: feeds[name] for name in self._fed}
+        if self._session is None:
+            return fed
+        known = {x.name for x in self._session.get_inputs()}
+        try:
+            values = self._session.run(self._wanted, {k: v for k, v in feeds.items() if k in known})
+        except runtime.ERRORS as error:
+            raise ShapeError(
+                f"the model must run with a batch of {batch}; onnxruntime says: {runtime.reason(error)}"
+            ) from None
+        return fed | {k: v for k, v in zip(self._wanted, values, strict=True) if isinstance(v, np.ndarray)}
+
+    def with_free_batch(self, batch: int) -> "_Probe":
+        """Return a probe whose reshapes to constant shapes keep any batch where they kept the fixed one."""
+        before = self.run(batch)
+        rooted = _reach(self._protos, {x.name for x in self._graph.inputs}, through_shape=True)
+        model = ModelProto.FromString(self._model.SerializeToString())
+        protos = [NodeProto.FromString(p.SerializeToString()) for p in self._protos]
+        for proto in protos:
+            made = before.get(proto.output[0])
+            if proto.op_type != "Reshape" or proto.domain or made is None or proto.input[1] in rooted:
+                continue
+            if proto.output[0] in self._graph.activations and made.shape[:1] == (batch,):
+                name = f"{proto.output[0]}/free_shape"
+                shape = np.array([-1, *made.shape[1:]], dtype=np.int64)
+                model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+                proto.input[1] = name
+        left_out = [p for p, old in zip(protos, self._protos, strict=True) if any(old is x for x in self._left_out)]
+        return _Probe(model, protos, left_out, self._graph)
+
+    def _runnable(self) -> ModelProto:
+        """Build the model that is run: free batch, no claims about shapes, only what was kept."""
+        copy = ModelProto(ir_version=runtime.IR_VERSION)
+        copy.opset_import.extend(self._model.opset_import)
+        graph = copy.graph
+        graph.name = "probe"
+        graph.node.extend(self._kept)
+        graph.initializer.extend(self._model.graph.initializer)
+        made = {x.name for x in self._model.graph.initializer}
+        for x in self._model.graph.input:
+            if x.name not in made:
+                graph.input.append(x)
+                graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "batch"
+        for name, kind in self._fed.items():
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind.tensor_type.elem_type, None))
+        graph.output.extend(ValueInfoProto(name=name) for name in self._wanted)
+        return copy
+
+
+def _is_static(x: ValueInfoProto) -> bool:
+    dims = x.type.tensor_type.shape.dim
+    return bool(dims) and all(d.dim_value > 0 for d in dims[1:]) and _dtype(x) == "float32"
+
+
+def _sample(shape: Shape, dtype: str) -> Array:
+    """Return numbers to find out shapes with: sample i is the same in every batch."""
+    rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
+    return np.stack(rows).astype(dtype)

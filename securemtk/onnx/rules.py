@@ -1,0 +1,74 @@
+"""All rules together: a model's nodes become steps, and everything that stands in the way is collected.
+
+To support one more operator, write a function under `@rule` in the module of its kind and run the tests.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from securemtk.onnx import elementwise, linear, shapes, windows
+from securemtk.onnx.graph import Graph, Node, unique
+from securemtk.onnx.problems import Problem
+from securemtk.onnx.registry import RULES, Refused, Step
+
+# Named so that no tool takes these imports for unused: importing a module registers its rules.
+MODULES = (elementwise, linear, shapes, windows)
+
+
+# What overflows or is not a number is found, by its name, when parameters are checked.
+@np.errstate(all="ignore")
+def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
+    """Apply each node's rule; return the steps in order and everything that stands in the way."""
+    steps: list[Step] = []
+    problems = list(graph.problems)
+    taken = graph.activations | graph.constants.keys()
+    for node in graph.constant_nodes:
+        if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
+            problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
+    for node in graph.nodes:
+        if node.domain or node.op_type not in RULES:
+            what = f"operator {node.op_type!r}" + (f" of domain {node.domain!r}" if node.domain else "")
+            problems.append(_problem(node, f"{what} is not supported", _REMEDIES.get(node.op_type, _REMEDY)))
+        elif _is_known(node, graph):
+            try:
+                steps += _own_names(RULES[node.op_type](node, graph), node, taken)
+            except Refused as refused:
+                problems.append(_problem(node, refused.reason, refused.remedy))
+    return steps, problems
+
+
+def operator_table() -> str:
+    """Return the supported operators as a Markdown table, the one in docs/onnx.md."""
+    rows = [f"| `{name}` | {(function.__doc__ or '').strip()} |" for name, function in sorted(RULES.items())]
+    return "\n".join(["| operator | what of it |", "| --- | --- |", *rows])
+
+
+def _own_names(steps: list[Step], node: Node, taken: set[str]) -> list[Step]:
+    """Rename what a rule made on the way so that no value of the model has the same name."""
+    names = {step.output: unique(step.output, taken) for step in steps if step.output not in node.outputs}
+    return [
+        replace(step, inputs=tuple(names.get(x, x) for x in step.inputs), output=names.get(step.output, step.output))
+        for step in steps
+    ]
+
+
+_REMEDY = "replace it by supported operators (docs/onnx.md), or run this part of the model in the clear"
+_REMEDIES = {
+    **dict.fromkeys(("Gelu", "HardSwish", "Elu", "Selu", "Celu", "Mish", "PRelu", "Erf"), "train with ReLU instead"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan"), "use convolutions or a fixed number of unrolled steps"),
+    **dict.fromkeys(("ArgMax", "TopK"), "end the model at the scores and choose after the prediction"),
+    "If": "export again with the branch that is meant, so that nothing is decided at run time",
+    "LayerNormalization": "use BatchNormalization",
+    "Einsum": "write it as MatMul with a constant on the right",
+}
+
+
+def _problem(node: Node, reason: str, remedy: str) -> Problem:
+    return Problem(node.name, node.op_type, reason, remedy)
+
+
+def _is_known(node: Node, graph: Graph) -> bool:
+    """Return whether shapes are known; they are not behind a node that cannot be run or moves the batch."""
+    inputs = [x for x in node.inputs if x in graph.activations]
+    return node.outputs[0] in graph.seen and all(x in graph.shapes for x in inputs)

@@ -1,0 +1,79 @@
+"""onnxruntime, held so that it only computes: no optimiser, no operator library, no word on stderr."""
+
+import functools
+import re
+
+import onnx
+import onnx.defs
+import onnx.helper
+import onnx.version_converter
+import onnxruntime
+from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from securemtk.onnx.reading import NEWEST_OPSET, OLDEST_OPSET, opset_of
+
+ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+# onnxruntime reads no newer format, and nothing that we read depends on it.
+IR_VERSION = 10
+
+
+def start(model: bytes, *, optimise: bool = True) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on the CPU that loads no operator library and writes nothing to stderr."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def reason(error: Exception) -> str:
+    """Return what an error of onnxruntime says, without its source files."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # onnxruntime names its own source file and function before what it has to say.
+    text = re.sub(r"/onnxruntime_src/\S+ .*?[)\]] (?=\w)", "", text.split(" : ", 3)[-1])
+    return text[:300]
+
+
+@functools.cache
+def _newest_runnable() -> int:
+    """Return the newest opset that this onnxruntime runs; it has no call that tells."""
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [x], [ValueInfoProto(name="y")])
+    for opset in range(NEWEST_OPSET, OLDEST_OPSET, -1):
+        imports = [onnx.helper.make_opsetid("", opset)]
+        try:
+            start(onnx.helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION).SerializeToString())
+        except ERRORS:
+            continue
+        return opset
+    return OLDEST_OPSET
+
+
+def runnable(model: ModelProto) -> ModelProto:
+    """Return the model in an opset that onnxruntime runs, when onnx knows a newer one."""
+    opset, newest = opset_of(model), _newest_runnable()
+    if opset <= newest:
+        return model
+    versions = {
+        (n.op_type, onnx.defs.get_schema(n.op_type, v, "").since_version)
+        for n in model.graph.node
+        for v in (opset, newest)
+        if n.domain == "" and onnx.defs.has(n.op_type, v, "")
+    }
+    if len(versions) > len({name for name, _ in versions}):
+        return onnx.version_converter.convert_version(model, newest)
+    for entry in model.opset_import:
+        entry.version = newest if entry.domain == "" else entry.version
+    return model

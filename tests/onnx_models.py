@@ -1,0 +1,103 @@
+"""Small ONNX models for tests, and the comparison of an imported one with onnxruntime."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+import onnx
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from program_oracle import run
+
+from securemtk.onnx.importer import Imported, load_onnx
+from securemtk.onnx.runtime import start
+
+IR_VERSION = 10
+
+
+def build(
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, Sequence],
+    outputs: Sequence[str],
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    opset: int = 18,
+    dtype: int = TensorProto.FLOAT,
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Return a model; an input's shape has the batch first, "n" when it is free."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    for value in graph.output:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+
+
+def one(
+    op: str,
+    shape: Sequence,
+    constants: Sequence[np.ndarray | None] = (),
+    *,
+    opset: int = 18,
+    first: int = 0,
+    **attrs: object,
+) -> onnx.ModelProto:
+    """Return a model of one node: activation "x" at input `first`, the constants at the others (None: absent)."""
+    names = ["" if value is None else f"c{i}" for i, value in enumerate(constants)]
+    names.insert(first, "x")
+    weights = {f"c{i}": value for i, value in enumerate(constants) if value is not None}
+    node = helper.make_node(op, names, ["y"], name=f"the {op}", **attrs)
+    return build([node], {"x": shape}, ["y"], weights, opset=opset)
+
+
+def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Return normal float32 values."""
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def agrees(model: onnx.ModelProto | bytes, batches: Sequence[int] = (1, 4), atol: float = 1e-5) -> Imported:
+    """Import a model and assert that the program says what onnxruntime says, for each batch."""
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    imported = load_onnx(data)
+    session = start(data)
+    for batch in batches:
+        feeds = {x.name: floats(batch, *x.shape, seed=i, scale=2.0) for i, x in enumerate(imported.inputs)}
+        got = run(imported.program, imported.params, feeds)
+        want = session.run(None, feeds)
+        assert list(got) == [x.name for x in imported.outputs] == [x.name for x in session.get_outputs()]
+        for value, name, info in zip(want, got, imported.outputs, strict=True):
+            assert value.shape == (batch, *info.shape)
+            assert str(value.dtype) == info.dtype
+            np.testing.assert_allclose(got[name], value, atol=atol, rtol=1e-5)
+    return imported
+
+
+def ops(imported: Imported) -> list[str]:
+    """Return the operators of a program."""
+    return [layer.op for layer in imported.program.layers]
+
+
+def torchscript(module: torch.nn.Module, example: tuple, opset: int, outputs: Sequence[str], free: bool) -> bytes:
+    """Export by torch's older exporter."""
+    inputs = [f"x{i}" for i in range(len(example))]
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            example,
+            buffer,
+            dynamo=False,
+            input_names=inputs,
+            output_names=list(outputs),
+            opset_version=opset,
+            dynamic_axes={name: {0: "batch"} for name in inputs} if free else None,
+        )
+    return buffer.getvalue()

@@ -1,0 +1,481 @@
+"""The command line: results on stdout, one clear message for each kind of bad input, nothing half-written."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import alive
+from onnx_models import floats, one
+from torch import nn
+
+from protocols.errors import (
+    BundleError,
+    DealerError,
+    InputError,
+    IntegrityError,
+    KeyRefused,
+    PeerLost,
+    PeerTimeout,
+    RangeError,
+    SecureError,
+    ShapeError,
+    UnsupportedError,
+)
+from securemtk import cli, run
+from securemtk.mtk.assembler import AssemblerConfig
+from securemtk.mtk.keys import draw_keys
+from securemtk.mtk.keys import load as load_key
+from securemtk.mtk.train import TrainConfig
+from securemtk.onnx.export import export_onnx
+from securemtk.session import Session
+
+COMMANDS = ["demo", "train", "evaluate", "export", "predict", "check", "keys list", "keys lock"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of one epoch, its bundle, a small input, and keys of another model."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = TrainConfig(epochs=1, assembler=AssemblerConfig(decoys=1))
+    trained = run.train_run(folder / "run", "digits", ["digit", "parity"], config)
+    run.export(trained, folder / "bundle")
+    np.save(folder / "x.npy", trained.dataset.x_test[:3])
+    for name, key in draw_keys(["digit"], trained.dataset.shape).items():
+        key.save(folder / f"foreign-{name}.key")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def open_session(made):
+    """One real session for the cases in which it is opened as always and refuses later."""
+    with Session(keys=made / "run" / "keys") as session:
+        yield session
+
+
+@pytest.fixture
+def command(capfd):
+    """Run a command line; return exit status, stdout and stderr, and insist on what holds for all of them."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = cli.run([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        if status not in (0, cli.UNSUPPORTED):
+            assert out == ""
+            assert err.strip()
+        return status, out, err
+
+    return call
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# --- what works -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example(name, command):
+    status, out, _ = command(*name.split(), "--help")
+    assert status == 0
+    assert f"securemtk {name}" in " ".join(out.split())
+    assert "Example:" in out
+
+
+def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_scores(made):
+    key = load_key(made / "run" / "keys" / "digit.key")
+    call = ["predict", made / "bundle", made / "x.npy", "--key", made / "run" / "keys" / "digit.key", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"outputs", "cost"}
+    assert {name: o["open"] for name, o in answer["outputs"].items()} == {"digit": True, "parity": False, "large": True}
+    keyed = np.where(key.mask, key.pattern, np.load(made / "x.npy"))
+    with torch.no_grad():
+        digit, _, large = run.open_run(made / "run").result.model(torch.from_numpy(keyed))
+    assert np.abs(np.array(answer["outputs"]["digit"]["scores"]) - digit.numpy()).max() < 0.01
+    assert np.abs(np.array(answer["outputs"]["large"]["scores"]) - large.numpy()).max() < 0.01
+    assert answer["outputs"]["digit"]["labels"] == digit.argmax(1).tolist()
+    assert {"online_s", "offline_s", "online_bytes", "offline_bytes", "rounds", "layers"} <= set(answer["cost"])
+
+
+def test_predict_on_a_plain_onnx_file_shows_a_table_and_writes_the_scores(tmp_path, command):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    export_onnx(module, torch.randn(2, 4), ["y"], tmp_path / "model.onnx")
+    x = floats(12, 4)
+    np.save(tmp_path / "x.npy", x)
+    status, out, _ = command("predict", tmp_path / "model.onnx", tmp_path / "x.npy", "--out", tmp_path / "y.npz")
+    assert status == 0
+    assert "labels" in out
+    assert "2 more" in out
+    assert "rounds" in out
+    scores = np.load(tmp_path / "y.npz", allow_pickle=False)
+    with torch.no_grad():
+        assert np.abs(scores["y"] - module(torch.from_numpy(x)).numpy()).max() < 0.001
+    assert files(tmp_path) == {"model.onnx", "x.npy", "y.npz"}
+
+
+def test_train_evaluate_and_export_a_run_whose_keys_are_locked(tmp_path, command):
+    secret = tmp_path / "passphrase"
+    secret.write_text("correct horse\n")
+    options = ["--secure", "digit", "--epochs", 1, "--passphrase-file", secret]
+    status, out, _ = command("train", "digits", "--out", tmp_path / "run", *options, "--json")
+    assert status == 0
+    assert set(json.loads(out)["tasks"]) == {"digit", "parity", "large"}
+    assert files(tmp_path / "run") == {"run.json", "checkpoint.pt", "keys", "keys/digit.key"}
+    assert os.stat(tmp_path / "run" / "keys" / "digit.key").st_mode & 0o777 == 0o600
+
+    status, out, _ = command("keys", "list", tmp_path / "run", "--json")
+    (key,) = json.loads(out)["keys"]
+    assert (status, key["task"], key["locked"]) == (0, "digit", True)
+
+    status, out, _ = command("evaluate", tmp_path / "run", "--passphrase-file", secret, "--tries", 5, "--json")
+    assert status == 0
+    evaluated = json.loads(out)
+    assert evaluated["random_patterns"]["digit"]["tries"] == 5
+    assert evaluated["tasks"]["digit"]["secured"]
+
+    status, out, _ = command("export", tmp_path / "run", tmp_path / "bundle", "--passphrase-file", secret, "--json")
+    assert status == 0
+    assert json.loads(out)["model_id"] == key["model_id"]
+    assert files(tmp_path / "bundle") == {"manifest.json", "cloud.onnx"}
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, made):
+    whole = run.open_run(made / "run").result.model.state_dict()
+    shutil.copytree(made / "run", tmp_path / "run")
+    text = (tmp_path / "run" / "run.json").read_text()
+    unfinished = json.dumps(json.loads(text) | {"metrics": None})
+    (tmp_path / "run" / "run.json").write_text(unfinished)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    call = ["train", "digits", "--secure", "digit", "--secure", "parity", "--out", tmp_path / "run", "--decoys", 1]
+
+    status, _, err = command("evaluate", tmp_path / "run")
+    assert (status, "ended" in err) == (cli.INPUT, True)
+    status, _, err = command(*call, "--epochs", 1)
+    assert (status, "new or empty" in err) == (cli.INPUT, True)
+    status, _, err = command(*call, "--epochs", 2, "--resume")
+    assert (status, "same data set" in err) == (cli.INPUT, True)
+    assert command(*call, "--epochs", 1, "--resume")[0] == 0
+    resumed = run.open_run(tmp_path / "run").result.model.state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_keys_are_locked_all_or_none_and_never_shown(tmp_path, command, made):
+    shutil.copytree(made / "run" / "keys", tmp_path / "keys")
+    one_secret, other_secret = tmp_path / "one", tmp_path / "other"
+    one_secret.write_text("one\n")
+    other_secret.write_text("other\n")
+    before = load_key(tmp_path / "keys" / "digit.key")
+    status, out, _ = command("keys", "lock", tmp_path / "keys", "--new-passphrase-file", one_secret)
+    assert status == 0
+    assert "True" in out
+    stored = json.loads((made / "run" / "keys" / "digit.key").read_text())
+    assert stored["pattern"][:8] not in out
+    assert np.array_equal(load_key(tmp_path / "keys" / "digit.key", "one").pattern, before.pattern)
+
+    untouched = {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()}
+    call = ["keys", "lock", tmp_path / "keys", "--new-passphrase-file", other_secret]
+    status, _, err = command(*call, "--passphrase-file", other_secret)
+    assert (status, "passphrase" in err) == (cli.INPUT, True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()} == untouched
+    assert command(*call, "--passphrase-file", one_secret)[0] == 0
+    assert np.array_equal(load_key(tmp_path / "keys" / "digit.key", "other").pattern, before.pattern)
+
+
+def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(one("Erf", ["n", 4]).SerializeToString())
+    status, out, _ = command("check", bad, "--json")
+    report = json.loads(out)
+    assert (status, report["ok"], [p["op_type"] for p in report["unsupported"]]) == (cli.UNSUPPORTED, False, ["Erf"])
+    status, out, _ = command("check", bad)
+    assert status == cli.UNSUPPORTED
+    assert "the Erf" in out
+    status, out, _ = command("check", made / "bundle", "--json")
+    assert (status, json.loads(out)["ok"]) == (0, True)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def bad_input(name: str, made: Path, tmp_path: Path) -> tuple[list[object], str]:
+    """Return the arguments of `predict` and a part of the message."""
+    key = made / "run" / "keys" / "digit.key"
+    x = np.load(made / "x.npy")
+    call: list[object] = ["predict", made / "bundle", tmp_path / "x.npy"]
+    if name == "wrong shape":
+        x = x[:, :, :8]
+        message = "shape"
+    elif name == "wrong dtype":
+        x = (255 * x).astype(np.uint8)
+        message = "uint8"
+    elif name == "nan":
+        x[0, 0, 0, 0] = np.nan
+        message = "finite"
+    elif name == "infinity":
+        x[0, 0, 0, 0] = np.inf
+        message = "finite"
+    elif name == "out of range":
+        x[0, 0, 0, 0] = 1e12
+        message = "must lie in"
+    elif name == "no samples":
+        x = x[:0]
+        message = "n >= 1"
+    elif name == "task that the model lacks":
+        (unknown,) = draw_keys(["colour"], x.shape[1:]).values()
+        unknown.save(tmp_path / "colour.key")
+        call += ["--key", tmp_path / "colour.key"]
+        message = "'colour'"
+    elif name == "key of another model":
+        call += ["--key", made / "foreign-digit.key"]
+        message = "another one"
+    elif name == "wrong passphrase":
+        load_key(key).save(tmp_path / "locked.key", "right")
+        (tmp_path / "secret").write_text("wrong\n")
+        call += ["--key", tmp_path / "locked.key", "--passphrase-file", tmp_path / "secret"]
+        message = "passphrase is wrong"
+    elif name == "passphrase nowhere":
+        load_key(key).save(tmp_path / "locked.key", "right")
+        call += ["--key", tmp_path / "locked.key"]
+        message = "typed at a terminal"
+    elif name == "damaged key":
+        (tmp_path / "bad.key").write_bytes(key.read_bytes()[:100])
+        call += ["--key", tmp_path / "bad.key"]
+        message = "must be a key file"
+    elif name == "key that others may read":
+        shutil.copy(key, tmp_path / "open.key")
+        (tmp_path / "open.key").chmod(0o644)
+        call += ["--key", tmp_path / "open.key"]
+        message = "chmod 600"
+    elif name == "edited bundle":
+        shutil.copytree(made / "bundle", tmp_path / "bundle")
+        data = bytearray((tmp_path / "bundle" / "cloud.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "bundle" / "cloud.onnx").write_bytes(data)
+        call[1] = tmp_path / "bundle"
+        message = "SHA-256"
+    elif name == "missing model":
+        call[1] = tmp_path / "nothing"
+        message = "nothing"
+    elif name == "missing input":
+        call[2] = tmp_path / "nothing.npy"
+        message = "No such file"
+    elif name == "pickled input":
+        np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+        return call, "numbers"
+    elif name == "input that is no array":
+        (tmp_path / "x.npy").write_text("hello")
+        return call, "numbers"
+    elif name == "port out of range":
+        call += ["--keeper-port", 70000]
+        message = "0..65535"
+    elif name == "folder of --out missing":
+        call += ["--out", tmp_path / "nowhere" / "y.npz"]
+        message = "folder"
+    else:
+        raise AssertionError(name)
+    np.save(tmp_path / "x.npy", x)
+    return call, message
+
+
+STOPS_EARLY = ["wrong dtype", "nan", "infinity", "passphrase nowhere", "damaged key", "missing model", "missing input"]
+STOPS_EARLY += ["pickled input", "input that is no array", "port out of range", "folder of --out missing"]
+IN_SESSION = ["wrong shape", "out of range", "no samples", "task that the model lacks", "edited bundle"]
+AT_ITS_START = ["key of another model", "wrong passphrase", "key that others may read"]
+
+
+@pytest.mark.parametrize("name", AT_ITS_START)
+def test_a_bad_key_is_refused_with_its_own_message(name, made, tmp_path, command):
+    check_refusal(name, made, tmp_path, command)
+
+
+@pytest.mark.parametrize("name", STOPS_EARLY)
+def test_bad_input_is_refused_before_a_session_starts(name, made, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(Session, "start", lambda self: pytest.fail("a session was started"))
+    check_refusal(name, made, tmp_path, command)
+
+
+@pytest.mark.parametrize("name", IN_SESSION)
+def test_bad_input_is_refused_by_the_session(name, made, tmp_path, command, monkeypatch, open_session):
+    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+    check_refusal(name, made, tmp_path, command)
+    assert open_session.load(made / "bundle").predict(np.load(made / "x.npy"))["large"].shape == (3, 2)
+
+
+def check_refusal(name, made, tmp_path, command):
+    call, message = bad_input(name, made, tmp_path)
+    before = files(tmp_path)
+    status, _, err = command(*call, *([] if "--out" in call else ["--out", tmp_path / "y.npz"]))
+    assert status == cli.INPUT
+    assert message in err
+    assert files(tmp_path) - {"x.npy"} == before - {"x.npy"}
+
+
+def test_a_port_in_use_is_refused(made, command):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = command("predict", made / "bundle", made / "x.npy", "--keeper-port", port)
+    assert status == cli.INPUT
+    assert str(port) in err
+
+
+def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
+    (tmp_path / "bad.onnx").write_bytes(one("Erf", ["n", 4]).SerializeToString())
+    np.save(tmp_path / "x.npy", floats(2, 4))
+    status, out, err = command("predict", tmp_path / "bad.onnx", tmp_path / "x.npy")
+    assert (status, out) == (cli.UNSUPPORTED, "")
+    assert "'the Erf'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "letters"], "digits, shapes"),
+        (["train", "digits", "--secure", "colour"], "colour"),
+        (["train", "digits", "--secure", "digit", "--secure", "digit"], "unique"),
+        (["train", "digits", "--epochs", "0"], "epochs"),
+        (["train", "digits", "--decoys", "-1"], "decoys"),
+        (["train", "digits", "--secure", "digit", "--lock"], "--passphrase-file"),
+    ],
+)
+def test_bad_input_of_train_leaves_no_folder(arguments, message, tmp_path, command):
+    status, _, err = command(*arguments, "--out", tmp_path / "run")
+    assert status == cli.INPUT
+    assert message in err
+    assert files(tmp_path) == set()
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path, command, made):
+    (tmp_path / "precious.txt").write_text("mine")
+    for call in (
+        ["demo", "--out", tmp_path],
+        ["train", "digits", "--out", tmp_path],
+        ["export", made / "run", tmp_path, "--overwrite"],
+    ):
+        status, _, err = command(*call)
+        assert status == cli.INPUT
+        assert "hold" in err
+    assert files(tmp_path) == {"precious.txt"}
+
+
+def test_a_damaged_run_is_refused(tmp_path, command, made):
+    assert command("evaluate", tmp_path)[0] == cli.INPUT
+    for name, content in {"run.json": b"{}", "checkpoint.pt": b"not torch's"}.items():
+        folder = tmp_path / name
+        shutil.copytree(made / "run", folder)
+        (folder / name).write_bytes(content)
+        status, _, err = command("export", folder, tmp_path / "bundle")
+        assert (status, name in err) == (cli.INPUT, True)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_wrong_usage_ends_with_2(command):
+    assert command("predict", "only-one-argument")[0] == cli.USAGE
+    assert command("conquer")[0] == cli.USAGE
+    assert command("check", "x", "--no-such-option")[0] == cli.USAGE
+
+
+# --- errors and signals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("x"), 3),
+        (ShapeError("x"), 3),
+        (RangeError("x"), 3),
+        (BundleError("x"), 3),
+        (KeyRefused("x"), 3),
+        (UnsupportedError("x"), 4),
+        (PeerLost("x"), 5),
+        (PeerTimeout("x"), 5),
+        (DealerError("x"), 5),
+        (IntegrityError("x"), 5),
+        (OSError(28, "No space left on device"), 6),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("secret 42"), 1),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatch):
+    def fails(path: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "check_model", fails)
+    assert cli.run(["check", "model.onnx"]) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "42" not in err
+    if isinstance(error, SecureError):
+        assert err == f"securemtk: {'aborted, nothing was revealed: ' if status == 5 else ''}x\n"
+
+
+def limited(*arguments: object, file_bytes: int) -> subprocess.CompletedProcess:
+    """Run the program where the system refuses to make a file larger than `file_bytes`, as a full disk would."""
+    return subprocess.run(
+        [sys.executable, "-m", "securemtk.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
+    )
+
+
+@pytest.mark.parametrize("what", ["predict", "export", "train", "keys"])
+def test_a_full_disk_ends_with_6_and_leaves_nothing_behind(what, made, tmp_path):
+    np.save(tmp_path / "x.npy", np.repeat(np.load(made / "x.npy"), 50, axis=0))
+    shutil.copytree(made / "run" / "keys", tmp_path / "keys")
+    (tmp_path / "secret").write_text("secret\n")
+    keys = {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()}
+    call, limit = {
+        "predict": (["predict", made / "bundle", tmp_path / "x.npy", "--out", tmp_path / "y.npz"], 2000),
+        "export": (["export", made / "run", tmp_path / "bundle"], 20_000),
+        "train": (["train", "digits", "--secure", "digit", "--out", tmp_path / "run"], 100),
+        "keys": (["keys", "lock", tmp_path / "keys", "--new-passphrase-file", tmp_path / "secret"], 100),
+    }[what]
+    before = files(tmp_path)
+    done = limited(*call, file_bytes=limit)
+    assert done.returncode == cli.SYSTEM, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert files(tmp_path) == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()} == keys
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)])
+def test_a_stopped_demo_leaves_no_file_and_no_process(number, status, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "securemtk.cli", "demo", "--out", str(tmp_path / "demo")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".demo.*/new/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert out == ""
+    assert "Traceback" not in err
+    assert files(tmp_path) == set()
+    assert not alive(process.pid)

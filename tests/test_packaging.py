@@ -1,0 +1,244 @@
+"""How the files hang together: what may import what, one door for each foreign thing, what is installed."""
+
+import ast
+import configparser
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import readme
+from packaging.requirements import Requirement
+from setuptools import find_packages
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A file imports only files above it, of its own package and of those above. Files to come may stand here already.
+PACKAGES = {
+    "protocols": [
+        *("errors", "cost", "prg", "aes", "dcf_layout", "dcf_native", "dcf", "ring", "channel", "program"),
+        *("correlation", "wire", "party", "dealer", "engine", "gate", "plain", "kernels", "fused", "linear", "compare"),
+        *("stock", "fss", "runner"),
+    ],
+    "securemtk": ["tasks", "files", "config"],
+    "securemtk.data": ["base", "digits", "shapes", ""],
+    "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
+    "securemtk.onnx": [
+        *(
+            "problems",
+            "reading",
+            "runtime",
+            "graph",
+            "registry",
+            "elementwise",
+            "linear",
+            "windows",
+            "shapes",
+            "rules",
+            "tidy",
+        ),
+        *("importer", "check", "export", "bundle"),
+    ],
+    "securemtk ": ["launch", "roles", "session", "inference", "run", "pictures", "demo", "cli", ""],
+}
+ORDER = [f"{package.strip()}.{name}".removesuffix(".") for package, names in PACKAGES.items() for name in names]
+
+TOP_LEVEL = {"securemtk", "protocols", "benchmarks", "tests", "docs", "setup.cfg", "pyproject.toml", "Makefile"}
+TOP_LEVEL |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".ci", ".gitignore"}
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of both packages; packages with nothing in them but a docstring are left out."""
+    found = {}
+    for package in ("protocols", "securemtk"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if path.name != "__init__.py" or len(ast.parse(path.read_text()).body) > 1:
+                found[name] = path
+    return found
+
+
+MODULES = modules()
+NAMES = [name for name in ORDER if name in MODULES]
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Give each import of a file as (module, name), the name None for `import module`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def ours(path: Path) -> set[str]:
+    """Return the modules of ours that a file imports."""
+    found = set()
+    for module, name in imports(path):
+        if module.split(".")[0] in ("protocols", "securemtk"):
+            whole = f"{module}.{name}"
+            found.add(whole if whole in MODULES else module)
+    return found
+
+
+def test_every_file_has_its_place_in_the_order():
+    assert set(MODULES) <= set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_imports_only_files_listed_before_it(name):
+    below = set(ORDER[: ORDER.index(name)])
+    assert ours(MODULES[name]) <= below
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_imported_relatively_or_inside_a_function(name):
+    tree = ast.parse(MODULES[name].read_text())
+    inner = [
+        n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.ClassDef | ast.Lambda) for n in ast.walk(f)
+    ]
+    assert not [n for n in inner if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+    assert "TYPE_CHECKING" not in MODULES[name].read_text()
+
+
+DOORS = {
+    "crypten": {"protocols.engine"},
+    "onnx": {name for name in ORDER if name.startswith("securemtk.onnx.")},
+    "onnxruntime": {name for name in ORDER if name.startswith("securemtk.onnx.")},
+    "socket": {"protocols.channel"},
+    "ssl": {"protocols.channel"},
+    "secrets": set(),
+    "random": set(),
+    "pickle": set(),
+    "typer": {"securemtk.cli"},
+    "matplotlib": {"securemtk.pictures"},
+}
+
+
+@pytest.mark.parametrize("foreign", DOORS)
+def test_each_foreign_thing_has_one_door(foreign):
+    users = {name for name in MODULES if foreign in {module.split(".")[0] for module, _ in imports(MODULES[name])}}
+    assert users <= DOORS[foreign]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_command_line_prints_and_exits(name):
+    calls = [n.func for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Call)]
+    printing = [f for f in calls if isinstance(f, ast.Name) and f.id in ("print", "exit", "quit")]
+    leaving = [f for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f) in ("sys.exit", "os.urandom")]
+    allowed = {"securemtk.cli": {"print", "sys.exit"}, "protocols.prg": {"os.urandom"}}.get(name, set())
+    assert {ast.unparse(f) for f in printing + leaving} <= allowed
+
+
+def tracked() -> list[str]:
+    """Return the files that git knows or would add."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        [git, "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_the_top_level_holds_what_the_owner_asked_for_and_nothing_else():
+    found = {name.split("/")[0] for name in tracked()}
+    assert found <= TOP_LEVEL
+    assert {"securemtk", "protocols", "tests", "setup.cfg", "README.md"} <= found
+
+
+def test_no_file_names_this_machine():
+    here = {str(ROOT), str(Path.home()), os.uname().nodename}
+    for name in tracked():
+        if not name.endswith((".png", ".npy")):
+            text = (ROOT / name).read_text()
+            assert not [word for word in here if len(word) > 5 and word in text], name
+
+
+def settings() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_only_our_two_packages_are_installed():
+    include = settings()["options.packages.find"]["include"].split()
+    assert {name.split(".")[0] for name in find_packages(str(ROOT), include=include)} == {"securemtk", "protocols"}
+    for package in ("securemtk", "protocols"):
+        assert (ROOT / package / "py.typed").exists()
+
+
+def test_installed_versions_lie_in_the_ranges_that_setup_cfg_names():
+    options = settings()
+    lines = options["options"]["install_requires"] + options["options.extras_require"]["test"]
+    wanted = [Requirement(line) for line in lines.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(wanted) > 15
+    for requirement in wanted:
+        assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+
+
+def test_every_foreign_import_is_a_declared_dependency():
+    distributions = importlib.metadata.packages_distributions()
+    declared = {
+        Requirement(line).name
+        for line in settings()["options"]["install_requires"].splitlines()
+        if "#" not in line and line
+    }
+    for name, path in MODULES.items():
+        for top in {module.split(".")[0] for module, _ in imports(path)} - {"protocols", "securemtk"}:
+            if top not in sys.stdlib_module_names:
+                assert declared & set(distributions[top]), f"{name} imports {top}"
+
+
+def test_a_wheel_with_a_foreign_package_is_noticed(tmp_path):
+    for name in ("securemtk", "protocols", "securemtk-1.dist-info", "benchmarks"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        (tmp_path / "tree" / name / "x").touch()
+    wheel = shutil.make_archive(str(tmp_path / "wheel"), "zip", tmp_path / "tree")
+    assert readme.foreign_packages(wheel) == {"benchmarks"}
+
+
+def test_the_program_is_declared_and_starts():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="securemtk")
+    assert script.value == "securemtk.cli:main"
+    assert callable(script.load())
+
+
+def test_make_builds_the_environment_anew_when_setup_cfg_changes(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make here")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def steps() -> str:
+        return subprocess.run(
+            [make, "--dry-run", "test"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    (tmp_path / "setup.cfg").write_text("one")
+    first = steps()
+    assert "-m venv --clear .venv" in first
+    (stamp,) = [line.split()[-1] for line in first.splitlines() if "touch" in line]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / stamp).touch()
+    assert "venv --clear" not in steps()
+    (tmp_path / "setup.cfg").write_text("two")
+    assert "venv --clear" in steps()
+
+
+def test_make_says_so_when_there_is_no_fitting_python(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make here")
+    for name in ("Makefile", "setup.cfg"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run([make, "test", "PYTHON=/bin/false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Python 3.11" in done.stderr
+    assert not (tmp_path / ".venv").exists()
