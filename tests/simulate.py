@@ -67,9 +67,8 @@ def simulate(
     wires = [MemoryWire(down, up), MemoryWire(up, down)]
     forth, back = Stream(), Stream()
     zeros = [(forth.derive("z"), back.derive("z")), (back.derive("z"), forth.derive("z"))]
-    parties = [
-        Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(hands(requests, Dealing(secrets, masks or {}), finish))
-    ]
+    both = hands(requests, Dealing(secrets, masks or {}), finish)
+    parties = [Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(both)]
     results: list = [None, None]
     errors: list[BaseException] = []
 

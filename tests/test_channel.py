@@ -157,14 +157,14 @@ def test_a_frame_that_is_not_ours_is_refused(frame):
 
 
 def test_a_silent_peer_is_a_timeout_that_names_role_and_step():
-    with pair(timeout_s=0.3) as [(keeper, user)]:
+    with pair(timeout_s=0.3) as [(_, user)]:
         user.step = "prediction 3: conv1"
         with pytest.raises(PeerTimeout, match=r"keeper .*prediction 3: conv1"):
             user.recv("open")
 
 
 def test_a_peer_that_reads_nothing_is_a_timeout_too():
-    with pair(timeout_s=0.3) as [(keeper, user)], pytest.raises(PeerTimeout, match="keeper"):
+    with pair(timeout_s=0.3) as [(_, user)], pytest.raises(PeerTimeout, match="keeper"):
         user.send_array("e", np.zeros(8 << 20, dtype="<i8"))
 
 
@@ -236,6 +236,15 @@ def test_a_role_with_another_roles_certificate_is_refused():
     listener.close()
 
 
+def is_refused(sock) -> bool:
+    """Return whether a connection ends without a byte for us."""
+    try:
+        sock.sendall(b"x")
+        return sock.recv(1) == b""
+    except OSError:
+        return True
+
+
 def test_a_stranger_without_certificate_or_tls_is_refused_and_waited_past():
     credentials = issue(["keeper", "user"])
     listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
@@ -246,11 +255,7 @@ def test_a_stranger_without_certificate_or_tls_is_refused_and_waited_past():
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(listener.address) as raw, context.wrap_socket(raw) as sock:
         assert sock.version() == "TLSv1.3"
-        with pytest.raises(OSError, match=r".*"):
-            sock.sendall(b"x")
-            while sock.recv(1):
-                pass
-            raise OSError("closed without an answer")
+        assert is_refused(sock)
     attempt(credentials["user"], listener).close()
     accepted()["user", "data"].close()
     listener.close()
@@ -308,7 +313,7 @@ def raised_within(limit_s: float, work) -> SecureError:
 
 
 def test_an_abort_wakes_the_peer_with_the_root_cause():
-    with watched() as (keeper, _, user, link):
+    with watched() as (keeper, _, _user, link):
         waiting = in_thread(lambda: raised_within(5, lambda: link.recv("open")))
         keeper.step = "prediction 0: relu2"
         keeper.abort(KeyRefused("the key must be of this model"))
@@ -318,7 +323,7 @@ def test_an_abort_wakes_the_peer_with_the_root_cause():
 
 
 def test_a_lost_peer_is_named_with_its_last_step():
-    with watched() as (keeper, keeper_link, user, link):
+    with watched() as (keeper, keeper_link, _user, link):
         keeper.step = "prediction 0: relu2"
         time.sleep(2 * channel.BEAT_S)
         socket.socket.shutdown(keeper._links["user"]._sock, socket.SHUT_RDWR)
@@ -330,7 +335,7 @@ def test_a_lost_peer_is_named_with_its_last_step():
 
 
 def test_a_hung_peer_is_noticed_by_its_silence(monkeypatch):
-    with watched() as (keeper, _, user, link):
+    with watched() as (keeper, _, _user, link):
         stuck = threading.Event()
         monkeypatch.setattr(
             Link,

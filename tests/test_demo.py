@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from securemtk import cli, files, pictures
-from securemtk.demo import Figures, TaskFigures
+from securemtk import cli, data, files, pictures
+from securemtk.demo import Figures, TaskFigures, attack_closed
 from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import read_bundle
 from securemtk.run import open_run
+from securemtk.session import Session
+
+pytestmark = pytest.mark.timeout(600)
 
 SECURED = ("digit", "parity")
 TASK_FIELDS = {"secured", "chance", "baseline", "no_key", "right_key", "wrong_key", "encrypted"}
@@ -29,7 +32,7 @@ def demo(tmp_path_factory):
         [sys.executable, "-m", "securemtk.cli", "demo", "--out", str(folder), "--json"],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -83,12 +86,26 @@ def test_fewer_than_1_in_100_random_patterns_open_a_task(name, details):
     assert rate["share"] < 0.01
 
 
-@pytest.mark.parametrize("name", SECURED)
-def test_attackers_gain_nothing_from_encrypted_closed_scores(name, details):
-    attack = details["attack_on_encrypted_closed_scores"][name]
-    # Luck alone has a spread of 1 point on two classes: 3 points, or four spreads where that is more.
-    assert attack["answers"] == 2 * 360 + 1437
-    assert attack["gain"] <= max(0.03, 4 * attack["standard_error"])
+def test_attackers_gain_at_most_3_points_from_encrypted_closed_scores(demo, details):
+    # All samples and both closed states: luck alone has a spread of 0.8 points on two classes. In the demo, 1.9.
+    folder, _ = demo
+    dataset = data.load("digits")
+    x = np.concatenate([dataset.x_train, dataset.x_test])
+    with Session(keys=folder / "keys") as session:
+        model = session.load(folder / "bundle")
+        asked = {keys: model.predict(x, keys=keys) for keys in ((), ("digit",), ("parity",))}
+    for name in SECURED:
+        y = np.concatenate([dataset.y_train[name], dataset.y_test[name]])
+        closed = [scores[name] for keys, scores in asked.items() if name not in keys]
+        attack = attack_closed(np.concatenate(closed), np.tile(y, len(closed)))
+        assert attack["answers"] == 2 * 1797
+        assert attack["gain"] <= 0.03
+        # The same attackers read an open task at once: they are no straw men.
+        (opened,) = [scores[name] for keys, scores in asked.items() if name in keys]
+        assert attack_closed(opened, y)["gain"] > 0.4
+        seen = details["attack_on_encrypted_closed_scores"][name]
+        assert seen["answers"] == 2 * 360
+        assert seen["gain"] <= max(0.03, 4 * seen["standard_error"])
 
 
 def test_encrypted_answers_are_those_of_onnxruntime(figures):
@@ -97,7 +114,7 @@ def test_encrypted_answers_are_those_of_onnxruntime(figures):
 
 
 def test_every_state_of_the_keys_costs_the_same_messages(details, figures):
-    asked = [one for one in details["predictions"] if len(one["layers"]) and one is not details["predictions"][-1]]
+    asked = details["predictions"]
     assert [one["keys"] for one in asked] == [[], ["digit"], ["parity"]]
     assert len({(one["online_bytes"], one["rounds"]) for one in asked}) == 1
     assert figures["online_bytes"] == asked[0]["online_bytes"]
@@ -113,7 +130,8 @@ def test_the_folder_is_a_run_with_a_bundle_that_holds_no_key(demo):
         values = key.pattern[key.mask]
         assert values.tobytes() not in model
         assert values.astype(np.float64).tobytes() not in model
-        assert not any(str(value) in manifest.to_json() for value in values if 0.05 < value < 0.95)
+        # Short decimals such as 0.2 stand in any manifest.
+        assert not [text for text in map(str, values) if len(text) > 8 and text in manifest.to_json()]
     assert set(open_run(folder).metrics) == {"digit", "parity", "large"}
     assert np.load(folder / "x.npy").shape == (4, 1, 16, 16)
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")

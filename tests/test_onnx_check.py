@@ -164,7 +164,9 @@ def test_what_follows_an_unknown_operator_is_judged_when_the_file_tells_its_shap
     ]
     model = build(nodes, {"x": ["n", 2, 4, 4]}, ["y"], domains=["somebody"])
     assert [p.name for p in check(model.SerializeToString()).unsupported] == ["unknown"]
-    model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["n", 3, 6, 6]))
+    model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.INT64, ["n", 3, 6, 6]))
+    assert [p.name for p in check(model.SerializeToString()).unsupported] == ["unknown"]
+    model.graph.value_info[0].type.tensor_type.elem_type = TensorProto.FLOAT
     report = check(model.SerializeToString())
     assert [p.name for p in report.unsupported] == ["unknown", "dilated"]
     assert [(row.name, row.shape) for row in report.layers] == [("fine", (3, 4, 4))]

@@ -9,6 +9,8 @@ import readme
 
 from securemtk import cli
 
+pytestmark = pytest.mark.timeout(600)
+
 TEXT = readme.README.read_text()
 
 
@@ -16,7 +18,7 @@ def test_the_example_prints_what_the_readme_says(tmp_path):
     code, expected = readme.example_and_output()
     (tmp_path / "example.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=560, check=False
     )
     assert done.returncode == 0, done.stderr
     assert readme.difference(expected, done.stdout) == ""

@@ -217,9 +217,9 @@ def test_models_that_cannot_be_loaded_are_refused_with_the_reason(open_session, 
     )
     with pytest.raises(UnsupportedError, match=r"(?s)wave.*wave2"):
         open_session.load(odd)
-    with pytest.raises(securemtk.BundleError, match="."):
+    with pytest.raises(securemtk.BundleError):
         open_session.load(b"this is no model")
-    with pytest.raises(securemtk.BundleError, match="."):
+    with pytest.raises(securemtk.BundleError):
         open_session.load(tmp_path / "absent.onnx")
     assert open_session.load(small_models.mlp()).predict(samples(1, (8,)))["y"].shape == (1, 3)
 
@@ -230,7 +230,7 @@ def test_an_edited_bundle_is_refused(open_session, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(securemtk.BundleError, match="cloud.onnx"):
+    with pytest.raises(securemtk.BundleError, match=r"cloud\.onnx"):
         open_session.load(tmp_path / "bundle")
 
 
@@ -269,9 +269,17 @@ def test_close_is_idempotent_and_ends_all_processes():
 
 
 def test_an_exception_in_the_users_code_ends_all_processes():
-    with pytest.raises(ZeroDivisionError), Session() as session:
-        pids = session.pids
-        raise ZeroDivisionError
+    seen = {}
+
+    def users_code():
+        with Session() as session:
+            seen.update(session.pids)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        users_code()
+    pids = seen
+    assert len(pids) == 2
     assert not any(alive(pid) for pid in pids.values())
 
 
@@ -283,19 +291,29 @@ def test_a_role_that_dies_or_hangs_during_a_prediction_ends_the_session(role, ho
         pids, box = session.pids, []
 
         def strike():
-            # In the middle: the first comparison of a prediction that takes several seconds.
-            while session.step != "prediction 0: relu1":
-                time.sleep(0.005)
+            # In the middle: at the comparison of one of many predictions.
+            deadline = time.monotonic() + 60
+            while not session.step.endswith("relu1"):
+                if session.step == "closed" or time.monotonic() > deadline:
+                    return
+                time.sleep(0.0005)
             box.append(time.monotonic())
             os.kill(pids[role], how)
 
         thread = threading.Thread(target=strike, name="securemtk-test-strike")
         thread.start()
-        with pytest.raises(ProtocolAbort) as caught:
+        x = samples(32, (3, 32, 32))
+
+        def predict_until_the_end():
             while True:
-                model.predict(samples(32, (3, 32, 32)))
-        took = time.monotonic() - box[0]
+                model.predict(x)
+
+        with pytest.raises(ProtocolAbort) as caught:
+            predict_until_the_end()
+        ended = time.monotonic()
         thread.join()
+        assert box, f"the session ended by itself: {caught.value}"
+        took = ended - box[0]
     assert role in str(caught.value)
     assert said in str(caught.value)
     assert "prediction" in str(caught.value)

@@ -109,7 +109,7 @@ def train(
         dataset: its training part is used, its test part is not.
         secured: names of the tasks to secure.
         config: `TrainConfig()` when absent.
-        keys: one for each secured task; drawn from the operating system when absent.
+        keys: one for each secured task; drawn from the operating system when absent, by a single process only.
         trunk: module (n, C, H, W) -> (n, ...) to train in place; `image_trunk` when absent.
         checkpoint: file written after each epoch (whole or not at all). Where it exists training goes on from it,
             with the same result as without the interruption. Needs `keys` where tasks are secured: it holds none.
@@ -120,7 +120,7 @@ def train(
 
     Raises:
         InputError: an unknown task, a batch greater than the training part, or a checkpoint of another training.
-        KeyRefused: keys do not fit the secured tasks, or are missing beside a checkpoint.
+        KeyRefused: keys do not fit the secured tasks, or are missing beside a checkpoint or other processes.
 
     Example:
         >>> from securemtk.data import load
@@ -132,14 +132,15 @@ def train(
     for name in secured:
         dataset.task(name)
     tasks = tuple(replace(task, secured=task.name in secured) for task in dataset.tasks)
+    accelerator = Accelerator()
     if keys is None:
-        if secured and checkpoint is not None:
-            raise KeyRefused("a checkpoint holds no keys: draw_keys first, save them, and pass them as keys")
+        if secured and (checkpoint is not None or accelerator.num_processes > 1):
+            raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
         keys = draw_keys(secured, dataset.shape, low=dataset.low, high=dataset.high) if secured else {}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
-    training = _Training(model, dataset, keys, config, None if checkpoint is None else Path(checkpoint))
+    training = _Training(accelerator, model, dataset, keys, config, None if checkpoint is None else Path(checkpoint))
     with _threads(config.threads):
         for epoch in training.run():
             if progress is not None and training.accelerator.is_main_process:
@@ -181,15 +182,15 @@ class _Training:
 
     def __init__(
         self,
+        accelerator: Accelerator,
         model: MultiTaskModel,
         dataset: DataSet,
         keys: Mapping[str, TriggerKey],
         config: TrainConfig,
         checkpoint: Path | None,
     ) -> None:
-        self.config, self.checkpoint = config, checkpoint
-        self.accelerator = Accelerator()
-        device = self.accelerator.device
+        self.accelerator, self.config, self.checkpoint = accelerator, config, checkpoint
+        device = accelerator.device
         self.assembler = Assembler(
             model.tasks, keys, config.assembler, low=dataset.low, high=dataset.high, device=device
         )
