@@ -14,7 +14,7 @@ y_i = sum_j x_{i+j} w_j, and as x_{i+j} = x_{j+i}
 
     y_i = (x_{2i} - sum_{j != i} x_{i+j}) w_i + sum_{j != i} x_{i+j} (w_i + w_j)
 
-takes 6 products instead of 9, hence 36 instead of 81 on a 3x3 tile. Unlike Winograd's, this form [KO63] divides by
+takes 6 products instead of 9, hence 36 instead of 81 on a 3x3 tile. Unlike Winograd's, this form [Kar63] divides by
 nothing, so it is exact in the ring.
 
 The inner loops are LLVM vectors compiled by numba, correct on every little-endian CPU. Without numba, or on a
@@ -28,8 +28,8 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -44,10 +44,13 @@ try:
     from llvmlite import ir
     from numba.core import cgutils, types
     from numba.extending import intrinsic
-except ImportError:
-    numba = None
 
-BACKEND = "numba" if numba is not None and sys.byteorder == "little" else "torch"
+    HAS_NUMBA = True
+except ImportError:
+    HAS_NUMBA = False
+
+# Numbers are read as pairs of words, the low one first.
+BACKEND = "numba" if HAS_NUMBA and sys.byteorder == "little" else "torch"
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.int32]
@@ -64,29 +67,28 @@ BLOCK_ROWS = 48
 CHUNK_BYTES = 1 << 23
 # Tiles of 3x3 outputs under way at a time: enough for the packed weights to be read seldom.
 BAND_TILES = 48
-# Outputs of a group up to which planes, one by one, are quicker than panels that stay nearly empty.
-PLANES_OUT = 1
+# Ways to convolve: "limbs" is torch's, the others are numba's.
+METHODS = ("tiles", "karatsuba", "depthwise", "limbs")
 # The six products of one axis of a 3x3 tile: i = j stands for weight i alone, i < j for the sum of two.
 PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 SIDE = 3
 # Even lanes of a panel accumulate outputs 0 to 3, odd ones 4 to 7, so that both halves leave as whole vectors.
 _LANE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 
-# A row in one piece.
-_AT_ONCE = np.zeros(1, np.int64)
+# A row in one piece that is always used.
+_AT_ONCE, _ALL = np.zeros(1, np.int64), np.array([0, 1], np.int64)
 _log = logging.getLogger(__name__)
 _local = threading.local()
 
 
 def _jit(function: F_) -> F_:
     """Compile with numba, with a cache on disk where there is a place for it; leave as it is without numba."""
-    if numba is None:
+    if not HAS_NUMBA:
         return function
     try:
-        compiled = numba.njit(cache=True, nogil=True)(function)
+        return cast(F_, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:  # no folder that the cache could be written to
-        compiled = numba.njit(nogil=True)(function)
-    return compiled  # type: ignore[no-any-return]
+        return cast(F_, numba.njit(nogil=True)(function))
 
 
 # ---- vectors -------------------------------------------------------------------------------------------------------
@@ -102,6 +104,11 @@ def _at(b: Any, address: Any, kind: Any) -> Any:
 
 def _add(b: Any, address: Any, offset: int) -> Any:
     return b.add(address, ir.Constant(ir.IntType(64), offset))
+
+
+def _variable(b: Any, value: Any) -> Any:
+    """Return a place that LLVM keeps in registers, for sums that a loop runs along."""
+    return cgutils.alloca_once_value(b, value)  # type: ignore[no-untyped-call]
 
 
 def _load_all(b: Any, address: Any, kind: Any) -> Any:
@@ -126,11 +133,8 @@ def _make_tile(rows: int, wide: bool) -> Any:
             word, number = ir.IntType(32), ir.IntType(64)
             words, numbers = ir.VectorType(word, LANES), ir.VectorType(number, LANES // 2)
             half = _constant(numbers, 32)
-            sums = [
-                [cgutils.alloca_once_value(b, _constant(kind, 0)) for kind in (numbers, numbers, words)]
-                for _ in range(rows)
-            ]
-            weights = cgutils.alloca_once_value(b, w)
+            sums = [[_variable(b, _constant(kind, 0)) for kind in (numbers, numbers, words)] for _ in range(rows)]
+            weights = _variable(b, w)
 
             def accumulate(place: Any, term: Any) -> None:
                 b.store(b.add(b.load(place), term), place)
@@ -208,6 +212,32 @@ def _make_turn() -> Any:
         return types.void(source, source_step, target, target_step, carry), generate
 
     return turn
+
+
+def _make_column() -> Any:
+    """Return column(start, pieces, n, w, w_step, out): sum_i x_i w_i over n numbers, 4 channels side by side.
+
+    x_i is at start + pieces[i] and w_i at w + i w_step, all in bytes.
+    """
+
+    @intrinsic
+    def column(_: Any, start: Any, pieces: Any, n: Any, w: Any, w_step: Any, out: Any) -> Any:
+        def generate(context: Any, b: Any, _: Any, arguments: Any) -> Any:
+            start, pieces, n, w, w_step, out = arguments
+            number = ir.IntType(64)
+            numbers = ir.VectorType(number, 4)
+            total = _variable(b, _constant(numbers, 0))
+            with cgutils.for_range(b, n) as loop:
+                piece = b.load(b.gep(_at(b, pieces, number), [loop.index]))
+                x = b.load(_at(b, b.add(start, piece), numbers), align=8)
+                weights = b.load(_at(b, b.add(w, b.mul(loop.index, w_step)), numbers), align=8)
+                b.store(b.add(b.load(total), b.mul(x, weights)), total)
+            b.store(b.load(total), _at(b, out, numbers), align=8)
+            return context.get_dummy_value()
+
+        return types.void(start, pieces, n, w, w_step, out), generate
+
+    return column
 
 
 def _others(i: int) -> list[int]:
@@ -292,17 +322,17 @@ def _make_join() -> Any:
     return join
 
 
-if numba is not None:
+if HAS_NUMBA:
     _tile1, _tile2, _tile3, _tile4 = (_make_tile(rows, wide=False) for rows in (1, 2, 3, 4))
     _wide1, _wide2, _wide3 = (_make_tile(rows, wide=True) for rows in (1, 2, 3))
-    _turn, _spread, _join = _make_turn(), _make_spread(), _make_join()
+    _turn, _column, _spread, _join = _make_turn(), _make_column(), _make_spread(), _make_join()
 
 
 # ---- loops ---------------------------------------------------------------------------------------------------------
 
 
 @_jit
-def _address(array: NDArray[Any]) -> int:
+def _address(array: NDArray[Any]) -> Any:
     # Signed: numba joins a signed and an unsigned variable to a float64.
     return np.int64(array.ctypes.data)
 
@@ -373,6 +403,7 @@ def _multiply(
     x_step: _Steps,
     grid: _Grid,
     pieces: Ints,
+    used: Ints,
     length: int,
     w: Words,
     wide: bool,
@@ -382,14 +413,17 @@ def _multiply(
 ) -> None:
     """Multiply the rows that the grid points at, in split form, by packed weights, part by part.
 
-    A row is made of pieces of `length` numbers that begin `pieces` bytes after the point.
+    A row is made of pieces of `length` numbers that begin `pieces` bytes after the point. In line i those from
+    used[2 i] up to used[2 i + 1] are not all zero.
     """
-    words = LANES * len(pieces) * length * (2 if wide else 1)
+    piece_words = LANES * length * (2 if wide else 1)
+    words = len(pieces) * piece_words
     panels = (n_out + LANES - 1) // LANES
     most = TILE_ROWS_WIDE if wide else TILE_ROWS
     tile = np.empty(TILE_ROWS * LANES, np.int64)
     froms = np.zeros(BLOCK_ROWS + TILE_ROWS, np.int64)
     tos = np.zeros(BLOCK_ROWS + TILE_ROWS, np.int64)
+    at_lines = np.zeros(BLOCK_ROWS + TILE_ROWS, np.int64)
     for part in range(grid.parts):
         image = line = column = 0
         todo = grid.images * grid.lines * grid.columns
@@ -400,7 +434,7 @@ def _multiply(
                 at = part * x_step.part + image * x_step.image + line * x_step.line + column * x_step.column
                 to = part * out_step.part + image * out_step.image + line * out_step.line + column * out_step.column
                 froms[b] = _address(x) + 8 * at
-                tos[b] = to
+                tos[b], at_lines[b] = to, line
                 column += 1
                 if column == grid.columns:
                     column = 0
@@ -416,11 +450,15 @@ def _multiply(
                 while b < count:
                     rows = min(most, count - b)
                     starts = (froms[b], froms[b + 1], froms[b + 2], froms[b + 3])
+                    low, high = used[2 * at_lines[b]], used[2 * at_lines[b] + 1]
+                    for r in range(b + 1, b + rows):
+                        low, high = min(low, used[2 * at_lines[r]]), max(high, used[2 * at_lines[r] + 1])
+                    at_panel, at_piece = panel + 4 * low * piece_words, _address(pieces) + 8 * low
                     # A whole vector goes to its place at once where channels are neighbours and rows evenly spaced.
                     direct = out_step.channel == 1 and lanes == LANES
                     to = _address(out) + 8 * (tos[b] + first) if direct else _address(tile)
                     to_step = 8 * (out_step.column if direct else LANES)
-                    _tile(rows, wide, starts, panel, _address(pieces), len(pieces), length, to, to_step)
+                    _tile(rows, wide, starts, at_panel, at_piece, high - low, length, to, to_step)
                     if not direct:
                         _scatter(tile, rows, lanes, out, tos[b : b + rows], first, out_step.channel)
                     b += rows
@@ -521,41 +559,54 @@ def _join_band(
 
 
 @_jit
-def _planes(
+def _depthwise(
     x: Ints,
-    x_shape: tuple[int, int, int, int],
+    x_step: _Steps,
+    grid: _Grid,
+    pieces: Ints,
     w: Ints,
-    w_shape: tuple[int, int, int, int],
-    stride: Pair,
-    dilation: Pair,
+    channels: int,
+    line_of: Ints,
     out: Ints,
-    out_size: Pair,
+    out_step: _Steps,
 ) -> None:
-    """Convolve padded planes one by one, for groups with too few outputs to fill a vector."""
-    images, channels, x_lines, x_columns = x_shape
-    n_out, depth, kernel_lines, kernel_columns = w_shape
-    lines, columns = out_size
-    share = n_out // (channels // depth)
-    out[:] = 0
-    for n in range(images):
-        for o in range(n_out):
-            for c in range(depth):
-                plane = (n * channels + o // share * depth + c) * x_lines
-                for i in range(kernel_lines):
-                    for j in range(kernel_columns):
-                        weight = w[((o * depth + c) * kernel_lines + i) * kernel_columns + j]
-                        for y in range(lines):
-                            at = (plane + y * stride[0] + i * dilation[0]) * x_columns + j * dilation[1]
-                            to = ((n * n_out + o) * lines + y) * columns
-                            if stride[1] == 1:
-                                for k in range(columns):
-                                    out[to + k] += weight * x[at + k]
-                            else:
-                                for k in range(columns):
-                                    out[to + k] += weight * x[at + k * stride[1]]
+    """Multiply channel by channel: w is (parts, pieces, channels rounded up to 4), `line_of` holds a line's outputs."""
+    c = -(-channels // 4) * 4
+    for part in range(grid.parts):
+        for image in range(grid.images):
+            for line in range(grid.lines):
+                at = image * x_step.image + line * x_step.line
+                for column in range(grid.columns):
+                    for i in range(0, c, 4):
+                        start = _address(x) + 8 * (at + column * x_step.column + i)
+                        weights = _address(w) + 8 * (part * len(pieces) * c + i)
+                        to = _address(line_of) + 8 * (column * c + i)
+                        _column(start, _address(pieces), len(pieces), weights, 8 * c, to)
+                first = part * out_step.part + image * out_step.image + line * out_step.line
+                _transpose(line_of, 0, c, out, first, out_step.channel, grid.columns, channels, 0)
 
 
 # ---- packing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """The public part of a convolution."""
+
+    shape: tuple[int, int, int, int]
+    stride: Pair
+    pads: tuple[int, int, int, int]
+    dilation: Pair
+    groups: int
+
+    def out_size(self, size: Pair) -> Pair:
+        """Return the output's lines and columns for images of `size`."""
+        top, left, bottom, right = self.pads
+        made = []
+        for axis, pad in enumerate((top + bottom, left + right)):
+            reach = self.dilation[axis] * (self.shape[2 + axis] - 1) + 1
+            made.append((size[axis] + pad - reach) // self.stride[axis] + 1)
+        return made[0], made[1]
 
 
 @dataclass(frozen=True)
@@ -581,7 +632,7 @@ def _pack(w: Ints) -> _Packed:
 
 
 def _pack_tiles(w: Ints) -> _Packed:
-    """Pack (O, C, 3, 3) weights as the 36 matrices (C rounded up to 4, O) of `_karatsuba`."""
+    """Pack (O, C, 3, 3) weights as the 36 matrices (C rounded up to 4, O) of `_conv_karatsuba`."""
     for axis in (2, 3):
         parts = np.split(w, SIDE, axis)
         w = np.concatenate([parts[i] if i == j else parts[i] + parts[j] for i, j in PRODUCTS], axis)
@@ -589,6 +640,13 @@ def _pack_tiles(w: Ints) -> _Packed:
     matrices = np.zeros((36, -(-c // 4) * 4, n_out), np.int64)
     matrices[:, :c] = w.reshape(n_out, c, 36).transpose(2, 1, 0)
     return _pack(matrices)
+
+
+def _pack_columns(w: Ints, conv: _Conv) -> Ints:
+    """Pack (O, 1, kh, kw) weights as `_depthwise` reads them."""
+    columns = np.zeros((w.shape[0] // conv.groups, w.shape[2] * w.shape[3], -(-conv.groups // 4) * 4), np.int64)
+    columns[..., : conv.groups] = w.reshape(conv.groups, *columns.shape[:2]).transpose(1, 2, 0)
+    return columns.reshape(-1)
 
 
 def _buffer(name: str, size: int) -> Ints:
@@ -603,34 +661,13 @@ def _buffer(name: str, size: int) -> Ints:
 # ---- products ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Conv:
-    """The public part of a convolution."""
-
-    shape: tuple[int, int, int, int]
-    stride: Pair
-    pads: tuple[int, int, int, int]
-    dilation: Pair
-    groups: int
-
-    def out_size(self, size: Pair) -> Pair:
-        """Return the output's lines and columns for images of `size`."""
-        top, left, bottom, right = self.pads
-        made = []
-        for axis, pad in enumerate((top + bottom, left + right)):
-            reach = self.dilation[axis] * (self.shape[2 + axis] - 1) + 1
-            made.append((size[axis] + pad - reach) // self.stride[axis] + 1)
-        return made[0], made[1]
-
-
 Fill = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class _Method:
-    """One way to multiply by certain weights: fill(x, out) writes the product of x to out, both contiguous."""
+    """One way to multiply by certain weights: fill(x, out) writes the product of x to out, which is contiguous."""
 
-    name: str
     nbytes: int
     fill: Fill
 
@@ -653,6 +690,7 @@ def _matmul_tiles(packed: _Packed, shape: Pair, x: Tensor, out: Tensor) -> None:
             _Steps(0, 0, 0, k, 1),
             _Grid(1, 1, 1, some.size // k),
             _AT_ONCE,
+            _ALL,
             k,
             packed.words,
             packed.wide,
@@ -662,32 +700,59 @@ def _matmul_tiles(packed: _Packed, shape: Pair, x: Tensor, out: Tensor) -> None:
         )
 
 
-def _conv_tiles(packed: _Packed, conv: _Conv, x: Tensor, out: Tensor) -> None:
-    images, channels, lines, columns = x.shape
-    n_out, depth, kernel_lines, kernel_columns = conv.shape
+@lru_cache(maxsize=256)
+def _pieces(conv: _Conv, lines: int, columns: int, channels: int) -> tuple[Ints, Ints, int]:
+    """Return pieces, used and length for `_multiply`: one piece for each line of the kernel, or for each weight.
+
+    Args:
+        conv: the convolution.
+        lines: lines of the image, without padding.
+        columns: columns of the image, with padding.
+        channels: numbers from one column to the next.
+    """
+    _, depth, kernel_lines, kernel_columns = conv.shape
+    whole = conv.groups == 1 and conv.dilation[1] == 1
+    each = range(0, 1 if whole else kernel_columns * conv.dilation[1], conv.dilation[1])
+    pieces = [(i * conv.dilation[0] * columns + j) * channels for i in range(kernel_lines) for j in each]
+    used = []
+    for y in range(conv.out_size((lines, columns))[0]):
+        at = [y * conv.stride[0] + i * conv.dilation[0] - conv.pads[0] for i in range(kernel_lines)]
+        inside = [i for i in range(kernel_lines) if 0 <= at[i] < lines] or [0]
+        used += [inside[0] * len(each), (inside[-1] + 1) * len(each)]
+    return 8 * np.array(pieces, np.int64), np.array(used, np.int64), kernel_columns * depth if whole else depth
+
+
+def _lay(conv: _Conv, x: Tensor, channels: int, carry: int) -> tuple[Ints, _Steps, _Grid]:
+    """Lay x out for a convolution; return it with the steps and the grid of its rows."""
+    images, depth, lines, columns = x.shape
     top, left, bottom, right = conv.pads
     padded = (lines + top + bottom, columns + left + right, channels)
     width = padded[1] * channels
-    split = _buffer("input", images * padded[0] * width)
-    _channels_last(_flat(x), (images, channels, lines, columns), split, padded, (top, left), 1 << 31)
-    begins = [i * conv.dilation[0] * width for i in range(kernel_lines)]
-    length = kernel_columns * channels
-    if conv.groups > 1 or conv.dilation[1] > 1:
-        begins = [b + j * conv.dilation[1] * channels for b in begins for j in range(kernel_columns)]
-        length = depth
-    share, area = n_out // conv.groups, out.shape[2] * out.shape[3]
-    _multiply(
-        split,
-        _Steps(depth, padded[0] * width, conv.stride[0] * width, conv.stride[1] * channels, 1),
-        _Grid(conv.groups, images, out.shape[2], out.shape[3]),
-        8 * np.array(begins, np.int64),
-        length,
-        packed.words,
-        packed.wide,
-        _flat(out),
-        _Steps(share * area, n_out * area, out.shape[3], 1, area),
-        share,
-    )
+    laid = _buffer("input", images * padded[0] * width)
+    _channels_last(_flat(x), (images, depth, lines, columns), laid, padded, (top, left), carry)
+    step = _Steps(conv.shape[1], padded[0] * width, conv.stride[0] * width, conv.stride[1] * channels, 1)
+    return laid, step, _Grid(conv.groups, images, *conv.out_size((lines, columns)))
+
+
+def _conv_tiles(packed: _Packed, conv: _Conv, x: Tensor, out: Tensor) -> None:
+    channels, lines, columns = x.shape[1:]
+    laid, step, grid = _lay(conv, x, channels, 1 << 31)
+    pieces, used, length = _pieces(conv, lines, columns + conv.pads[1] + conv.pads[3], channels)
+    n_out, area = conv.shape[0], grid.lines * grid.columns
+    share = n_out // conv.groups
+    out_step = _Steps(share * area, n_out * area, grid.columns, 1, area)
+    _multiply(laid, step, grid, pieces, used, length, packed.words, packed.wide, _flat(out), out_step, share)
+
+
+def _conv_depthwise(w: Ints, conv: _Conv, x: Tensor, out: Tensor) -> None:
+    channels, lines, columns = x.shape[1:]
+    c = -(-channels // 4) * 4
+    laid, step, grid = _lay(conv, x, c, 0)
+    pieces, _, _ = _pieces(conv, lines, columns + conv.pads[1] + conv.pads[3], c)
+    area, share = grid.lines * grid.columns, conv.shape[0] // channels
+    out_step = _Steps(area, conv.shape[0] * area, grid.columns, 1, share * area)
+    line_of = _buffer("tiles", grid.columns * c)
+    _depthwise(laid, step, grid._replace(parts=share), pieces, w, channels, line_of, _flat(out), out_step)
 
 
 def _apart(size: int) -> int:
@@ -715,6 +780,7 @@ def _conv_karatsuba(packed: _Packed, conv: _Conv, x: Tensor, out: Tensor) -> Non
             _Steps(factor_step, 0, 0, c, 1),
             _Grid(36, 1, 1, count),
             _AT_ONCE,
+            _ALL,
             c,
             packed.words,
             packed.wide,
@@ -724,21 +790,6 @@ def _conv_karatsuba(packed: _Packed, conv: _Conv, x: Tensor, out: Tensor) -> Non
         )
         shape = n_out, out_size[0], out_size[1]
         _join_band(products, product_step, tiles, lanes, lines, columns, first, count, _flat(out), shape)
-
-
-def _conv_planes(w: Ints, conv: _Conv, x: Tensor, out: Tensor) -> None:
-    top, left, bottom, right = conv.pads
-    padded = F.pad(x, (left, right, top, bottom))
-    _planes(
-        _flat(padded),
-        tuple(padded.shape),
-        w,
-        conv.shape,
-        conv.stride,
-        conv.dilation,
-        _flat(out),
-        (out.shape[2], out.shape[3]),
-    )
 
 
 def _limbs(x: Tensor, bits: int) -> list[Tensor]:
@@ -768,7 +819,7 @@ def _limbs_product(w: Tensor, axes: tuple[int, ...], product: Callable[[Tensor, 
                 if (shift := i * bits + j * w_bits) < 64:
                     out += product(limb.double(), part).to(torch.int64) << shift
 
-    return _Method("limbs", sum(8 * part.numel() for part in parts), fill)
+    return _Method(sum(8 * part.numel() for part in parts), fill)
 
 
 def _conv_limbs(conv: _Conv, x: Tensor, w: Tensor) -> Tensor:
@@ -776,27 +827,46 @@ def _conv_limbs(conv: _Conv, x: Tensor, w: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, conv.stride, 0, conv.dilation, conv.groups)
 
 
-def _conv_method(w: Ints, conv: _Conv, size: Pair | None) -> _Method:
+def _conv_method(w: Tensor, conv: _Conv, name: str) -> _Method:
+    if name == "limbs":
+        return _limbs_product(w, (1, 2, 3), partial(_conv_limbs, conv))
+    weights: Ints = w.numpy()
+    if name == "depthwise":
+        columns = _pack_columns(weights, conv)
+        return _Method(columns.nbytes, partial(_conv_depthwise, columns, conv))
+    if name == "karatsuba":
+        packed = _pack_tiles(weights)
+        return _Method(packed.words.nbytes, partial(_conv_karatsuba, packed, conv))
     n_out, depth, *kernel = conv.shape
-    if n_out // conv.groups <= PLANES_OUT:
-        flat = np.ascontiguousarray(w).reshape(-1)
-        return _Method("planes", flat.nbytes, partial(_conv_planes, flat, conv))
-    if size is not None and _karatsuba_pays(conv, size):
-        packed = _pack_tiles(w)
-        return _Method("karatsuba", packed.words.nbytes, partial(_conv_karatsuba, packed, conv))
-    matrices = w.reshape(conv.groups, -1, depth, *kernel).transpose(0, 3, 4, 2, 1)
+    matrices = weights.reshape(conv.groups, -1, depth, *kernel).transpose(0, 3, 4, 2, 1)
     packed = _pack(matrices.reshape(conv.groups, -1, n_out // conv.groups))
-    return _Method("tiles", packed.words.nbytes, partial(_conv_tiles, packed, conv))
+    return _Method(packed.words.nbytes, partial(_conv_tiles, packed, conv))
 
 
-def _karatsuba_pays(conv: _Conv, size: Pair) -> bool:
-    """Return whether 36 products for each 3x3 tile are quicker, from measured times (`benchmarks/kernels.py`)."""
-    n_out, depth, *kernel = conv.shape
-    if kernel != [SIDE, SIDE] or conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups > 1:
-        return False
-    lines, columns = conv.out_size(size)
-    tiles = -(-lines // SIDE) * -(-columns // SIDE)
-    return min(n_out, depth) >= 16 and 36 * tiles * 1.2 < 9 * lines * columns
+def _conv_choice(conv: _Conv, size: Pair | None) -> str:
+    """Return the quickest method for images of `size`, by the times that `benchmarks/kernels.py` takes."""
+    n_out, depth, *_ = conv.shape
+    if BACKEND == "torch":
+        return "limbs"
+    if _fits("depthwise", conv) and n_out < LANES * conv.groups:
+        return "depthwise"
+    if size is not None and min(n_out, depth) >= 32 and _fits("karatsuba", conv):
+        lines, columns = conv.out_size(size)
+        tiles = -(-lines // SIDE) * -(-columns // SIDE)
+        # Tiles must be full enough, and enough of them to pay for reading four times as many packed weights.
+        if tiles >= 4 and 2 * lines * columns > 11 * tiles:
+            return "karatsuba"
+    return "tiles"
+
+
+def _fits(name: str, conv: _Conv) -> bool:
+    if BACKEND == "torch":
+        return name == "limbs"
+    if name == "depthwise":
+        return conv.shape[1] == 1 < conv.groups
+    if name == "karatsuba":
+        return conv.shape[2:] == (SIDE, SIDE) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    return name in ("tiles", "limbs")
 
 
 # ---- public --------------------------------------------------------------------------------------------------------
@@ -807,7 +877,7 @@ class Prepared:
     """Weights in the form that their product wants; made once, used for many inputs, by any number of threads.
 
     Args:
-        method: how it multiplies: "tiles", "karatsuba", "planes" or, by torch, "limbs".
+        method: how it multiplies, one of METHODS.
         nbytes: memory that the packed weights take.
         apply: the product of an int64 input, of a shape as `matmul` or `conv2d` say, with these weights.
     """
@@ -829,28 +899,35 @@ def _check_conv(conv: _Conv) -> None:
         raise ShapeError(f"output channels must be a multiple of groups; got {conv.shape[0]} and {conv.groups}")
 
 
-def prepare_matmul(w: Tensor) -> Prepared:
+def prepare_matmul(w: Tensor, *, method: str | None = None) -> Prepared:
     """Pack w (int64, (K, N)) for many products x @ w; all weights in [-2**31, 2**31) make them faster.
 
+    Args:
+        w: weights.
+        method: "tiles" or "limbs", to have that one instead of the quickest.
+
     Raises:
-        ShapeError: w is not an int64 matrix.
+        ShapeError: w is not an int64 matrix, or there is no such method.
     """
     _check_weights(w, 2)
     k, n_out = w.shape
-    if BACKEND == "torch":
-        method = _limbs_product(w, (0,), torch.matmul)
+    name = method or ("limbs" if BACKEND == "torch" else "tiles")
+    if name == "limbs":
+        made = _limbs_product(w, (0,), torch.matmul)
+    elif name == "tiles" and BACKEND == "numba":
+        packed = _pack(w.numpy())
+        made = _Method(packed.words.nbytes, partial(_matmul_tiles, packed, (k, n_out)))
     else:
-        packed = _pack(w.detach().numpy())
-        method = _Method("tiles", packed.words.nbytes, partial(_matmul_tiles, packed, (k, n_out)))
+        raise ShapeError(f"the method must be limbs or, with numba, tiles; got {name!r}")
 
     def apply(x: Tensor) -> Tensor:
         if x.dtype != torch.int64 or not x.dim() or x.shape[-1] != k:
             raise ShapeError(f"an input must be int64 of shape (..., {k}); got {x.dtype} of shape {tuple(x.shape)}")
         out = torch.empty(*x.shape[:-1], n_out, dtype=torch.int64)
-        method.fill(x, out)
+        made.fill(x, out)
         return out
 
-    return Prepared(method.name, method.nbytes, apply)
+    return Prepared(name, made.nbytes, apply)
 
 
 def prepare_conv2d(
@@ -861,6 +938,7 @@ def prepare_conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
     size: Pair | None = None,
+    method: str | None = None,
 ) -> Prepared:
     """Pack w (int64, (O, C / groups, kh, kw)) for many convolutions with it.
 
@@ -871,18 +949,20 @@ def prepare_conv2d(
         dilation: (lines, columns).
         groups: number of groups.
         size: lines and columns of the images to come, which decide the method; other sizes come out right too.
+        method: one of METHODS, to have that one instead of the quickest.
 
     Raises:
-        ShapeError: w or an attribute does not describe a convolution.
+        ShapeError: w or an attribute does not describe a convolution, or not one that the method is for.
     """
     _check_weights(w, 4)
-    conv = _Conv((w.shape[0], w.shape[1], w.shape[2], w.shape[3]), stride, pads, dilation, groups)
+    shape = (w.shape[0], w.shape[1], w.shape[2], w.shape[3])
+    conv = _Conv(shape, (stride[0], stride[1]), pads, (dilation[0], dilation[1]), groups)
     _check_conv(conv)
-    if BACKEND == "torch":
-        method = _limbs_product(w, (1, 2, 3), partial(_conv_limbs, conv))
-    else:
-        method = _conv_method(w.detach().numpy(), conv, size)
-    return Prepared(method.name, method.nbytes, partial(_convolve, conv, method.fill))
+    name = method or _conv_choice(conv, size)
+    if not _fits(name, conv):
+        raise ShapeError(f"the method must be one of {METHODS} that serves such a convolution; got {name!r} for {conv}")
+    made = _conv_method(w, conv, name)
+    return Prepared(name, made.nbytes, partial(_convolve, conv, made.fill))
 
 
 def _convolve(conv: _Conv, fill: Fill, x: Tensor) -> Tensor:
@@ -951,10 +1031,9 @@ def conv2d(
 def warm() -> None:
     """Compile every loop, or load it from numba's cache, so that no product has to. Say if there is no numba."""
     if BACKEND == "torch":
-        _log.warning("no numba on this machine: products in the ring run several times slower, in torch")
+        _log.warning("no numba for this machine: products in the ring run several times slower, in torch")
         return
-    x, one = torch.zeros(1, 16, 8, 8, dtype=torch.int64), torch.ones((), dtype=torch.int64)
-    matmul(x, one.expand(8, 8))
-    conv2d(x, one.expand(16, 16, 3, 3), pads=(1, 1, 1, 1))
-    conv2d(x, one.expand(16, 16, 1, 1))
-    conv2d(x, one.expand(16, 1, 3, 3), groups=16)
+    x, one = torch.zeros(1, 4, 3, 3, dtype=torch.int64), torch.ones((), dtype=torch.int64)
+    matmul(x, one.expand(3, 8))
+    prepare_conv2d(one.expand(8, 4, 3, 3), method="karatsuba").apply(x)
+    prepare_conv2d(one.expand(4, 1, 3, 3), groups=4, method="depthwise").apply(x)
