@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from protocols import compare, linear, ring, stock
+from protocols import compare, kernels, linear, ring, stock
 from protocols.correlation import KEEPER, Request
 from protocols.party import Party
 from protocols.program import Layer, Program
@@ -20,6 +20,8 @@ from protocols.stock import Operator, Value, Weights
 
 share_weights = stock.share_weights
 is_negative = compare.is_negative
+pack_weights = linear.pack_weights
+warm = kernels.warm
 
 
 def masked_names(program: Program) -> list[str]:

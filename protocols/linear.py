@@ -9,18 +9,19 @@ B may be used again for the same W, never for another: every call has its own a 
 Source: shared/design/protocols.md, "Linear layer with the keeper's weights".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from protocols import correlation, ring
+from protocols import correlation, kernels
 from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, share_for_keeper
 from protocols.cost import Cost, costs
 from protocols.party import Party
 from protocols.prg import Stream
-from protocols.program import Layer, Shape
+from protocols.program import Layer, Program, Shape
 
 MAPS = {"conv2d": "weight", "matmul": "weight", "affine": "scale"}
 
@@ -34,15 +35,41 @@ def request_of(layer: Layer, shape: Sequence[int]) -> Request:
     return Request("linear", (tuple(shape), (shape[0], *layer.shape)), tuple(options))
 
 
+# Weights serve many predictions: each tensor is packed once for each layer that it serves, as long as it lives.
+_PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _pack(request: Request, w: Tensor) -> kernels.Prepared:
+    """Return w in the form that the product of a request wants."""
+    options = dict(request.options)
+    if w not in _PACKED:
+        _PACKED[w] = {}
+    forms = _PACKED[w]
+    size = request.shapes[0][2:]
+    key = (request.options, size)
+    if key not in forms:
+        if options["op"] == "matmul":
+            forms[key] = kernels.prepare_matmul(w)
+        else:
+            how = {k: options[k] for k in ("stride", "pads", "dilation", "groups")}
+            forms[key] = kernels.prepare_conv2d(w, size=(size[0], size[1]), **how)
+    prepared: kernels.Prepared = forms[key]
+    return prepared
+
+
+def pack_weights(program: Program, weights: Mapping[str, Tensor]) -> None:
+    """Pack the weights of all linear layers now, so that no prediction waits for it."""
+    for layer in program.layers:
+        name = layer.params.get(MAPS.get(layer.op, ""), "")
+        if name in weights and layer.op != "affine":
+            _pack(request_of(layer, (1, *program.shape(layer.inputs[0]))), weights[name])
+
+
 def product(request: Request, x: Tensor, w: Tensor) -> Tensor:
     """Return w * x mod 2**64, the bilinear map of a request."""
-    options = dict(request.options)
-    if options["op"] == "matmul":
-        return torch.matmul(x, w)
-    if options["op"] == "affine":
+    if dict(request.options)["op"] == "affine":
         return x * w
-    stride, pads, dilation = (options[k] for k in ("stride", "pads", "dilation"))
-    return torch.conv2d(ring.pad2d(x, pads), w, stride=stride, dilation=dilation, groups=options["groups"])
+    return _pack(request, w).apply(x)
 
 
 def _deal(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
@@ -97,8 +124,3 @@ def apply(party: Party, layer: Layer, x: Tensor, weight: Tensor | None, bias: Te
     z0 = product(request, x + party.wire.recv("linear", x.shape), weight)
     shape: Shape = (1, -1, 1, 1) if layer.op == "conv2d" else tuple(bias.shape)
     return z0.add_(c0).add_(bias.reshape(shape))
-
-
-def masked_weights(weights: dict[str, Tensor], masks: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Return D = W - B for the named parameters."""
-    return {name: weights[name] - masks[name] for name in names}

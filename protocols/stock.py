@@ -67,6 +67,14 @@ def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> 
 is_negative = None
 
 
+def pack_weights(program: Program, weights: Weights) -> None:
+    """Prepare weights for their products: nothing to do here."""
+
+
+def warm() -> None:
+    """Load or compile what a prediction needs: nothing to do here."""
+
+
 def masked_names(program: Program) -> list[str]:
     """Return the parameters that the keeper sends once, masked: none here."""
     return []

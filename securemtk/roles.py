@@ -104,6 +104,7 @@ class Keeper:
             program = imported.program
             protocol = runner.protocol_module(str(meta["protocol"]))
             weights = protocol.share_weights(program, imported.params)
+            protocol.pack_weights(program, weights)
         except SecureError as error:
             self._user.refuse(error)
             return
@@ -112,6 +113,7 @@ class Keeper:
         self._models.append(KeptModel(program, gated, weights))
         public = {
             "model": number,
+            "protocol": str(meta["protocol"]),
             "program": program.to_json(),
             "manifest": None if manifest is None else manifest.to_json(),
         }
@@ -209,7 +211,9 @@ class Authority:
         meta = self._keeper.recv("model").meta
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
         program = Program.from_json(str(meta["program"]))
-        self._models.append(KnownModel(program, manifest, self._dealer.masks(int(meta["model"]), program)))
+        masks = self._dealer.masks(int(meta["model"]), program)
+        runner.protocol_module(str(meta["protocol"])).pack_weights(program, masks)
+        self._models.append(KnownModel(program, manifest, masks))
         self._user.send("loaded")
 
     def _prepare(self, meta: Mapping[str, Any]) -> None:
@@ -336,6 +340,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     """
     role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
+    runner.protocol_module(str(settings["protocol"])).warm()
     keys = read_keys(settings["keys"], settings["passphrase"]) if role == AUTHORITY_ROLE else []
     links = _connect(role, settings, say, hear)
     watch = Watch(

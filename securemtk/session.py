@@ -275,6 +275,7 @@ class Session:
             "timeout_s": config.timeout_s,
             "start_timeout_s": config.start_timeout_s,
             "threads": config.threads,
+            "protocol": self._protocol,
             "keys": self._key_paths,
             "passphrase": None,
         }
@@ -283,6 +284,7 @@ class Session:
         for role, port in ports.items():
             own = {"port": port, "credentials": credentials[role].to_json()} | secret.get(role, {})
             self._processes.append(RoleProcess(role, common | own))
+        runner.protocol_module(self._protocol).warm()
         addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
         self._processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
         links = {
@@ -378,7 +380,9 @@ class Session:
         arrays = self._keeper.recv("weights").arrays
         if [a.shape for a in arrays] != [program.params[name] for name in names]:
             raise IntegrityError("the keeper must send the masked weights of its program; their shapes differ")
-        return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        masked = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        runner.protocol_module(self._protocol).pack_weights(program, masked)
+        return masked
 
     def _predict(self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
         n = len(next(iter(inputs.values())))
