@@ -361,10 +361,12 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     except Exception as error:
         # Only the place and the kind of an unforeseen error may travel: its text could hold a value.
         place = traceback.extract_tb(error.__traceback__)[-1]
-        watch.abort(
-            ProtocolAbort(f"internal error: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}")
-        )
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        watch.abort(ProtocolAbort(f"internal error: {type(error).__name__} in {where}"))
         return 5
+    finally:
+        for data, _ in links.values():
+            data.close()
     return 0
 
 
