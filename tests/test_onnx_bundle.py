@@ -1,5 +1,6 @@
 """Export and bundles: what is written says what the module says, is whole, and is found out when it is not."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -447,29 +448,32 @@ def test_an_existing_folder_is_replaced_only_on_demand_and_only_a_bundle(folder,
     assert {x.name for x in tmp_path.iterdir()} == {"bundle", "precious"}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
-    """Let this process write files of at most 100 bytes: the kernel refuses more, as on a full disk."""
+    """Let this process write files of at most 100 bytes: the kernel refuses more, as on a full disk.
+
+    Only around the call under test: pytest's own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, data, request):
+def test_a_full_disk_leaves_nothing(tmp_path, data):
     write_bundle(tmp_path / "old", data, **arguments())
-    request.getfixturevalue("small_disk")
     for name, overwrite in (("new", False), ("old", True)):
-        with pytest.raises(BundleError, match="cannot be written"):
+        with small_disk(), pytest.raises(BundleError, match="cannot be written"):
             write_bundle(tmp_path / name, data, **arguments(high=3.0), overwrite=overwrite)
     assert [x.name for x in tmp_path.iterdir()] == ["old"]
     assert read_bundle(tmp_path / "old")[0].high == 1.0
 
 
-def test_a_full_disk_leaves_no_exported_file(tmp_path, request):
+def test_a_full_disk_leaves_no_exported_file(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"old")
-    request.getfixturevalue("small_disk")
-    with pytest.raises(BundleError, match="cannot be written"):
+    with small_disk(), pytest.raises(BundleError, match="cannot be written"):
         write_file(tmp_path / "m.onnx", bytes(1000))
     assert [x.name for x in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_bytes() == b"old"
