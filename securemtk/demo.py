@@ -270,8 +270,8 @@ def attack_closed(revealed: NDArray[np.float32], y: Labels) -> dict[str, Any]:
         y: int64 (n,) true labels.
 
     Returns:
-        Accuracies of guessing and of the attackers, their gain, and its spread if all of it is luck: on the demo's 1,440
-        answers 0.8 points for ten classes and 1.3 for two.
+        Accuracies of guessing and of the attackers, their gain, and its spread if all of it is luck: for the demo's
+        1,440 answers 0.8 points at ten classes and 1.3 at two.
     """
     found = attack(revealed, y)
     luck = float(np.sqrt(found.chance * (1 - found.chance) / len(y)))
