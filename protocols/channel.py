@@ -11,13 +11,11 @@ JSON, and raw little-endian arrays. Nothing is ever unpickled.
 """
 
 import contextlib
-import datetime
 import json
 import logging
 import os
 import select
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -27,13 +25,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from protocols import errors
 from protocols.errors import IntegrityError, PeerLost, PeerRefused, PeerTimeout, ProtocolAbort, SecureError
+from protocols.tls import Credentials, SecureSocket, context_of
 
 log = logging.getLogger(__name__)
 
@@ -43,121 +38,11 @@ MAX_BODY_BYTES = 1 << 36
 DTYPES = {"<i8", "<f4", "|u1", "<u8"}
 BEAT_S = 0.5
 SILENCE_S = 3.5
-_TLS_RECORD = 1 << 14
+# A peer that computes answers within a fraction of a millisecond, a thread that sleeps is woken after a tenth of one.
+SPIN_S = 3e-4
+_JOINED_BYTES = 1 << 16
 
 Meta = dict[str, Any]
-
-
-# --- certificates ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A role's certificate and private key, and the certificate of the run's authority (all PEM)."""
-
-    role: str
-    ca: bytes = field(repr=False)
-    certificate: bytes = field(repr=False)
-    key: bytes = field(repr=False)
-
-    def to_json(self) -> dict[str, str]:
-        """Return the PEM texts for the pipe to a process that we started."""
-        return {"role": self.role} | {k: getattr(self, k).decode() for k in ("ca", "certificate", "key")}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, str]) -> "Credentials":
-        """Read what `to_json` returned."""
-        return cls(raw["role"], raw["ca"].encode(), raw["certificate"].encode(), raw["key"].encode())
-
-
-def _role_uri(role: str) -> str:
-    return f"urn:securemtk:role:{role}"
-
-
-def issue(roles: Iterable[str], valid_for: datetime.timedelta = datetime.timedelta(days=1)) -> dict[str, Credentials]:
-    """Make a certificate authority for one run and a certificate for each role, then drop the authority's key.
-
-    Args:
-        roles: names; each is bound into its certificate as a URI, and checked by every peer.
-        valid_for: how long connections can be opened; open ones stay open.
-
-    Returns:
-        Role -> its credentials; P-256 keys, SHA-256 signatures.
-    """
-    now = datetime.datetime.now(datetime.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "securemtk run")])
-
-    def build(subject: x509.Name, public: ec.EllipticCurvePublicKey, extensions: list[x509.ExtensionType]) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + valid_for)
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    ca = build(ca_name, ca_key.public_key(), [x509.BasicConstraints(ca=True, path_length=0)])
-    out = {}
-    for role in roles:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = build(
-            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)]),
-            key.public_key(),
-            [
-                x509.BasicConstraints(ca=False, path_length=None),
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_role_uri(role))]),
-            ],
-        )
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        out[role] = Credentials(role, ca, certificate, pem)
-    return out
-
-
-def _context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # Names of hosts mean nothing here: a certificate is bound to a role, checked in `_peer_role`.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=credentials.ca.decode())
-    if server:
-        context.num_tickets = 0
-    # The standard library loads a key from a file only; this one lives in memory and is gone right after.
-    fd = os.memfd_create("securemtk", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, credentials.certificate + credentials.key)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
-    return context
-
-
-def _peer_role(sock: ssl.SSLSocket) -> str:
-    certificate = sock.getpeercert() or {}
-    names: Any = certificate.get("subjectAltName", ())
-    for kind, value in names:
-        if kind == "URI" and value.startswith(_role_uri("")):
-            return str(value).removeprefix(_role_uri(""))
-    raise PeerRefused("a peer's certificate must name its role; it names none")
-
-
-def _prove(context: ssl.SSLContext, raw: socket.socket, *, server: bool) -> tuple[ssl.SSLSocket, str]:
-    """Shake hands; return the secure socket and the peer's role, or close the socket and raise."""
-    sock: ssl.SSLSocket | None = None
-    try:
-        sock = context.wrap_socket(raw, server_side=server)
-        return sock, _peer_role(sock)
-    except (OSError, PeerRefused):
-        (sock or raw).close()
-        raise
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
@@ -185,12 +70,11 @@ class Link:
 
     Args:
         sock: connected and authenticated socket.
-        role: the peer's role, for messages.
         timeout_s: longest wait of a single send or receive, in seconds.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, role: str, timeout_s: float) -> None:
-        self.role = role
+    def __init__(self, sock: SecureSocket, timeout_s: float) -> None:
+        self.role = sock.role
         self.timeout_s = timeout_s
         self.step = "connect"
         self.clock = 0
@@ -202,9 +86,8 @@ class Link:
         self._find_reason: Callable[[], SecureError | None] = lambda: None
         self._header = bytearray(HEADER.size)
         self._restart()
-        sock.setblocking(False)
         self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll.register(sock.raw, select.POLLIN)
 
     # state of the frame that is being read
     def _restart(self) -> None:
@@ -230,8 +113,7 @@ class Link:
         """Make every present and later call raise `error`; may be called by any thread."""
         self._failure = self._failure or error
         with contextlib.suppress(OSError):
-            # Not SSLSocket.shutdown, which would let a reader in another thread go on without TLS.
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            self._sock.cut()
 
     def close(self) -> None:
         """Close the connection; further calls raise."""
@@ -243,7 +125,7 @@ class Link:
         """Let what was sent arrive: end our direction, read until the peer ends its own, then close."""
         deadline = time.monotonic() + grace_s
         with contextlib.suppress(OSError, ValueError, SecureError):
-            socket.socket.shutdown(self._sock, socket.SHUT_WR)
+            self._sock.end()
             # A socket closed with unread data resets the connection, and the peer may lose our last words.
             while time.monotonic() < deadline:
                 self._wait(select.POLLIN, deadline)
@@ -253,7 +135,7 @@ class Link:
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
-        return self._sock.fileno()
+        return self._sock.raw.fileno()
 
     def send(self, kind: str, meta: Meta | None = None, arrays: Sequence[np.ndarray] = ()) -> None:
         """Send one frame; reads what arrives meanwhile.
@@ -269,7 +151,7 @@ class Link:
         head = HEADER.pack(len(text), n_body, self.clock + 1) + text
         self.counters[self.phase].sent += len(head) + n_body
         views = [a.data.cast("B") for a in parts if a.size]
-        if n_body + len(head) <= _TLS_RECORD:  # one record, one system call
+        if n_body + len(head) <= _JOINED_BYTES:  # one system call
             self._write(memoryview(b"".join([head, *views])))
             return
         for view in [memoryview(head), *views]:
@@ -286,8 +168,12 @@ class Link:
         if not self._inbox:
             self._read_available()
         deadline = None if limit is None else time.monotonic() + limit
+        asleep_at = time.monotonic() + SPIN_S
         while not self._inbox:
-            self._wait(select.POLLIN, deadline)
+            if time.monotonic() < asleep_at:
+                os.sched_yield()
+            else:
+                self._wait(select.POLLIN, deadline)
             self._read_available()
         clock, text, body = self._inbox.popleft()
         # Counted when it is taken, not when it comes: a frame belongs to the step that waits for it.
@@ -323,18 +209,21 @@ class Link:
 
     def _write(self, view: memoryview) -> None:
         deadline = time.monotonic() + self.timeout_s
-        while len(view):
+        flushed = False
+        while len(view) or not flushed:
             self._raise_failure()
             try:
-                n = self._sock.send(view)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                if len(view):
+                    view = view[self._sock.send(view) :]
+                    deadline = time.monotonic() + self.timeout_s
+                self._sock.flush()
+                flushed = True
+            except BlockingIOError:
+                flushed = False
                 self._wait(select.POLLIN | select.POLLOUT, deadline)
                 self._read_available()
-                continue
             except (OSError, ValueError) as error:
                 raise self._lost(error) from None
-            view = view[n:]
-            deadline = time.monotonic() + self.timeout_s
 
     def _read_available(self) -> None:
         """Read until the socket would block; completed frames go to the inbox."""
@@ -342,7 +231,7 @@ class Link:
             self._raise_failure()
             try:
                 n = self._sock.recv_into(self._target)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except BlockingIOError:
                 return
             except (OSError, ValueError) as error:
                 raise self._lost(error) from None
@@ -369,7 +258,7 @@ class Link:
             self._restart()
 
     def _wait(self, events: int, deadline: float | None) -> None:
-        self._poll.modify(self._sock, events)
+        self._poll.modify(self._sock.raw, events)
         while True:
             self._raise_failure()
             left = 1.0 if deadline is None else deadline - time.monotonic()
@@ -437,7 +326,7 @@ class Listener:
     """
 
     def __init__(self, credentials: Credentials, host: str, port: int, timeout_s: float) -> None:
-        self._context = _context(credentials, server=True)
+        self._context = context_of(credentials, server=True)
         self._timeout_s = timeout_s
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -482,11 +371,11 @@ class Listener:
         raw.settimeout(timeout_s)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            sock, role = _prove(self._context, raw, server=True)
+            sock = SecureSocket(raw, self._context, server=True)
         except (OSError, PeerRefused) as error:
             log.warning("refused a connection: %s", type(error).__name__)
             return None
-        link = Link(sock, role, self._timeout_s)
+        role, link = sock.role, Link(sock, self._timeout_s)
         try:
             purpose = str(link.recv("hello", timeout_s=timeout_s).meta.get("purpose"))
             if (role, purpose) not in missing:
@@ -517,13 +406,13 @@ def connect(credentials: Credentials, address: tuple[str, int], role: str, purpo
         raise PeerLost(f"{role} must answer at {address[0]}:{address[1]}; {type(error).__name__}") from None
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        sock, found = _prove(_context(credentials, server=False), raw, server=False)
+        sock = SecureSocket(raw, context_of(credentials, server=False), server=False)
     except (OSError, PeerRefused) as error:
         raise PeerRefused(f"{role} must prove its role under this run's authority; {type(error).__name__}") from None
-    if found != role:
+    if sock.role != role:
         sock.close()
-        raise PeerRefused(f"the peer at {address[0]}:{address[1]} must be {role!r}; its certificate says {found!r}")
-    link = Link(sock, role, timeout_s)
+        raise PeerRefused(f"the peer at {address[0]}:{address[1]} must be {role!r}; its certificate says {sock.role!r}")
+    link = Link(sock, timeout_s)
     try:
         link.send("hello", {"purpose": purpose})
         link.recv("welcome")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from protocols import ring, runner
-from protocols.channel import Credentials, Link, Listener, Watch, connect, describe_error
+from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import (
     TrustedDealer,
@@ -38,6 +38,7 @@ from protocols.party import Hand, Party
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import Plan, Probe
+from protocols.tls import Credentials
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE
 from securemtk.mtk.answers import AnswerStats, draw_answers

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import ring, runner
-from protocols.channel import Link, Watch, connect, issue
+from protocols.channel import Link, Watch, connect
 from protocols.correlation import USER, Request
 from protocols.dealer import receive_corrections, receive_seed, stream_of, unpack
 from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeError, SecureError, ShapeError
@@ -26,6 +26,7 @@ from protocols.party import Hand, Party
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import LayerCost, Plan, Probe
+from protocols.tls import issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Config
 from securemtk.launch import RoleProcess, stop_all

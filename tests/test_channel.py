@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from protocols import channel
-from protocols.channel import Link, Listener, Watch, connect, issue
+from protocols.channel import Link, Listener, Watch, connect
 from protocols.errors import (
     InputError,
     IntegrityError,
@@ -22,6 +22,7 @@ from protocols.errors import (
     ProtocolAbort,
     SecureError,
 )
+from protocols.tls import context_of, issue
 
 
 def in_thread(work):
@@ -265,7 +266,7 @@ def test_tls_1_2_is_refused():
     credentials = issue(["keeper", "user"])
     listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
     accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
-    context = channel._context(credentials["user"], server=False)
+    context = context_of(credentials["user"], server=False)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     with socket.create_connection(listener.address) as raw, pytest.raises(ssl.SSLError):
         context.wrap_socket(raw)
@@ -326,9 +327,9 @@ def test_a_lost_peer_is_named_with_its_last_step():
     with watched() as (keeper, keeper_link, _user, link):
         keeper.step = "prediction 0: relu2"
         time.sleep(2 * channel.BEAT_S)
-        socket.socket.shutdown(keeper._links["user"]._sock, socket.SHUT_RDWR)
+        keeper._links["user"]._sock.cut()
         with contextlib.suppress(OSError):  # the watch may have been quicker
-            socket.socket.shutdown(keeper_link._sock, socket.SHUT_RDWR)
+            keeper_link._sock.cut()
         error = raised_within(5, lambda: link.recv("open"))
         assert isinstance(error, PeerLost)
         assert "keeper is gone (its last step: prediction 0: relu2" in str(error)
