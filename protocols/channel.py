@@ -11,8 +11,10 @@ JSON, and raw little-endian arrays. Nothing is ever unpickled.
 """
 
 import contextlib
+import functools
 import json
 import logging
+import math
 import os
 import select
 import socket
@@ -40,7 +42,8 @@ BEAT_S = 0.5
 SILENCE_S = 3.5
 # A peer that computes answers within a fraction of a millisecond, a thread that sleeps is woken after a tenth of one.
 SPIN_S = 3e-4
-_JOINED_BYTES = 1 << 16
+# Frames up to this size wait for the next one, or for the moment when this side waits: one record, one system call.
+HELD_BYTES = 1 << 13
 
 Meta = dict[str, Any]
 
@@ -85,6 +88,7 @@ class Link:
         self._failure: SecureError | None = None
         self._find_reason: Callable[[], SecureError | None] = lambda: None
         self._header = bytearray(HEADER.size)
+        self._held: list[bytes] = []
         self._restart()
         self._poll = select.poll()
         self._poll.register(sock.raw, select.POLLIN)
@@ -100,7 +104,8 @@ class Link:
         self._find_reason = find_reason
 
     def enter(self, phase: str) -> None:
-        """Count what follows under `phase` and restart the logical clock."""
+        """Send what is held back, count what follows under `phase` and restart the logical clock."""
+        self.flush()
         self.phase = phase
         self.counters.setdefault(phase, Counters())
         self.clock = 0
@@ -137,25 +142,42 @@ class Link:
         """Return the socket's descriptor."""
         return self._sock.raw.fileno()
 
-    def send(self, kind: str, meta: Meta | None = None, arrays: Sequence[np.ndarray] = ()) -> None:
+    def send(
+        self, kind: str, meta: Meta | None = None, arrays: Sequence[np.ndarray] = (), *, hold: bool = False
+    ) -> None:
         """Send one frame; reads what arrives meanwhile.
+
+        Args:
+            kind: names the frame.
+            meta: JSON values.
+            arrays: sent raw.
+            hold: whether a small frame may wait for the next one, for `recv`, `flush` or `enter`.
 
         Raises:
             PeerTimeout: the peer took nothing for `timeout_s`.
             PeerLost: the connection is gone.
         """
         parts = [np.asarray(a, order="C") for a in arrays]
-        described = {"kind": kind, "meta": meta or {}, "arrays": [[a.dtype.str, list(a.shape)] for a in parts]}
-        text = json.dumps(described, separators=(",", ":")).encode()
+        text = _describe(kind, meta or {}, [(a.dtype.str, a.shape) for a in parts])
         n_body = sum(a.nbytes for a in parts)
         head = HEADER.pack(len(text), n_body, self.clock + 1) + text
         self.counters[self.phase].sent += len(head) + n_body
         views = [a.data.cast("B") for a in parts if a.size]
-        if n_body + len(head) <= _JOINED_BYTES:  # one system call
-            self._write(memoryview(b"".join([head, *views])))
+        if n_body + len(head) <= HELD_BYTES:
+            self._held += [head, *map(bytes, views)]
+            if not hold or sum(map(len, self._held)) > HELD_BYTES:
+                self.flush()
             return
-        for view in [memoryview(head), *views]:
+        self._held.append(head)
+        self.flush()
+        for view in views:
             self._write(view)
+
+    def flush(self) -> None:
+        """Send what is held back; raises as `send`."""
+        if self._held:
+            held, self._held = b"".join(self._held), []
+            self._write(memoryview(held))
 
     def recv(self, kind: str, *, timeout_s: float | None = -1.0) -> Message:
         """Return the next frame, which must be of `kind`; frames of kind "refused" raise what they carry.
@@ -165,6 +187,7 @@ class Link:
             timeout_s: longest silence; None waits for ever, the default is the link's.
         """
         limit = self.timeout_s if timeout_s == -1.0 else timeout_s
+        self.flush()
         if not self._inbox:
             self._read_available()
         deadline = None if limit is None else time.monotonic() + limit
@@ -190,9 +213,9 @@ class Link:
         """Answer a request by an error: the peer's `recv` raises it."""
         self.send("refused", describe_error(error))
 
-    def send_array(self, kind: str, array: np.ndarray) -> None:
-        """Send one array."""
-        self.send(kind, None, [array])
+    def send_array(self, kind: str, array: np.ndarray, *, hold: bool = False) -> None:
+        """Send one array, as `send` does."""
+        self.send(kind, None, [array], hold=hold)
 
     def recv_array(self, kind: str, shape: Sequence[int], dtype: str = "<i8") -> np.ndarray:
         """Return one array, which must have `shape` and `dtype`."""
@@ -204,7 +227,7 @@ class Link:
 
     def exchange(self, kind: str, array: np.ndarray) -> np.ndarray:
         """Send an array and return the peer's of the same shape and dtype: one round."""
-        self.send_array(kind, array)
+        self.send_array(kind, array, hold=True)
         return self.recv_array(kind, array.shape, array.dtype.str)
 
     def _write(self, view: memoryview) -> None:
@@ -280,22 +303,44 @@ class Link:
         return reason
 
 
+# One prediction after the other has the same frames: most descriptions have been made, and read, before.
+@functools.lru_cache(4096)
+def _describe_arrays(kind: str, arrays: tuple[tuple[str, tuple[int, ...]], ...]) -> bytes:
+    return json.dumps({"kind": kind, "meta": {}, "arrays": arrays}, separators=(",", ":")).encode()
+
+
+def _describe(kind: str, meta: Meta, arrays: list[tuple[str, tuple[int, ...]]]) -> bytes:
+    if not meta:
+        return _describe_arrays(kind, tuple(arrays))
+    return json.dumps({"kind": kind, "meta": meta, "arrays": arrays}, separators=(",", ":")).encode()
+
+
+def _read_description(text: bytes) -> tuple[str, Meta, list[tuple[str, tuple[int, ...]]]]:
+    raw = json.loads(text)
+    arrays = []
+    for dtype, shape in raw["arrays"]:
+        if dtype not in DTYPES or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise ValueError(dtype)
+        arrays.append((str(dtype), tuple(shape)))
+    return str(raw["kind"]), dict(raw["meta"]), arrays
+
+
+_read_short_description = functools.lru_cache(4096)(_read_description)
+
+
 def _decode(text: bytes, body: bytearray, role: str) -> Message:
     try:
-        raw = json.loads(text)
-        kind, meta, described = str(raw["kind"]), dict(raw["meta"]), list(raw["arrays"])
+        is_short = len(text) <= 256
+        kind, meta, described = (_read_short_description if is_short else _read_description)(text)
         arrays, start = [], 0
         for dtype, shape in described:
-            if dtype not in DTYPES or any(not isinstance(n, int) or n < 0 for n in shape):
-                raise ValueError(dtype)
-            n = int(np.prod(shape, dtype=object))
-            arrays.append(np.frombuffer(body, dtype=dtype, count=n, offset=start).reshape(shape))
+            arrays.append(np.frombuffer(body, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape))
             start += arrays[-1].nbytes
         if start != len(body):
             raise ValueError("length")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise IntegrityError(f"{role} sent a frame that is not one of ours ({type(error).__name__})") from None
-    return Message(kind, meta, arrays)
+    return Message(kind, dict(meta), arrays)
 
 
 def describe_error(error: SecureError) -> Meta:

@@ -5,6 +5,7 @@ streams derived from those seeds for i alone; numbers only grow, so that no corr
 twice. Only corrections travel afterwards: shares to the keeper alone, comparison keys to both.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -90,12 +91,26 @@ def weight_masks(seed: bytes, model: int, program: Program) -> dict[str, Tensor]
     return {name: Stream(seed).derive(f"weights {model} {name}").words(shape) for name, shape in program.params.items()}
 
 
-def send_corrections(keeper: Link, user: Link, prediction: int, dealt: Iterator[Dealt]) -> None:
-    """Send corrections to both parties while they are made.
+def correction_bytes(listed: Sequence[Request], rank: int) -> int:
+    """Return how many bytes of corrections a party gets for a plan."""
+    return sum(8 * math.prod(shape) for q in listed for shape in correlation.correction_shapes(q, rank))
 
-    Making and sending overlap: this thread makes them, one thread for each link sends. A link is used
-    by its sender alone until this returns.
+
+def send_corrections(
+    keeper: Link, user: Link, prediction: int, listed: Sequence[Request], dealt: Iterator[Dealt]
+) -> None:
+    """Send the corrections of a plan to both parties while they are made.
+
+    Where they fill more than a frame, making and sending overlap: this thread makes them, one thread for each link
+    sends. A link is used by its sender alone until this returns.
     """
+    if correction_bytes(listed, KEEPER) <= FRAME_BYTES:
+        # Starting threads would take longer.
+        made = list(dealt)
+        own = [c.numpy() for owned, common in made for c in (*owned, *common)]
+        keeper.send("corrections", {"prediction": prediction, "last": True}, own)
+        user.send("corrections", {"prediction": prediction, "last": True}, [c.numpy() for _, cs in made for c in cs])
+        return
     queues: list[queue.Queue[list[Tensor] | None]] = [queue.Queue(maxsize=8), queue.Queue(maxsize=8)]
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="securemtk-sender") as pool:

@@ -23,8 +23,8 @@ class TensorWire:
         return torch.from_numpy(self._link.exchange(kind, tensor.numpy()))
 
     def send(self, kind: str, tensor: Tensor) -> None:
-        """Send a tensor."""
-        self._link.send_array(kind, tensor.numpy())
+        """Send a tensor; a small one may wait for the next one, or until this party waits."""
+        self._link.send_array(kind, tensor.numpy(), hold=True)
 
     def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
         """Return the peer's int64 tensor of `shape`."""

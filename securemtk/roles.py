@@ -236,7 +236,7 @@ class Authority:
         self._user.send("deal", answer)
         self._keeper.send("deal", answer)
         dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets, model.masks))
-        send_corrections(self._keeper, self._user, prediction, dealt)
+        send_corrections(self._keeper, self._user, prediction, self._plans[key], dealt)
 
     def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:
         manifest = model.manifest

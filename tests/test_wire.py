@@ -81,9 +81,9 @@ def test_no_frame_between_roles_holds_a_weight_an_input_or_a_key(bundle, monkeyp
     frames: list[tuple[str, str, bytes]] = []
     real = channel.Link.send
 
-    def record(link, kind, meta=None, arrays=()):
+    def record(link, kind, meta=None, arrays=(), **how):
         frames.append((threading.current_thread().name, kind, b"".join(np.asarray(a).tobytes() for a in arrays)))
-        real(link, kind, meta, arrays)
+        real(link, kind, meta, arrays, **how)
 
     monkeypatch.setattr(channel.Link, "send", record)
     monkeypatch.setattr(session, "RoleProcess", RoleThread)
