@@ -81,6 +81,8 @@ class Link:
         self.timeout_s = timeout_s
         self.step = "connect"
         self.clock = 0
+        self.heard_at = time.monotonic()
+        self.waited_s = 0.0
         self.counters: dict[str, Counters] = {"setup": Counters()}
         self.phase = "setup"
         self._sock = sock
@@ -190,14 +192,15 @@ class Link:
         self.flush()
         if not self._inbox:
             self._read_available()
-        deadline = None if limit is None else time.monotonic() + limit
-        asleep_at = time.monotonic() + SPIN_S
+        started = time.monotonic()
+        deadline = None if limit is None else started + limit
         while not self._inbox:
-            if time.monotonic() < asleep_at:
+            if time.monotonic() < started + SPIN_S:
                 os.sched_yield()
             else:
                 self._wait(select.POLLIN, deadline)
             self._read_available()
+        self.waited_s += time.monotonic() - started
         clock, text, body = self._inbox.popleft()
         # Counted when it is taken, not when it comes: a frame belongs to the step that waits for it.
         self.counters[self.phase].received += HEADER.size + len(text) + len(body)
@@ -262,6 +265,7 @@ class Link:
                 if self._inbox:
                     return  # what came before the end is still to be taken
                 raise self._lost(None)
+            self.heard_at = time.monotonic()
             self._target = self._target[n:]
             if not len(self._target):
                 self._advance()

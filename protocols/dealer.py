@@ -107,9 +107,10 @@ def send_corrections(
     if correction_bytes(listed, KEEPER) <= FRAME_BYTES:
         # Starting threads would take longer.
         made = list(dealt)
-        own = [c.numpy() for owned, common in made for c in (*owned, *common)]
-        keeper.send("corrections", {"prediction": prediction, "last": True}, own)
-        user.send("corrections", {"prediction": prediction, "last": True}, [c.numpy() for _, cs in made for c in cs])
+        both = [c for _, common in made for c in common]
+        everything = [c for own, common in made for c in (*own, *common)]
+        for link, corrections in ((keeper, everything), (user, both)):
+            link.send("corrections", {"prediction": prediction, "last": True}, [c.numpy() for c in corrections])
         return
     queues: list[queue.Queue[list[Tensor] | None]] = [queue.Queue(maxsize=8), queue.Queue(maxsize=8)]
     stop = threading.Event()

@@ -62,6 +62,9 @@ class Party:
     is_negative: "Callable[[Party, Tensor], Tensor] | None" = None
 
 
+Parts = tuple[Tensor, ...]
+
+
 @dataclass
 class Hand:
     """A party's parts of all correlations of one prediction, expanded before the prediction starts.
@@ -78,11 +81,11 @@ class Hand:
     stream: Stream = field(repr=False)
     expected: Sequence[Request]
     corrections: Sequence[Tensor] = field(repr=False, default=())
-    finish: Callable[[Request, tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda request, part: part
+    finish: Callable[[Request, Parts], Parts] = lambda request, part: part
 
     def __post_init__(self) -> None:
         self._next = 0
-        self._parts: list[tuple[Tensor, ...] | None] = []
+        self._parts: list[Parts | None] = []
         used = 0
         for request in self.expected:
             n = len(correlation.correction_shapes(request, self.rank))

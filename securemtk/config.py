@@ -6,6 +6,13 @@ from protocols.errors import InputError
 
 KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE = "keeper", "user", "authority"
 
+# (who listens, who calls) -> a connection for each purpose, for each belongs to one thread.
+PURPOSES = {
+    (KEEPER_ROLE, USER_ROLE): ("data", "watch"),
+    (KEEPER_ROLE, AUTHORITY_ROLE): ("data", "watch", "supply"),
+    (AUTHORITY_ROLE, USER_ROLE): ("data", "watch", "supply"),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -19,6 +26,8 @@ class Config:
         threads: torch threads of each role during a prediction.
         chunk_elements: comparisons (counted as elements of a chunk's largest comparison layers together)
             that one run of the program may hold; larger batches run in chunks.
+        ahead: predictions for which correlations are made in advance once a model without secured tasks was asked
+            for the same batch twice in a row; each costs memory at all roles. 0 for none. See also `Model.prepare`.
     """
 
     host: str = "127.0.0.1"
@@ -28,11 +37,14 @@ class Config:
     start_timeout_s: float = 120.0
     threads: int = 1
     chunk_elements: int = 1 << 20
+    ahead: int = 1
 
     def __post_init__(self) -> None:
         for name in ("keeper_port", "authority_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise InputError(f"{name} must lie in 0..65535; got {getattr(self, name)}")
+        if self.ahead < 0:
+            raise InputError(f"ahead must be 0 or more; got {self.ahead}")
         for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive; got {getattr(self, name)}")

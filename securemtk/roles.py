@@ -23,24 +23,16 @@ from torch import Tensor
 from protocols import ring, runner
 from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
-from protocols.dealer import (
-    TrustedDealer,
-    pack,
-    receive_corrections,
-    receive_seed,
-    send_corrections,
-    stream_of,
-    unpack,
-    weight_masks,
-)
+from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
 from protocols.errors import InputError, KeyRefused, PeerLost, ProtocolAbort, SecureError
-from protocols.party import Hand, Party
+from protocols.party import Party
+from protocols.pool import Deal, PlanKey, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import Plan, Probe
 from protocols.tls import Credentials
 from protocols.wire import TensorWire
-from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE
+from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
 from securemtk.mtk.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys import TriggerKey
 from securemtk.mtk.keys import load as load_key
@@ -68,14 +60,16 @@ class Keeper:
 
     Args:
         user, authority: links to the other roles.
+        supply: link to the authority on which correlations come.
         watch: told each step.
     """
 
-    def __init__(self, user: Link, authority: Link, watch: Watch) -> None:
+    def __init__(self, user: Link, authority: Link, supply: Link, watch: Watch) -> None:
         self._user, self._authority, self._watch = user, authority, watch
         self._models: list[KeptModel] = []
-        self._plans: dict[tuple[int, str, int], list[Request]] = {}
         self._seed = receive_seed(authority)
+        self._pool = Pool(supply, KEEPER, self._seed)
+        self._pool.start()
         own = fresh_seed()
         user.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
         other = user.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
@@ -91,8 +85,14 @@ class Keeper:
                 self._load(message.meta, message.arrays)
             elif task == "predict":
                 self._predict(message.meta)
+            elif task == "drop":
+                self._pool.drop(int(message.meta["prediction"]))
             else:
-                raise ProtocolAbort(f"the keeper loads or predicts; the user asked for {task!r}")
+                raise ProtocolAbort(f"the keeper loads, predicts or drops; the user asked for {task!r}")
+
+    def close(self) -> None:
+        """End the thread that receives correlations."""
+        self._pool.close()
 
     def _step(self, step: str) -> None:
         self._watch.step = self._user.step = self._authority.step = step
@@ -129,26 +129,16 @@ class Keeper:
         protocol, batch = str(meta["protocol"]), int(meta["batch"])
         model = self._models[number]
         self._step(f"prediction {prediction}: correlations")
-        self._authority.enter("offline")
-        before = _traffic(self._authority)
-        deal = self._authority.recv("deal")
-        if deal.meta["requests"] is not None:
-            self._plans[number, protocol, batch] = unpack(deal.meta["requests"])
-        listed = self._plans[number, protocol, batch]
-        corrections = receive_corrections(self._authority, KEEPER, prediction, listed)
-        hand = Hand(KEEPER, stream_of(self._seed, prediction), listed, corrections)
-        self._user.send("ready", {"prediction": prediction, "bytes": _traffic(self._authority) - before})
+        ready = self._pool.take(prediction)
+        self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
         self._user.enter("online")
-        party = Party(KEEPER, TensorWire(self._user), hand, *_zero_streams(self._zero_seeds, prediction), Stream())
+        party = Party(
+            KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
+        )
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
         plan = Plan(model.program, protocol, batch, model.gated)
         runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
-
-
-def _traffic(link: Link) -> int:
-    counts = link.counters[link.phase]
-    return counts.sent + counts.received
 
 
 def _zero_streams(seeds: tuple[bytes, bytes], prediction: int) -> tuple[Stream, Stream]:
@@ -178,15 +168,18 @@ class Authority:
 
     Args:
         user, keeper: links to the other roles.
+        supply: links to keeper and user on which correlations go.
         watch: told each step.
         keys: all keys it may grant.
     """
 
-    def __init__(self, user: Link, keeper: Link, watch: Watch, keys: Sequence[TriggerKey]) -> None:
-        self._user, self._keeper, self._watch = user, keeper, watch
+    def __init__(
+        self, user: Link, keeper: Link, supply: tuple[Link, Link], watch: Watch, keys: Sequence[TriggerKey]
+    ) -> None:
+        self._user, self._keeper, self._supply, self._watch = user, keeper, supply, watch
         self._keys = list(keys)
         self._models: list[KnownModel] = []
-        self._plans: dict[tuple[int, str, int], list[Request]] = {}
+        self._plans: dict[PlanKey, list[Request]] = {}
         self._dealer = TrustedDealer()
         self._dealer.seed_parties(keeper, user)
         runner.warm_recorder()
@@ -227,16 +220,16 @@ class Authority:
         except InputError as error:
             self._user.refuse(error)
             return
+        self._user.send("granted", {"prediction": prediction})
         key = (number, protocol, batch)
         packed = None
         if key not in self._plans:
             self._plans[key] = runner.requests(Plan(model.program, protocol, batch, model.gated))
             packed = pack(self._plans[key])
-        answer = {"prediction": prediction, "requests": packed}
-        self._user.send("deal", answer)
-        self._keeper.send("deal", answer)
+        for link in self._supply:
+            link.send("deal", Deal(prediction, key, packed).to_json())
         dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets, model.masks))
-        send_corrections(self._keeper, self._user, prediction, self._plans[key], dealt)
+        send_corrections(*self._supply, prediction, self._plans[key], dealt)
 
     def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:
         manifest = model.manifest
@@ -299,26 +292,24 @@ Say = Callable[[Mapping[str, Any]], None]
 Hear = Callable[[], Mapping[str, Any]]
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[str, list[Link]]:
-    """Open this role's connections: role -> [data, watch]."""
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[tuple[str, str], Link]:
+    """Open this role's connections: (peer, purpose) -> link."""
     credentials = Credentials.from_json(settings["credentials"])
     timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
     listener = Listener(credentials, settings["host"], int(settings["port"]), timeout_s)
     say({"address": listener.address})
-    links: dict[str, list[Link]] = {}
+    links: dict[tuple[str, str], Link] = {}
     try:
+        expected = [(USER_ROLE, purpose) for purpose in PURPOSES[role, USER_ROLE]]
         if role == AUTHORITY_ROLE:
             keeper = (settings["host"], int(hear()["keeper_port"]))
-            links[KEEPER_ROLE] = [
-                connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s) for purpose in ("data", "watch")
-            ]
-        callers = [USER_ROLE, AUTHORITY_ROLE] if role == KEEPER_ROLE else [USER_ROLE]
-        accepted = listener.accept([(c, purpose) for c in callers for purpose in ("data", "watch")], start_s)
-        for caller in callers:
-            links[caller] = [accepted[caller, "data"], accepted[caller, "watch"]]
+            for purpose in PURPOSES[KEEPER_ROLE, AUTHORITY_ROLE]:
+                links[KEEPER_ROLE, purpose] = connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s)
+        else:
+            expected += [(AUTHORITY_ROLE, purpose) for purpose in PURPOSES[role, AUTHORITY_ROLE]]
+        return links | listener.accept(expected, start_s)
     finally:
         listener.close()
-    return links
 
 
 def _end_soon(error: SecureError) -> None:
@@ -344,15 +335,19 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     runner.protocol_module(str(settings["protocol"])).warm()
     keys = read_keys(settings["keys"], settings["passphrase"]) if role == AUTHORITY_ROLE else []
     links = _connect(role, settings, say, hear)
-    watch = Watch(
-        role, {peer: pair[1] for peer, pair in links.items()}, [pair[0] for pair in links.values()], _end_soon
-    )
+    watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
+    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
+    watch = Watch(role, watched, guarded, _end_soon)
     watch.start()
+    keeper: Keeper | None = None
+    user = links[USER_ROLE, "data"]
     try:
         if role == KEEPER_ROLE:
-            Keeper(links[USER_ROLE][0], links[AUTHORITY_ROLE][0], watch).serve()
+            keeper = Keeper(user, links[AUTHORITY_ROLE, "data"], links[AUTHORITY_ROLE, "supply"], watch)
+            keeper.serve()
         else:
-            Authority(links[USER_ROLE][0], links[KEEPER_ROLE][0], watch, keys).serve()
+            supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
+            Authority(user, links[KEEPER_ROLE, "data"], supply, watch, keys).serve()
     except PeerLost:
         watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
         return 0
@@ -366,8 +361,10 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         watch.abort(ProtocolAbort(f"internal error: {type(error).__name__} in {where}"))
         return 5
     finally:
-        for data, _ in links.values():
-            data.close()
+        if keeper is not None:
+            keeper.close()
+        for link in guarded:
+            link.close()
     return 0
 
 

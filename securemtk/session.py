@@ -5,12 +5,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,20 +20,22 @@ from torch import Tensor
 
 from protocols import ring, runner
 from protocols.channel import Link, Watch, connect
-from protocols.correlation import USER, Request
-from protocols.dealer import receive_corrections, receive_seed, stream_of, unpack
+from protocols.correlation import USER
+from protocols.dealer import receive_seed
 from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeError, SecureError, ShapeError
-from protocols.party import Hand, Party
+from protocols.party import Hand, Parts, Party
+from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import LayerCost, Plan, Probe
 from protocols.tls import issue
 from protocols.wire import TensorWire
-from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Config
+from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
 from securemtk.launch import RoleProcess, stop_all
 from securemtk.onnx.bundle import Manifest
 from securemtk.tasks import Task
 
+T = TypeVar("T")
 Scores = dict[str, NDArray[np.float32]]
 COMPARISONS = {"relu", "leaky_relu", "clip", "max_pool2d", "softmax", "sigmoid", "tanh"}
 
@@ -43,7 +46,9 @@ class PredictionCost:
 
     Args:
         online_s: seconds from the first message that depends on the input to the revealed scores.
-        offline_s: seconds spent before, on correlations and on agreeing what is run.
+        offline_s: seconds spent before, on agreeing what is run and on waiting for correlations; where they were
+            ordered ahead, next to none.
+        waiting_s: of online_s, seconds in which the user's process waited for the keeper.
         online_bytes, offline_bytes: bytes of frames sent by all roles together, without TLS records.
         rounds: messages or simultaneous exchanges that had to wait for the one before, reveal included.
         layers: the same by layer, as the user's process saw it (seconds include waiting for the keeper).
@@ -51,6 +56,7 @@ class PredictionCost:
 
     online_s: float = 0.0
     offline_s: float = 0.0
+    waiting_s: float = 0.0
     online_bytes: int = 0
     offline_bytes: int = 0
     rounds: int = 0
@@ -58,7 +64,7 @@ class PredictionCost:
 
     def add(self, other: "PredictionCost") -> None:
         """Add the cost of another chunk of the same prediction."""
-        for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
+        for name in ("online_s", "offline_s", "waiting_s", "online_bytes", "offline_bytes", "rounds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         if not self.layers:
             self.layers = other.layers
@@ -91,11 +97,9 @@ class Model:
         number: int,
         program: Program,
         manifest: Manifest | None,
-        masked: Mapping[str, Tensor],
     ) -> None:
         self._session = session
         self._number = number
-        self._masked = masked
         self.program = program
         self.manifest = manifest
 
@@ -134,6 +138,29 @@ class Model:
         self._check_keys(keys)
         arrays = self._arrays(x)
         return self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
+
+    def prepare(self, batch: int, keys: Sequence[str] = (), predictions: int = 1) -> None:
+        """Order the correlations of coming predictions, and return at once; they are made in the background.
+
+        A prediction that is asked next with the same batch and keys finds them ready. Any other request throws them
+        away, for correlations are dealt for one plan.
+
+        Args:
+            batch: number of samples.
+            keys: as in `predict`.
+            predictions: how many predictions; each costs memory at all roles.
+
+        Raises:
+            InputError: a number below 1, an unknown or unprotected task in `keys`; nothing was sent.
+            ProtocolAbort: a role failed; the session is dead.
+
+        Security: the keeper sees the batch sizes, and whether what was ordered is used or thrown away; so order for
+            other keys only where the keeper may know that they changed.
+        """
+        self._check_keys(keys)
+        if batch < 1 or predictions < 1:
+            raise InputError(f"batch and predictions must be 1 or more; got {batch} and {predictions}")
+        self._session._prepare_ahead(self, batch, tuple(dict.fromkeys(keys)), predictions)
 
     def _check_keys(self, keys: Sequence[str]) -> None:
         if isinstance(keys, str):
@@ -223,8 +250,11 @@ class Session:
         self._processes: list[RoleProcess] = []
         self._watch: Watch | None = None
         self._closed = False
-        self._models: list[Model] = []
-        self._plans: dict[tuple[int, int], list[Request]] = {}
+        self._masked: dict[int, Mapping[str, Tensor]] = {}
+        self._pool: Pool | None = None
+        self._ordered: deque[_Order] = deque()
+        self._unanswered: deque[int] = deque()
+        self._last: _Wish | None = None
         self._numbers = itertools.count()
         # For sessions that nobody closes: the processes end with the interpreter or with this object.
         self._finalizer = weakref.finalize(self, stop_all, self._processes)
@@ -291,13 +321,22 @@ class Session:
         links = {
             (role, purpose): connect(credentials[USER_ROLE], addresses[role], role, purpose, config.timeout_s)
             for role in ports
-            for purpose in ("data", "watch")
+            for purpose in PURPOSES[role, USER_ROLE]
         }
         self._keeper, self._authority = links[KEEPER_ROLE, "data"], links[AUTHORITY_ROLE, "data"]
-        self._watch = Watch(USER_ROLE, {role: links[role, "watch"] for role in ports}, [self._keeper, self._authority])
+        guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
+        self._watch = Watch(USER_ROLE, {role: links[role, "watch"] for role in ports}, guarded)
         self._watch.start()
         self._step("start")
-        self._seed = receive_seed(self._authority)
+        # The pool's thread must not hold this object, or nobody could forget it.
+        finish = runner.protocol_module(self._protocol).finish
+        self._pool = Pool(
+            links[AUTHORITY_ROLE, "supply"],
+            USER,
+            receive_seed(self._authority),
+            partial(_finish_of, finish, self._masked),
+        )
+        self._pool.start()
         own_seed = fresh_seed()
         self._keeper.send("zero", None, [np.frombuffer(own_seed, dtype=np.uint8)])
         other = self._keeper.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
@@ -316,6 +355,8 @@ class Session:
                 self._watch.bye()
             self._keeper.close()
             self._authority.close()
+        if self._pool is not None:
+            self._pool.close()
         stop_all(self._processes, grace_s)
         self._finalizer.detach()
 
@@ -362,6 +403,8 @@ class Session:
                 raise
 
     def _load(self, source: str | os.PathLike[str] | bytes) -> Model:
+        self._drop_ordered()
+        self._take_grants(None)
         request = {"task": "load", "protocol": self._protocol}
         if isinstance(source, bytes):
             self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8)])
@@ -372,9 +415,15 @@ class Session:
         self._authority.recv("loaded")
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
         program = Program.from_json(str(meta["program"]))
-        model = Model(self, int(meta["model"]), program, manifest, self._masked_weights(program))
-        self._models.append(model)
-        return model
+        number = int(meta["model"])
+        self._masked[number] = self._masked_weights(program)
+        self._forget_traffic()
+        return Model(self, number, program, manifest)
+
+    def _forget_traffic(self) -> None:
+        for link in (self._keeper, self._authority):
+            link.enter("offline")
+            link.reset_counters()
 
     def _masked_weights(self, program: Program) -> dict[str, Tensor]:
         names = runner.protocol_module(self._protocol).masked_names(program)
@@ -392,21 +441,20 @@ class Session:
         total = PredictionCost()
         with self._lock:
             self.start()
-            for begin in range(0, n, size):
-                chunk = {name: x[begin : begin + size] for name, x in inputs.items()}
-                scores, cost = self._guarded_chunk(model, chunk, keys)
+            wishes = [_Wish(model._number, min(size, n - begin), keys) for begin in range(0, n, size)]
+            for i, wish in enumerate(wishes):
+                chunk = {name: x[i * size : (i + 1) * size] for name, x in inputs.items()}
+                scores, cost = self._guarded(partial(self._chunk, model, chunk, wish, wishes[i + 1 : i + 2]))
                 outputs.append(scores)
                 total.add(cost)
             self.cost = total
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
-    def _guarded_chunk(
-        self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]
-    ) -> tuple[Scores, PredictionCost]:
+    def _guarded(self, work: Callable[[], T]) -> T:
         threads = torch.get_num_threads()
         torch.set_num_threads(self._config.threads)
         try:
-            return self._chunk(model, inputs, keys)
+            return work()
         except InputError:
             raise  # refused before anything ran: the session lives on
         except BaseException as error:
@@ -416,50 +464,120 @@ class Session:
             torch.set_num_threads(threads)
 
     def _chunk(
-        self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]
+        self, model: Model, inputs: Mapping[str, Tensor], wish: "_Wish", following: Sequence["_Wish"]
     ) -> tuple[Scores, PredictionCost]:
-        prediction, batch = next(self._numbers), len(next(iter(inputs.values())))
         start = time.perf_counter()
-        hand, offline_bytes = self._prepare(model, prediction, batch, keys)
+        prediction, hand, offline_bytes = self._hand(wish)
+        if not self._ordered:
+            self._order_all(following)  # dealt while this one runs
         ready = time.perf_counter()
         self._keeper.enter("online")
         self._keeper.reset_counters()
+        self._keeper.waited_s = 0.0
         probe = Probe(
             traffic=lambda: (_total(self._keeper), self._keeper.clock),
             enter=lambda layer: self._step(f"prediction {prediction}: {layer}"),
         )
         zeros = [Stream(seed).derive(f"prediction {prediction}") for seed in self._zero_seeds]
         party = Party(USER, TensorWire(self._keeper), hand, zeros[0], zeros[1], Stream())
-        plan = Plan(model.program, self._protocol, batch, model.gated)
+        plan = Plan(model.program, self._protocol, wish.batch, model.gated)
         weights = runner.protocol_module(self._protocol).share_weights(model.program, None)
         revealed = runner.run(party, plan, weights, inputs, probe)
         scores = {name: ring.decode(value) for name, value in revealed.items() if value is not None}
         end = time.perf_counter()
         cost = PredictionCost(
-            end - ready, ready - start, _total(self._keeper), offline_bytes, self._keeper.clock, probe.layers
+            end - ready,
+            ready - start,
+            self._keeper.waited_s,
+            _total(self._keeper),
+            offline_bytes,
+            self._keeper.clock,
+            probe.layers,
         )
-        self._keeper.enter("offline")
+        self._forget_traffic()
+        if wish == self._last and not model.gated:
+            # Only now: nothing shall compete with a prediction that somebody waits for. And not for secured tasks:
+            # throwing a hand away, when other keys come, would tell the keeper that they are others.
+            self._order_all([wish] * (self._config.ahead - len(self._ordered)))
+        self._last = wish
         self._step("wait")
         return scores, cost
 
-    def _prepare(self, model: Model, prediction: int, batch: int, keys: tuple[str, ...]) -> tuple[Hand, int]:
-        """Have the correlations of one prediction made; return our hand and the bytes of all roles."""
+    def _hand(self, wish: "_Wish") -> tuple[int, Hand, int]:
+        """Return a prediction's number, our hand and the bytes of all roles; orders it unless it is ordered."""
+        pool = self._pool
+        if pool is None:
+            raise ProtocolAbort("the session must run; it does not")
+        if not self._ordered or self._ordered[0].wish != wish:
+            self._drop_ordered()
+            self._order(wish)
+        prediction = self._ordered.popleft().prediction
         self._step(f"prediction {prediction}: correlations")
-        for link in (self._keeper, self._authority):
-            link.enter("offline")
-            link.reset_counters()
-        common = {"prediction": prediction, "model": model._number, "protocol": self._protocol, "batch": batch}
-        self._authority.send("request", {"task": "prepare", "keys": list(keys)} | common)
-        deal = self._authority.recv("deal")
-        self._keeper.send("request", {"task": "predict"} | common)
-        if deal.meta["requests"] is not None:
-            self._plans[model._number, batch] = unpack(deal.meta["requests"])
-        listed = self._plans[model._number, batch]
-        corrections = receive_corrections(self._authority, USER, prediction, listed)
-        finish = partial(runner.protocol_module(self._protocol).finish, masked=model._masked)
-        hand = Hand(USER, stream_of(self._seed, prediction), listed, corrections, finish)
+        self._take_grants(prediction)
+        about = {"prediction": prediction, "model": wish.model, "protocol": self._protocol, "batch": wish.batch}
+        self._keeper.send("request", {"task": "predict"} | about)
+        own = pool.take(prediction)
         ready = self._keeper.recv("ready")
-        return hand, _total(self._keeper) + _total(self._authority) + int(ready.meta["bytes"])
+        n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + int(ready.meta["bytes"])
+        return prediction, own.hand, n_bytes
+
+    def _prepare_ahead(self, model: Model, batch: int, keys: tuple[str, ...], predictions: int) -> None:
+        size = chunk_size(model.program, batch, self._config.chunk_elements)
+        wishes = [_Wish(model._number, min(size, batch - begin), keys) for begin in range(0, batch, size)]
+        with self._lock:
+            self.start()
+            self._guarded(lambda: self._order_all(wishes * predictions))
+
+    def _order_all(self, wishes: Sequence["_Wish"]) -> None:
+        for wish in wishes:
+            self._order(wish)
+
+    def _order(self, wish: "_Wish") -> None:
+        """Have the authority deal a prediction; its answer comes later."""
+        order = _Order(next(self._numbers), wish)
+        about = {"prediction": order.prediction, "model": wish.model, "protocol": self._protocol, "batch": wish.batch}
+        self._authority.send("request", {"task": "prepare", "keys": list(wish.keys)} | about)
+        self._ordered.append(order)
+        self._unanswered.append(order.prediction)
+
+    def _take_grants(self, prediction: int | None) -> None:
+        """Take the authority's answers up to that on a prediction, all for None; raise its refusal."""
+        while self._unanswered and (prediction is None or prediction in self._unanswered):
+            answered = self._unanswered.popleft()
+            try:
+                self._authority.recv("granted")
+            except InputError:
+                if answered == prediction:
+                    raise
+                # Nobody wants the others any more.
+
+    def _drop_ordered(self) -> None:
+        while self._ordered and self._pool is not None:
+            prediction = self._ordered.popleft().prediction
+            self._keeper.send("request", {"task": "drop", "prediction": prediction})
+            self._pool.drop(prediction)
+
+
+def _finish_of(finish: Callable[..., Parts], masked: Mapping[int, Mapping[str, Tensor]], model: int) -> Finish:
+    """Return what a hand for a model does ahead."""
+    return partial(finish, masked=masked[model])
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What correlations are made for: a model by number, a batch, and the keys that open its tasks."""
+
+    model: int
+    batch: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A prediction's number, and what it was ordered for."""
+
+    prediction: int
+    wish: _Wish
 
 
 def _total(link: Link) -> int:

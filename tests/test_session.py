@@ -116,7 +116,9 @@ def test_the_cost_counts_bytes_rounds_and_layers(open_session):
     assert 0 < cost.rounds < 40
     assert sum(layer.bytes for layer in cost.layers) == cost.online_bytes
     assert "rounds" in str(cost)
-    assert set(cost.to_dict()) == {"online_s", "offline_s", "online_bytes", "offline_bytes", "rounds", "layers"}
+    assert {"online_s", "offline_s", "waiting_s", "online_bytes", "offline_bytes", "rounds", "layers"} == set(
+        cost.to_dict()
+    )
 
 
 def test_a_large_batch_runs_in_chunks_with_the_same_result(bundle):
@@ -127,6 +129,88 @@ def test_a_large_batch_runs_in_chunks_with_the_same_result(bundle):
         assert session.cost.rounds > 0
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
     np.testing.assert_allclose(chunked["digit"], truth[0], atol=2e-3)
+
+
+# --- correlations ahead of need --------------------------------------------------------------------------------------
+
+
+def wait_until(ready, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_was_ordered_ahead_is_used_in_order_and_answers_truly(open_session, bundle):
+    model = open_session.load(bundle[0] / "bundle")
+    x = samples(3)
+    truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
+    model.prepare(3, keys=["digit"], predictions=2)
+    ordered = [order.prediction for order in open_session._ordered]
+    assert len(ordered) == 2
+    for left in (1, 0):
+        np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
+        assert [order.prediction for order in open_session._ordered] == ordered[2 - left :]
+    np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
+
+
+def test_what_was_ordered_for_other_keys_or_batches_is_thrown_away(open_session, bundle):
+    model = open_session.load(bundle[0] / "bundle")
+    x = samples(3)
+    truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))[0]
+    model.prepare(3, keys=["parity"], predictions=2)
+    closed = model.predict(x[:2], keys=["digit"])
+    assert not open_session._ordered
+    np.testing.assert_allclose(closed["digit"], truth[:2], atol=2e-3)
+    wait_until(lambda: not open_session._pool._unwanted)
+    assert not open_session._pool._ready
+    model.prepare(3, keys=["parity"])
+    assert np.abs(model.predict(x)["parity"] - reference(small_models.multitask()[0], x)[1]).max() > 1
+
+
+def test_the_same_plan_twice_in_a_row_is_dealt_ahead_for_models_without_secured_tasks(open_session, bundle):
+    model = open_session.load(small_models.mlp())
+    x = samples(2, (8,))
+    for n_ordered in (0, 1, 1):
+        scores = model.predict(x)
+        assert len(open_session._ordered) == n_ordered
+        np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+    secured = open_session.load(bundle[0] / "bundle")
+    assert not open_session._ordered
+    for _ in range(3):
+        secured.predict(samples(2))
+        assert not open_session._ordered
+
+
+def test_a_prediction_dealt_ahead_needs_nothing_more_of_the_dealer():
+    with Session() as session:
+        model = session.load(small_models.mlp())
+        x = samples(2, (8,))
+        model.prepare(2)
+        wait_until(lambda: session._pool._ready)
+        os.kill(session.pids["authority"], signal.SIGSTOP)
+        try:
+            scores = model.predict(x)  # well before the watch misses the dealer
+        finally:
+            os.kill(session.pids["authority"], signal.SIGCONT)
+        np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+
+
+@pytest.mark.parametrize(("batch", "predictions"), [(0, 1), (1, 0)])
+def test_fewer_than_one_sample_or_prediction_cannot_be_ordered(open_session, batch, predictions):
+    model = open_session.load(small_models.mlp())
+    with pytest.raises(InputError, match="1 or more"):
+        model.prepare(batch, predictions=predictions)
+
+
+def test_a_key_that_the_authority_lacks_is_refused_when_what_was_ordered_is_asked_for(bundle):
+    with Session() as session:
+        model = session.load(bundle[0] / "bundle")
+        model.prepare(2, keys=["digit"])
+        for _ in range(2):
+            with pytest.raises(KeyRefused, match="digit"):
+                model.predict(samples(2), keys=["digit"])
+        assert model.predict(samples(2))["large"].shape[0] == 2
 
 
 def test_inference_session_is_called_like_onnxruntimes():
