@@ -195,7 +195,7 @@ class Link:
         started = time.monotonic()
         deadline = None if limit is None else started + limit
         while not self._inbox:
-            if time.monotonic() < started + SPIN_S:
+            if self.phase == "online" and time.monotonic() < started + SPIN_S:
                 os.sched_yield()
             else:
                 self._wait(select.POLLIN, deadline)
