@@ -15,6 +15,7 @@ from protocols.program import OPERATORS, Layer, Program
 
 RNG = np.random.default_rng(0)
 PROTOCOLS = sorted(runner.PROTOCOLS)
+POSITIVE = {"sqrt", "log", "reciprocal"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
 # operator -> list of (shapes of inputs, shape of output, shapes of params by role, attrs)
@@ -98,7 +99,7 @@ def single(op: str, case) -> tuple[Program, dict[str, np.ndarray]]:
 
 
 def secure(protocol, program, params, inputs, gated=False, secrets=None):
-    """Run a program as two parties; the user's outputs as float32, and the rounds."""
+    """Run a program as two parties; the user's outputs as float32, the rounds, and what each party sent."""
     batch = len(next(iter(inputs.values())))
     plan = runner.Plan(program, protocol, batch, gated)
     module = runner.protocol_module(protocol)
@@ -110,14 +111,16 @@ def secure(protocol, program, params, inputs, gated=False, secrets=None):
         weights = module.share_weights(program, params if party.rank != USER else None)
         given = {k: ring.encode(x) if party.rank == USER else None for k, x in inputs.items()}
         probe = runner.Probe(lambda: (party.wire.bytes, party.wire.clock))
-        return runner.run(party, plan, weights, given, probe), party.wire.clock
+        return runner.run(party, plan, weights, given, probe), party.wire.clock, party.wire.sent
 
     def finish(request, part):
         return module.finish(request, part, masked)
 
-    (nothing, _), (out, rounds) = simulate(runner.requests(plan), party_program, secrets, masks, finish)
+    (nothing, _, by_keeper), (out, rounds, by_user) = simulate(
+        runner.requests(plan), party_program, secrets, masks, finish
+    )
     assert set(nothing.values()) == {None}
-    return {k: ring.decode(v) for k, v in out.items()}, rounds
+    return {k: ring.decode(v) for k, v in out.items()}, rounds, (by_keeper, by_user)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -125,10 +128,41 @@ def secure(protocol, program, params, inputs, gated=False, secrets=None):
 def test_every_operator_agrees_with_the_plain_oracle(protocol, op, number):
     program, params = single(op, CASES[op][number])
     inputs = {k: RNG.uniform(-2, 2, (3, *s)).astype(np.float32) for k, s in program.inputs.items()}
-    got, _ = secure(protocol, program, params, inputs)
+    got, *_ = secure(protocol, program, params, inputs)
     expected = plain.run(program, params, inputs)["y"]
     assert got["y"].shape == expected.shape == (3, *program.shape("y"))
     np.testing.assert_allclose(got["y"], expected, atol=TOLERANCE.get(op, 2e-3))
+
+
+def chi_square(data: bytes) -> float:
+    counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
+    return float(((counts - len(data) / 256) ** 2 / (len(data) / 256)).sum())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("value", [0.0, -1.5])
+@pytest.mark.parametrize("op", CASES)
+def test_all_that_a_party_sends_is_uniform_whatever_the_secrets(protocol, op, value):
+    program, params = single(op, CASES[op][0])
+    inputs = {
+        k: np.full((100, *shape), abs(value) + 1 if op in POSITIVE else value, np.float32)
+        for k, shape in program.inputs.items()
+    }
+    params = {k: np.full_like(w, value) for k, w in params.items()}
+    pooled: dict[tuple[int, str], bytes] = {}
+    for rank, sent in enumerate(secure(protocol, program, params, inputs)[2]):
+        for kind, tensor in sent:
+            flat = tensor.numpy().reshape(-1)
+            if flat.dtype == np.int64 and set(np.unique(flat)) <= {0, 1}:
+                # Shares of single bits travel as whole words in CrypTen's conversions.
+                kind, flat = f"{kind}, of bits", np.packbits(flat.astype(np.uint8))[: len(flat) // 8]
+            elif kind == "reveal":
+                # A public factor of two in the last step, as in tanh = 2 sigmoid - 1, leaves low bits empty.
+                flat = flat.view(np.uint8).reshape(-1, 8)[:, 1:]
+            pooled[rank, kind] = pooled.get((rank, kind), b"") + flat.tobytes()
+    assert pooled
+    for sender, data in pooled.items():
+        assert chi_square(data) < 420, sender  # 255 degrees of freedom: above 420 with probability 3e-10
 
 
 def test_every_operator_of_a_program_has_a_case_and_an_implementation():
@@ -171,7 +205,7 @@ def test_gates_stamp_the_input_and_close_tasks_exactly_at_the_same_rounds(protoc
         {"a": open_a, "b": open_b},
         {k: lambda n, k=k: noise[k][:n] for k in noise},
     )
-    got, rounds = secure(protocol, program, params, {"x": x}, True, secrets)
+    got, rounds, _ = secure(protocol, program, params, {"x": x}, True, secrets)
     stamped = x * (1 - mask) + pattern if granted else x
     expected = plain.run(program, params, {"x": stamped})
     for name, is_open in (("a", open_a), ("b", open_b)):
@@ -179,7 +213,7 @@ def test_gates_stamp_the_input_and_close_tasks_exactly_at_the_same_rounds(protoc
             np.testing.assert_allclose(got[name], expected[name], atol=2e-3)
         else:
             np.testing.assert_array_equal(got[name], ring.decode(noise[name]))
-    _, plain_rounds = secure(protocol, program, params, {"x": x})
+    _, plain_rounds, _ = secure(protocol, program, params, {"x": x})
     # Without gates the output that a comparison has left at scale 2**f needs no opening of its own, but the other does.
     assert rounds == plain_rounds
 
@@ -190,7 +224,7 @@ def test_gates_stamp_the_input_and_close_tasks_exactly_at_the_same_rounds(protoc
 def test_relu_is_right_at_every_value_that_fixed_point_holds(protocol, values):
     program, params = single("relu", ([(len(values),)], (len(values),), {}, {}))
     x = np.array([values], dtype=np.float32)
-    got, _ = secure(protocol, program, params, {"x0": x})
+    got, *_ = secure(protocol, program, params, {"x0": x})
     np.testing.assert_allclose(got["y"], np.maximum(ring.decode(ring.encode(x)), 0), atol=2.0**-15)
 
 
