@@ -44,6 +44,7 @@ SILENCE_S = 3.5
 SPIN_S = 3e-4
 # Frames up to this size wait for the next one, or for the moment when this side waits: one record, one system call.
 HELD_BYTES = 1 << 13
+_JOINED_BYTES = 1 << 17
 
 Meta = dict[str, Any]
 
@@ -171,6 +172,9 @@ class Link:
                 self.flush()
             return
         self._held.append(head)
+        if n_body <= _JOINED_BYTES:
+            self._held += map(bytes, views)
+            views = []
         self.flush()
         for view in views:
             self._write(view)

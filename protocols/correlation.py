@@ -203,18 +203,6 @@ def _take_truncation(request: Request, rank: int, stream: Stream, corrections: S
     return r, R, m
 
 
-# --- input: the user's mask a; the keeper has no part ---------------------------------------------------------------
-
-
-def _deal_input(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:
-    user.words(request.shapes[0])
-    return [], []
-
-
-def _take_input(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return () if rank == KEEPER else (stream.words(request.shapes[0]),)
-
-
 # --- key_gate: the user's mask a, and [m], [m p], [m a]; shapes: the batch ------------------------------------------
 
 
@@ -275,7 +263,6 @@ KINDS: dict[str, Kind] = {
     ),
     "bit": Kind(_deal_bit, _take_bit, lambda q: q.shapes, part=lambda q: q.shapes * 2),
     "truncation": Kind(_deal_truncation, _take_truncation, lambda q: q.shapes * 2, part=lambda q: q.shapes * 3),
-    "input": Kind(_deal_input, _take_input, lambda q: ()),
     "key_gate": Kind(
         _deal_key_gate,
         _take_key_gate,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protocols import correlation, ring
-from protocols.correlation import KEEPER, USER, Request
+from protocols.correlation import KEEPER, Request
 from protocols.cost import Cost, costs
 from protocols.errors import DealerError
 from protocols.prg import Stream
@@ -114,9 +114,9 @@ class Hand:
         return part
 
 
-@costs(lambda n: Cost(rounds=1, payload_bytes=8 * n))
+@costs(lambda n: Cost(rounds=0, payload_bytes=0))
 def share_input(party: Party, x: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """Share the user's value: x = e + a with a mask a that the dealer knows.
+    """Share the user's value: the value itself at the user, zero at the keeper. Nothing is sent.
 
     Args:
         party: this party.
@@ -124,19 +124,17 @@ def share_input(party: Party, x: Tensor | None, shape: Sequence[int]) -> Tensor:
         shape: its public shape.
 
     Returns:
-        e at the keeper, a at the user.
+        0 at the keeper, x at the user.
 
-    Cost: 1 round (one message), 8 bytes for each of n elements.
-    Security: e is uniform to the keeper; the dealer knows a but never sees e.
+    Cost: none.
+    Security: the keeper gets nothing. A share need not be random: whatever a protocol sends later is under a fresh
+        mask of its own, and what the keeper reveals is the output minus the user's share.
     """
-    part = party.correlations.take(Request("input", (tuple(shape),)))
-    if party.rank == USER:
-        (a,) = part
-        if x is None:
-            raise TypeError("the user must have an input")
-        party.wire.send("input", x - a)
-        return a
-    return party.wire.recv("input", shape)
+    if party.rank == KEEPER:
+        return torch.zeros(tuple(shape), dtype=torch.int64, device="meta" if party.dry else "cpu")
+    if x is None:
+        raise TypeError("the user must have an input")
+    return x
 
 
 @costs(lambda n: Cost(rounds=1, payload_bytes=8 * n))

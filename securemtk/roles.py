@@ -5,6 +5,7 @@ announces its address as one line on its standard output, connects, and serves r
 user leaves. It exits by itself when a peer is gone: no process outlives its session.
 """
 
+import gc
 import json
 import os
 import sys
@@ -130,13 +131,13 @@ class Keeper:
         model = self._models[number]
         self._step(f"prediction {prediction}: correlations")
         ready = self._pool.take(prediction)
-        self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
-        self._user.enter("online")
         party = Party(
             KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
         )
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
         plan = Plan(model.program, protocol, batch, model.gated)
+        self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
+        self._user.enter("online")
         runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
 
@@ -339,6 +340,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
     watch = Watch(role, watched, guarded, _end_soon)
     watch.start()
+    # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
+    gc.freeze()
     keeper: Keeper | None = None
     user = links[USER_ROLE, "data"]
     try:

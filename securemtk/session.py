@@ -1,12 +1,14 @@
 """A session: keeper and authority as processes on this machine, the user in the calling one."""
 
+import contextlib
+import gc
 import itertools
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,6 +102,7 @@ class Model:
     ) -> None:
         self._session = session
         self._number = number
+        self._weights = runner.protocol_module(session._protocol).share_weights(program, None)
         self.program = program
         self.manifest = manifest
 
@@ -470,10 +473,6 @@ class Session:
         prediction, hand, offline_bytes = self._hand(wish)
         if not self._ordered:
             self._order_all(following)  # dealt while this one runs
-        ready = time.perf_counter()
-        self._keeper.enter("online")
-        self._keeper.reset_counters()
-        self._keeper.waited_s = 0.0
         probe = Probe(
             traffic=lambda: (_total(self._keeper), self._keeper.clock),
             enter=lambda layer: self._step(f"prediction {prediction}: {layer}"),
@@ -481,8 +480,12 @@ class Session:
         zeros = [Stream(seed).derive(f"prediction {prediction}") for seed in self._zero_seeds]
         party = Party(USER, TensorWire(self._keeper), hand, zeros[0], zeros[1], Stream())
         plan = Plan(model.program, self._protocol, wish.batch, model.gated)
-        weights = runner.protocol_module(self._protocol).share_weights(model.program, None)
-        revealed = runner.run(party, plan, weights, inputs, probe)
+        self._keeper.enter("online")
+        self._keeper.reset_counters()
+        self._keeper.waited_s = 0.0
+        ready = time.perf_counter()
+        with _no_collection():
+            revealed = runner.run(party, plan, model._weights, inputs, probe)
         scores = {name: ring.decode(value) for name, value in revealed.items() if value is not None}
         end = time.perf_counter()
         cost = PredictionCost(
@@ -556,6 +559,18 @@ class Session:
             prediction = self._ordered.popleft().prediction
             self._keeper.send("request", {"task": "drop", "prediction": prediction})
             self._pool.drop(prediction)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage: among torch's objects that takes longer than a small prediction."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _finish_of(finish: Callable[..., Parts], masked: Mapping[int, Mapping[str, Tensor]], model: int) -> Finish:
