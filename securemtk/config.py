@@ -36,7 +36,7 @@ class Config:
     timeout_s: float = 60.0
     start_timeout_s: float = 120.0
     threads: int = 1
-    chunk_elements: int = 1 << 20
+    chunk_elements: int = 5 << 17
     ahead: int = 1
 
     def __post_init__(self) -> None:

@@ -471,8 +471,9 @@ class Session:
     ) -> tuple[Scores, PredictionCost]:
         start = time.perf_counter()
         prediction, hand, offline_bytes = self._hand(wish)
-        if not self._ordered:
-            self._order_all(following)  # dealt while this one runs
+        if not self._ordered and len(os.sched_getaffinity(0)) > len(self._processes):
+            # Dealt while this one runs. With a core less, the dealer would take it from the prediction that it serves.
+            self._order_all(following)
         probe = Probe(
             traffic=lambda: (_total(self._keeper), self._keeper.clock),
             enter=lambda layer: self._step(f"prediction {prediction}: {layer}"),
