@@ -126,7 +126,7 @@ def share_input(party: Party, x: Tensor | None, shape: Sequence[int]) -> Tensor:
     Returns:
         0 at the keeper, x at the user.
 
-    Cost: none.
+    Cost: 0 rounds, 0 bytes.
     Security: the keeper gets nothing. A share need not be random: whatever a protocol sends later is under a fresh
         mask of its own, and what the keeper reveals is the output minus the user's share.
     """

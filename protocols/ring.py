@@ -30,12 +30,13 @@ def encode(values: np.ndarray | Tensor, frac_bits: int = FRAC_BITS, *, what: str
     Raises:
         RangeError: a value is not finite, or its magnitude reaches 2**(62 - frac_bits).
     """
-    x = values.double() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, dtype=np.float64))
-    if not torch.isfinite(x).all():
+    # In numpy: torch would start its threads for it, which takes longer than the work.
+    x = np.array(values.numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if not np.isfinite(x).all():
         raise RangeError(f"{what} must be finite; got NaN or infinity")
-    if x.numel() and float(x.abs().max()) >= 2.0 ** (LIMIT_BITS - frac_bits):
+    if x.size and float(np.abs(x).max()) >= 2.0 ** (LIMIT_BITS - frac_bits):
         raise RangeError(f"{what} must be below 2**{LIMIT_BITS - frac_bits} in magnitude")
-    return torch.round(x * 2.0**frac_bits).to(torch.int64)
+    return torch.from_numpy(np.asarray(np.rint(x * 2.0**frac_bits), order="C").astype(np.int64))
 
 
 def decode(values: Tensor, frac_bits: int = FRAC_BITS) -> np.ndarray:
