@@ -1,5 +1,6 @@
 """Fixtures for all tests, and the rule that no test leaves a thread or a process behind."""
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _children() -> set[int]:
