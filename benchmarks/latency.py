@@ -59,6 +59,7 @@ class Settings:
         warmup: predictions of ours in each turn that are not counted.
         turns: how often each system has its turn; runs are dealt out evenly.
         timeout_s: longest time for one turn.
+        prepared: whether ours is measured also with the correlations made before.
     """
 
     jobs: tuple[Job, ...]
@@ -68,6 +69,7 @@ class Settings:
     warmup: int
     turns: int
     timeout_s: float
+    prepared: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a reader of the results needs."""
@@ -85,11 +87,11 @@ def share(total: int, turns: int, turn: int) -> int:
     return total // turns + (turn < total % turns)
 
 
-def command(system: str, job: Job, folder: Path, warmup: int, repeats: int) -> list[str]:
-    """Return the command that gives a system one turn."""
+def command(system: str, job: Job, folder: Path, warmup: int, repeats: int, *, prepared: bool = True) -> list[str]:
+    """Return the command that gives a system one turn; `prepared` as in `ours.measure`."""
     counts = ["--warmup", str(warmup), "--repeats", str(repeats)]
     if system == OURS:
-        return [sys.executable, "-m", "benchmarks.ours", str(folder), *counts]
+        return [sys.executable, "-m", "benchmarks.ours", str(folder), *counts, *(() if prepared else ("--on-demand",))]
     python = str(setup_spu.PYTHON) if system == SPU else sys.executable
     return [python, "-m", f"benchmarks.peers.{system}_peer", job.model, str(job.batch), *counts]
 
@@ -116,7 +118,9 @@ def measure(job: Job, settings: Settings, advance: Callable[[str], None]) -> dic
                 advance(f"{job.model} {job.batch}: {system}")
                 total, warmup = (settings.ours, settings.warmup) if system == OURS else (settings.repeats, PEER_WARMUP)
                 repeats = share(total, settings.turns, turn)
-                answers[system].append(_turn(command(system, job, folder, warmup, repeats), settings.timeout_s))
+                answers[system].append(
+                    _turn(command(system, job, folder, warmup, repeats, prepared=settings.prepared), settings.timeout_s)
+                )
     return _result(job, answers)
 
 
@@ -157,16 +161,17 @@ def _result(job: Job, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the turns of ours: samples together, bytes and rounds of the last turn, the largest memory and error."""
-    online = [s for part in parts for s in part["online_s"]]
+    demand = [s for part in parts for s in part["demand_s"]]
     offline = [s for part in parts for s in part["offline_s"]]
     layers = [
         column[-1] | {"seconds": float(np.median([layer["seconds"] for layer in column]))}
         for column in zip(*(part["layers"] for part in parts), strict=True)
     ]
     return {
-        "online_s": report.summary(online),
+        "online_s": report.summary([s for part in parts for s in part["online_s"]]),
+        "demand_s": report.summary(demand),
         "offline_s": report.summary(offline),
-        "total_s": report.summary([a + b for a, b in zip(online, offline, strict=True)]),
+        "total_s": report.summary([a + b for a, b in zip(demand, offline, strict=True)]),
         "wall_s": report.summary([s for part in parts for s in part["wall_s"]]),
         "online_bytes": parts[-1]["online_bytes"],
         "offline_bytes": parts[-1]["offline_bytes"],
@@ -188,7 +193,7 @@ def times_table(runs: Sequence[dict[str, Any]]) -> str:
         mine, goals = run["ours"], GOALS.get((run["model"], run["batch"]), (None,) * 4)
         online = mine["online_s"]
         cells = [f"{run['model']}, {run['batch']}", *(report.seconds(online[q]) for q in ("p50", "p90", "p99"))]
-        cells.append(report.seconds(mine["total_s"]["p50"]))
+        cells += [report.seconds(mine[key]["p50"]) for key in ("demand_s", "total_s")]
         for system, goal in zip((CRYPTEN, SPU), goals[:2], strict=True):
             peer = run["peers"].get(system)
             if peer is None:
@@ -198,7 +203,7 @@ def times_table(runs: Sequence[dict[str, Any]]) -> str:
         better = run["ratios"].get("total_against_better")
         cells.append("" if better is None else _times(better, goals[2]))
         rows.append(cells)
-    head = ["model, batch", "online p50", "p90", "p99", "online + dealer p50"]
+    head = ["model, batch", "online p50", "p90", "p99", "online on demand p50", "online + dealer p50"]
     head += ["stock CrypTen", "ratio", "SPU semi2k", "ratio", "online + dealer against the better"]
     return report.table(head, rows)
 
@@ -431,7 +436,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         if len(models) != 1 or options.peers:
             raise ValueError("--throughput takes one model and no peers")
         jobs = tuple(Job(models[0], batch) for batch in batches)
-        return Settings(jobs, (), 0, options.ours or repeats, THROUGHPUT_WARMUP, 1, options.timeout)
+        return Settings(jobs, (), 0, options.ours or repeats, THROUGHPUT_WARMUP, 1, options.timeout, prepared=False)
     if len(batches) not in (1, len(models)):
         raise ValueError(f"--batch must name one size, or one for each of {len(models)} models; got {len(batches)}")
     if SPU in options.peers and not setup_spu.PYTHON.exists():

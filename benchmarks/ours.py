@@ -36,41 +36,61 @@ def peak_bytes(pid: int | str) -> int:
     raise RuntimeError("/proc must give the peak memory (VmHWM) of a process; it does not")
 
 
-def measure(session: Session, folder: Path, warmup: int, repeats: int) -> dict[str, Any]:
+def measure(session: Session, folder: Path, warmup: int, repeats: int, *, prepared: bool = True) -> dict[str, Any]:
     """Load a model and predict again and again.
 
+    First on demand: the dealer begins when a prediction is asked for. Then with the correlations made before, which
+    is how a service runs and what the online phase alone takes.
+
     Args:
-        session: of any protocol.
+        session: of any protocol, that makes nothing ahead by itself.
         folder: from `prepare`.
-        warmup: predictions that are not counted.
-        repeats: predictions that are.
+        warmup: predictions of each kind that are not counted.
+        repeats: predictions of each kind that are.
+        prepared: whether to measure that second kind; a batch that needs several chunks does without.
 
     Returns:
-        Lists with a value for each counted prediction (online_s, offline_s, wall_s), bytes and rounds of the last one
-        (they are the same for all), layers with their median seconds, the number of chunks in which a batch runs, and
-        the largest absolute error of all.
+        Lists with a value for each counted prediction: online_s with the correlations made before (on demand
+        without the second kind), and on demand demand_s (online), offline_s (from the request to the start) and wall_s;
+        bytes and rounds of the last one (they are the same for all), layers with their median seconds, the number of
+        chunks in which a batch runs, and the largest absolute error of all.
     """
     x, expected = np.load(folder / INPUT), np.load(folder / EXPECTED)
     model = session.load(folder / MODEL)
-    costs: list[PredictionCost] = []
     wall_s: list[float] = []
     error = 0.0
-    for _ in range(warmup + repeats):
+
+    def predict() -> PredictionCost:
+        nonlocal error
         start = time.perf_counter()
         (scores,) = model.predict(x).values()
         wall_s.append(time.perf_counter() - start)
-        costs.append(session.cost)
         error = max(error, float(np.abs(scores - expected).max()))
-    costs, wall_s = costs[warmup:], wall_s[warmup:]
+        return session.cost
+
+    def predict_prepared(dealing_s: float) -> PredictionCost:
+        model.prepare(len(x))
+        # Long enough for the roles to be asleep again: nothing competes with the prediction.
+        time.sleep(2 * dealing_s + 0.02)
+        return predict()
+
+    chunks = math.ceil(len(x) / chunk_size(model.program, len(x), Config().chunk_elements))
+    demand = [predict() for _ in range(warmup + repeats)][warmup:]
+    demand_wall_s = wall_s[warmup:]
+    costs = demand
+    if prepared and chunks == 1:
+        dealing_s = max(cost.offline_s for cost in demand)
+        costs = [predict_prepared(dealing_s) for _ in range(warmup + repeats)][warmup:]
     return {
         "online_s": [cost.online_s for cost in costs],
-        "offline_s": [cost.offline_s for cost in costs],
-        "wall_s": wall_s,
-        "online_bytes": costs[-1].online_bytes,
-        "offline_bytes": costs[-1].offline_bytes,
-        "rounds": costs[-1].rounds,
+        "demand_s": [cost.online_s for cost in demand],
+        "offline_s": [cost.offline_s for cost in demand],
+        "wall_s": demand_wall_s,
+        "online_bytes": demand[-1].online_bytes,
+        "offline_bytes": demand[-1].offline_bytes,
+        "rounds": demand[-1].rounds,
         "error": error,
-        "chunks": math.ceil(len(x) / chunk_size(model.program, len(x), Config().chunk_elements)),
+        "chunks": chunks,
         "layers": _layers(costs),
     }
 
@@ -96,9 +116,10 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="predictions that are not counted")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--protocol", default="fss", choices=("fss", "crypten"))
+    parser.add_argument("--on-demand", action="store_true", help="make no correlations before")
     options = parser.parse_args()
-    with Session(protocol=options.protocol) as session:
-        measured = measure(session, options.folder, options.warmup, options.repeats)
+    with Session(Config(ahead=0), protocol=options.protocol) as session:
+        measured = measure(session, options.folder, options.warmup, options.repeats, prepared=not options.on_demand)
         measured["peak_bytes"] = {role: peak_bytes(pid) for role, pid in session.pids.items()}
         measured["peak_bytes"]["user"] = peak_bytes("self")
     print(json.dumps(measured))

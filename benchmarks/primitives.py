@@ -23,6 +23,7 @@ from benchmarks import ours, report
 from benchmarks.models import FLATTEN, POOL, RELU, Conv, Dense, Layer, Network
 from benchmarks.onnx_models import run_float, to_onnx
 from benchmarks.processes import terminate_as_interrupt
+from securemtk.config import Config
 from securemtk.session import Session
 
 WARMUP = 2
@@ -88,7 +89,7 @@ def measure(session: Session, primitive: Primitive, size: int, repeats: int) -> 
         folder = Path(name)
         ours.prepare(folder, model, x, run_float(model, x))
         found = ours.measure(session, folder, WARMUP, repeats)
-    total = np.add(found["online_s"], found["offline_s"]).tolist()
+    total = np.add(found["demand_s"], found["offline_s"]).tolist()
     return {
         "size": size,
         "count": primitive.count(size),
@@ -145,7 +146,10 @@ def run(names: Sequence[str], largest: int, repeats: int, output: Path) -> dict[
     settings = {"warmup": WARMUP, "repeats": repeats}
     content = report.header(f"python -m benchmarks.primitives --repeats {repeats}", settings) | {"primitives": {}}
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Session() as session, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with (
+        Session(Config(ahead=0)) as session,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
         task = progress.add_task("start", total=len(jobs))
         for name, size in jobs:
             progress.update(task, description=f"{name} {size}")

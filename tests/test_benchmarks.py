@@ -131,6 +131,7 @@ def turn_of_ours(online: list[float], peak: int) -> dict:
     layer = {"name": "fc0", "op": "matmul", "seconds": online[0], "bytes": 8, "rounds": 1}
     return {
         "online_s": online,
+        "demand_s": [2 * s for s in online],
         "offline_s": [0.1] * len(online),
         "wall_s": online,
         "online_bytes": 8,
@@ -154,7 +155,7 @@ def test_ratios_are_those_of_medians_over_all_turns():
     }
     found = latency._result(latency.Job("cnn", 4), answers)
     assert found["ratios"]["online"] == pytest.approx({"crypten": 20, "spu": 10})
-    assert found["ratios"]["total_against_better"] == pytest.approx(2 / 0.3)
+    assert found["ratios"]["total_against_better"] == pytest.approx(2 / 0.5)
     assert found["peers"]["crypten"]["error"] == 0.2
     assert found["ours"]["peak_bytes"]["keeper"] == 300
     assert found["ours"]["error"] == 300 / 1e5
@@ -238,7 +239,7 @@ def test_a_run_writes_json_and_a_picture_prints_tables_and_leaves_no_process(tmp
     (found,) = content["runs"]
     assert (found["model"], found["batch"], found["peers"]) == ("tiny", 2, {})
     mine = found["ours"]
-    for name in ("online_s", "offline_s", "total_s", "wall_s"):
+    for name in ("online_s", "demand_s", "offline_s", "total_s", "wall_s"):
         assert mine[name]["n"] == 2
         assert (
             0 <= mine[name]["min"] <= mine[name]["p50"] <= mine[name]["p90"] <= mine[name]["p99"] <= mine[name]["max"]

@@ -30,6 +30,7 @@ PACKAGES = {
             "engine",
             "gate",
             "plain",
+            "kernels_native",
             "kernels",
             "fused",
             "linear",
