@@ -36,13 +36,13 @@ POINT_BITS = K - 1
 _POINT = (1 << POINT_BITS) - 1
 
 
-def _key_shapes(n: int) -> list[tuple[int, ...]]:
+def key_shapes(n: int) -> list[tuple[int, ...]]:
     """Shapes, as int64, of the correction words of n comparisons."""
     blocks = dcf.padded(n) // dcf.LANES
     return [(blocks, dcf.levels(POINT_BITS) + 1, dcf.LANES, 2), (blocks * dcf.LANES // 2,)]
 
 
-def _make_keys(mask: Tensor, beta: Tensor, keeper: Stream, user: Stream) -> list[Tensor]:
+def make_keys(mask: Tensor, beta: Tensor, keeper: Stream, user: Stream) -> list[Tensor]:
     """Return correction words for the sign of values under `mask`, flipped by its bit k-1 and beta."""
     flat = mask.reshape(-1)
     n = flat.numel()
@@ -52,7 +52,7 @@ def _make_keys(mask: Tensor, beta: Tensor, keeper: Stream, user: Stream) -> list
     return [torch.from_numpy(keys.words.view(np.int64)), torch.from_numpy(keys.values.view(np.int64))]
 
 
-def _random_bits(keeper: Stream, user: Stream, shape: Sequence[int]) -> Tensor:
+def random_bits(keeper: Stream, user: Stream, shape: Sequence[int]) -> Tensor:
     """Return bits that each party alone cannot know: the sum of one draw of each."""
     n = int(np.prod(shape))
     words = keeper.words(((n + 63) // 64,)) ^ user.words(((n + 63) // 64,))
@@ -112,9 +112,9 @@ def _deal_sign(request: Request, keeper: Stream, user: Stream, dealing: Dealing)
     (shape,) = request.shapes
     cut = _cut(request)
     r = keeper.words(shape) + user.words(shape)
-    beta = _random_bits(keeper, user, shape)
+    beta = random_bits(keeper, user, shape)
     R = ring.shift_right_logical(r, fused.BITS) if cut else r
-    keys = _make_keys(R, beta, keeper, user)
+    keys = make_keys(R, beta, keeper, user)
     shares = [share_for_keeper(v, user) for v in (beta, beta * R)]
     if cut:
         m = ring.top_bit(r)
@@ -126,7 +126,7 @@ def _take_sign(request: Request, rank: int, stream: Stream, corrections: Sequenc
     return _take(request, rank, stream, corrections, _sign_shapes(request), int(np.prod(request.shapes[0])))
 
 
-correlation.KINDS["sign"] = Kind(_deal_sign, _take_sign, _sign_shapes, lambda q: _key_shapes(int(np.prod(q.shapes[0]))))
+correlation.KINDS["sign"] = Kind(_deal_sign, _take_sign, _sign_shapes, lambda q: key_shapes(int(np.prod(q.shapes[0]))))
 
 
 # --- pairs: element i with element i + w // 2 of the first axis, of length w. Shares: [beta], [beta dR]; where it is
@@ -151,10 +151,10 @@ def _deal_pairs(request: Request, keeper: Stream, user: Stream, dealing: Dealing
     (shape,) = request.shapes
     cut, half = _cut(request), shape[0] // 2
     r = keeper.words(shape) + user.words(shape)
-    beta = _random_bits(keeper, user, _pair_shape(request))
+    beta = random_bits(keeper, user, _pair_shape(request))
     R = ring.shift_right_logical(r, fused.BITS) if cut else r
     dR = R[:half] - R[half : 2 * half]
-    keys = _make_keys(dR, beta, keeper, user)
+    keys = make_keys(dR, beta, keeper, user)
     shares = [share_for_keeper(v, user) for v in (beta, beta * dR)]
     if cut:
         m = ring.top_bit(r)
@@ -171,7 +171,7 @@ def _take_pairs(request: Request, rank: int, stream: Stream, corrections: Sequen
 
 
 correlation.KINDS["pairs"] = Kind(
-    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: _key_shapes(int(np.prod(_pair_shape(q))))
+    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: key_shapes(int(np.prod(_pair_shape(q))))
 )
 
 

@@ -9,6 +9,7 @@ operator by operator. Arithmetic wraps around mod 2**64.
 word, lane 0 lowest. `first` is 1 at the keeper, who adds public terms, and 0 at the user.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,12 @@ def _larger(c: Any, Ta: Any, Tb: Any, ra: Any, rb: Any, beta: Any, beta_dR: Any,
     return tb + c * (first * Ta - ra - tb) + (1 - 2 * c) * (beta * (Ta - Tb) - beta_dR)
 
 
+@_compiled_step
+def _step_of_piece(c: Any, X: Any, A: Any, B: Any, C: Any, beta: Any, beta_r: Any, beta_r2: Any) -> Any:
+    """What one knot adds through its mask: (1 - 2c) (beta D(X) - beta r D'(X) + beta r**2 C), D = A + B X + C X**2."""
+    return (1 - 2 * c) * (beta * (A + X * (B + X * C)) - beta_r * (B + 2 * X * C) + beta_r2 * C)
+
+
 STEPS = {
     "public_part": _public_part,
     "truncated": _truncated,
@@ -80,6 +87,32 @@ STEPS = {
     "larger_truncated": _larger_truncated,
     "larger": _larger,
 }
+
+
+def _piecewise_numpy(
+    c: Bits,
+    X: Ints,
+    table: Ints,
+    r: Ints,
+    beta: Ints,
+    beta_r: Ints,
+    beta_r2: Ints,
+    r2: Ints,
+    first: np.int64,
+    out: Ints,
+) -> None:
+    """The same as the compiled `_piecewise`, knot by knot over the whole array."""
+    a0, a1, a2 = (np.full_like(X, v) for v in table[0])
+    out[:] = 0
+    for i in range(len(c)):
+        A, B, C = table[i + 1]
+        ci = c[i].astype(np.int64)
+        a0, a1, a2 = a0 + ci * A, a1 + ci * B, a2 + ci * C
+        out += _step_of_piece(ci, X, A, B, C, beta[i], beta_r[i], beta_r2[i])
+    out += first * (a0 + X * (a1 + X * a2)) - r * (a1 + 2 * X * a2) + r2 * a2
+
+
+_piecewise: Any = _piecewise_numpy
 
 if njit is not None:
     _I, _B, _S = "int64[::1]", "uint8[::1]", "int64"
@@ -127,6 +160,22 @@ if njit is not None:
         for i in range(len(Ta)):
             out[i] = _larger(np.int64(c[i]), Ta[i], Tb[i], ra[i], rb[i], beta[i], beta_dR[i], first)
         return out
+
+    _I2, _B2 = "int64[:,::1]", "uint8[:,::1]"
+
+    @njit(f"void({_B2}, {_I}, {_I2}, {_I}, {_I2}, {_I2}, {_I2}, {_I}, {_S}, {_I})", nogil=True, cache=True)
+    def _piecewise_loop(c, X, table, r, beta, beta_r, beta_r2, r2, first, out):  # type: ignore[no-untyped-def]
+        for k in range(len(X)):
+            a0, a1, a2 = table[0, 0], table[0, 1], table[0, 2]
+            total = np.int64(0)
+            for i in range(len(c)):
+                A, B, C = table[i + 1, 0], table[i + 1, 1], table[i + 1, 2]
+                ci = np.int64(c[i, k])
+                a0, a1, a2 = a0 + ci * A, a1 + ci * B, a2 + ci * C
+                total += _step_of_piece(ci, X[k], A, B, C, beta[i, k], beta_r[i, k], beta_r2[i, k])
+            out[k] = total + first * (a0 + X[k] * (a1 + X[k] * a2)) - r[k] * (a1 + 2 * X[k] * a2) + r2[k] * a2
+
+    _piecewise = _piecewise_loop
 
 
 def public_part(h: Ints) -> Ints:
@@ -178,4 +227,24 @@ def larger(c: Bits, Ta: Ints, Tb: Ints, ra: Ints, rb: Ints, beta: Ints, beta_dR:
     """Return tb + c d + (1 - 2c) beta d with ta = first Ta - ra, tb = first Tb - rb and d = ta - tb."""
     rest = (Ta, Tb, ra, rb, beta, beta_dR, first)
     out: Ints = _larger(c.astype(np.int64), *rest) if njit is None else _larger_loop(c, *rest)
+    return out
+
+
+def piecewise(c: Bits, X: Ints, table: Ints, r: Ints, shares: Sequence[Ints], first: np.int64) -> Ints:
+    """Return p_0(x) + sum_i b_i D_i(x) with x = X - r, as `spline` has it.
+
+    Args:
+        c: (m, n) opened bits.
+        X: (n) opened values.
+        table: (m + 1, 3) coefficients of p_0 and of the D_i; p_0 is a line.
+        r: (n) the party's share of r.
+        shares: of beta_i r**j, (m, n), for j = 0 up to the degree, then of r**2, (n), where the degree is 2.
+        first: 1 at the keeper, 0 at the user.
+    """
+    degree = min(len(shares) - 1, 2)
+    out = np.empty_like(X)
+    # Absent powers have coefficients of 0: whatever stands in their place is not read into the sum.
+    powers = [shares[min(j, degree)] for j in range(3)]
+    r2 = shares[3] if degree == 2 else r
+    _piecewise(c, X, table, r, powers[0], powers[1], powers[2], r2, first, out)
     return out

@@ -35,6 +35,7 @@ PACKAGES = {
             "fused",
             "linear",
             "compare",
+            "spline",
         ),
         *("stock", "fss", "runner"),
     ],
