@@ -63,6 +63,10 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "tanh": lambda layer, w, x: torch.tanh(x),
     "softmax": lambda layer, w, x: torch.softmax(x, int(layer.number("axis"))),
     "mean": lambda layer, w, x: x.mean(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
+    "sum_pool2d": lambda layer, w, x: F.avg_pool2d(
+        _pad(x, layer), layer.ints("kernel"), layer.ints("stride"), divisor_override=1
+    ),
+    "sum": lambda layer, w, x: x.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "reshape": lambda layer, w, x: x.reshape(x.shape[0], *layer.ints("shape")),
     "transpose": lambda layer, w, x: x.permute(layer.ints("perm")),
     "concat": lambda layer, w, *xs: torch.cat(xs, int(layer.number("axis"))),

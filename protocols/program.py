@@ -40,6 +40,9 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     "avg_pool2d": (1, (), ("kernel", "stride", "pads", "count_include_pad")),
     # axes counted with the batch as axis 0 (never 0 itself), keepdims 0 or 1.
     "mean": (1, (), ("axes", "keepdims")),
+    # The same without the division.
+    "sum_pool2d": (1, (), ("kernel", "stride", "pads")),
+    "sum": (1, (), ("axes", "keepdims")),
     # shape of one sample after it.
     "reshape": (1, (), ("shape",)),
     # perm counted with the batch, perm[0] == 0.

@@ -129,6 +129,17 @@ def mul(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Val
     return Value(engine.beaver("mul", x.at_scale(party), y.at_scale(party)), 2 * FRAC_BITS)
 
 
+def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Sum over public axes; local."""
+    return Value(x.at_scale(party).sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))))
+
+
+def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Sums over windows; local."""
+    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"))
+    return Value(ring.windows(padded, layer.ints("kernel"), layer.ints("stride")).sum(0))
+
+
 def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Mean over public axes; local, to be truncated."""
     axes = layer.ints("axes")
@@ -241,7 +252,7 @@ def concat(party: Party, layer: Layer, weights: Weights, *xs: Value) -> Value:
 
 Operator = Callable[..., Value]
 OPERATORS: dict[str, Operator] = {
-    f.__name__: f
+    f.__name__.rstrip("_"): f
     for f in (
         conv2d,
         matmul,
@@ -251,6 +262,8 @@ OPERATORS: dict[str, Operator] = {
         mul,
         mean,
         avg_pool2d,
+        sum_,
+        sum_pool2d,
         relu,
         leaky_relu,
         clip,

@@ -60,6 +60,8 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "max_pool2d": lambda a, x: _windows(_pad(x, a["pads"], -np.inf), a["kernel"], a["stride"]).max((-1, -2)),
     "avg_pool2d": _avg_pool2d,
     "mean": lambda a, x: x.mean(a["axes"], keepdims=bool(a["keepdims"])),
+    "sum_pool2d": lambda a, x: _windows(_pad(x, a["pads"], 0.0), a["kernel"], a["stride"]).sum((-1, -2)),
+    "sum": lambda a, x: x.sum(a["axes"], keepdims=bool(a["keepdims"])),
     "reshape": lambda a, x: x.reshape(len(x), *a["shape"]),
     "transpose": lambda a, x: x.transpose(a["perm"]),
     "concat": lambda a, *xs: np.concatenate(xs, a["axis"]),

@@ -15,7 +15,7 @@ from protocols.program import OPERATORS, Layer, Program
 
 RNG = np.random.default_rng(0)
 PROTOCOLS = sorted(runner.PROTOCOLS)
-LOCAL = {"add", "sub", "reshape", "transpose", "concat"}
+LOCAL = {"add", "sub", "sum", "sum_pool2d", "reshape", "transpose", "concat"}
 POSITIVE = {"sqrt", "log", "reciprocal"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
@@ -81,6 +81,13 @@ CASES = {
     "mean": [
         ([(3, 4, 5)], (3,), {}, {"axes": (2, 3), "keepdims": 0}),
         ([(3, 4, 5)], (3, 1, 1), {}, {"axes": (2, 3), "keepdims": 1}),
+    ],
+    "sum_pool2d": [
+        ([(2, 5, 6)], (2, 3, 3), {}, {"kernel": (3, 3), "stride": (2, 2), "pads": (1, 1, 1, 0)}),
+    ],
+    "sum": [
+        ([(3, 4, 5)], (3,), {}, {"axes": (2, 3), "keepdims": 0}),
+        ([(3, 4, 5)], (1, 4, 5), {}, {"axes": (1,), "keepdims": 1}),
     ],
     "reshape": [([(3, 4)], (12,), {}, {"shape": (12,)})],
     "transpose": [([(3, 4)], (4, 3), {}, {"perm": (0, 2, 1)})],

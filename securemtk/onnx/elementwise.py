@@ -101,13 +101,12 @@ def arithmetic(node: Node, graph: Graph) -> list[Step]:
         _same_rank(node, graph)
         return [one_step(node, graph, op, (activation_input(node, graph, 0), activation_input(node, graph, 1)))]
     source, other = _activation_and_constant(node, graph)
-    one, zero = np.ones(()), np.zeros(())
     if op == "mul":
-        scale, shift = other, zero
+        scale, shift = other, None
     elif op == "add":
-        scale, shift = one, other
+        scale, shift = None, other
     else:
-        scale, shift = (one, -other) if node.inputs[0] == source else (-one, other)
+        scale, shift = (None, -other) if node.inputs[0] == source else (-np.ones(()), other)
     return [affine(node.name, source, node.outputs[0], output_shape(node, graph), scale=scale, shift=shift)]
 
 
@@ -117,9 +116,8 @@ def div(node: Node, graph: Graph) -> list[Step]:
     divisor = fit(node, graph, constant_input(node, graph, 1, "the divisor"), activation_input(node, graph))
     if not divisor.all():
         raise Refused("the divisor must not hold a zero", "mend the constant")
-    zero = np.zeros(())
     source, shape = activation_input(node, graph), output_shape(node, graph)
-    return [affine(node.name, source, node.outputs[0], shape, scale=1.0 / divisor, shift=zero)]
+    return [affine(node.name, source, node.outputs[0], shape, scale=1.0 / divisor)]
 
 
 def _same_rank(node: Node, graph: Graph) -> None:

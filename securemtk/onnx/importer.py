@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import RangeError
-from protocols.program import Layer, Program
+from protocols.program import OPERATORS, Layer, Program
 from securemtk.onnx.graph import Graph, ValueInfo, analyse, unique
 from securemtk.onnx.problems import UnsupportedNodes
 from securemtk.onnx.reading import Source, read_proto
-from securemtk.onnx.registry import LIMIT, RULES, Step
+from securemtk.onnx.registry import LIMIT, RULES, Step, param
 from securemtk.onnx.rules import translate
 from securemtk.onnx.tidy import tidy
 
@@ -68,7 +68,12 @@ def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
     """Turn a model's steps into a validated program; raise RangeError as `load_onnx` does."""
     inputs = {x.name: x.shape or () for x in graph.inputs}
     layers, params = layers_of(tidy(steps, inputs, graph.outputs))
-    _check_range(params)
+    try:
+        _check_range(params)
+    except RangeError:
+        # A product of parameters may be too large where none of them is.
+        layers, params = layers_of(tidy(steps, inputs, graph.outputs, merging=False))
+        _check_range(params)
     program = Program(inputs, graph.outputs, layers, {name: value.shape for name, value in params.items()})
     program.validate()
     return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
@@ -81,9 +86,9 @@ def layers_of(steps: Sequence[Step]) -> tuple[tuple[Layer, ...], Params]:
     layers: list[Layer] = []
     for step in steps:
         name = unique(step.name, names)
-        roles = {role: f"{name}.{role}" for role in step.params}
+        roles = {role: f"{name}.{role}" for role in OPERATORS[step.op][1]}
         with np.errstate(all="ignore"):
-            params |= {roles[role]: np.array(value, np.float32, order="C") for role, value in step.params.items()}
+            params |= {key: np.array(param(step, role), np.float32, order="C") for role, key in roles.items()}
         layers.append(Layer(step.op, name, step.inputs, step.output, step.shape, roles, dict(step.attrs)))
     return tuple(layers), params
 

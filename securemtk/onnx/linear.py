@@ -36,16 +36,17 @@ def gemm(node: Node, graph: Graph) -> list[Step]:
             raise Refused("the third matrix must have one row for each sample", "reshape it")
         if beta != 1.0:
             addend = f"{output}/addend"
-            scale, shift = np.asarray(beta), np.zeros(())
-            steps.append(affine(f"{node.name}/beta", third, addend, graph.shapes[third], scale=scale, shift=shift))
+            steps.append(affine(f"{node.name}/beta", third, addend, graph.shapes[third], scale=np.asarray(beta)))
         return [*steps, Step("add", f"{node.name}/add", (product, addend), output, shape)]
-    bias = fit(node, graph, constant_input(node, graph, 2, "the third matrix"), output) if third else np.zeros(())
+    if not third:
+        return [_matmul(node.name, source, output, shape, weight)]
+    bias = fit(node, graph, constant_input(node, graph, 2, "the third matrix"), output)
     return [_matmul(node.name, source, output, shape, weight, beta * np.broadcast_to(bias, (1, *shape))[0])]
 
 
 def _matmul(name: str, source: str, output: str, shape: Shape, weight: Array, bias: Array | None = None) -> Step:
-    bias = np.zeros(weight.shape[1]) if bias is None else bias
-    return Step("matmul", name, (source,), output, shape, {"weight": weight, "bias": bias})
+    params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return Step("matmul", name, (source,), output, shape, params)
 
 
 @rule("MatMul")

@@ -31,7 +31,8 @@ class Refused(Exception):
 class Step:
     """A layer in the making: as `protocols.program.Layer`, with float64 parameter values in place of names.
 
-    `op` may also be "identity": the output is another name of the input.
+    `op` may also be "identity": the output is another name of the input. A scale, shift or bias that is left out is
+    neutral (ones or zeros) by the model's structure, which passes may use, because structure is public.
     """
 
     op: str
@@ -41,6 +42,26 @@ class Step:
     shape: Shape
     params: Mapping[str, Array] = field(default_factory=dict)
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """Return an attribute that is a tuple of integers."""
+        value = self.attrs[name]
+        return value if isinstance(value, tuple) else (int(value),)
+
+    def number(self, name: str) -> float:
+        """Return an attribute that is a number."""
+        value = self.attrs[name]
+        return 0.0 if isinstance(value, tuple) else float(value)
+
+
+def param(step: Step, role: str) -> Array:
+    """Return a parameter of a step, in its neutral form when it is left out."""
+    if role in step.params:
+        return step.params[role]
+    if role == "bias":
+        return np.zeros(step.params["weight"].shape[0 if step.op == "conv2d" else 1])
+    form = (1,) * (len(step.shape) + 1)
+    return np.ones(form) if role == "scale" else np.zeros(form)
 
 
 Rule = Callable[[Node, Graph], list[Step]]
@@ -108,10 +129,14 @@ def reshaped(name: str, source: str, output: str, shape: Shape) -> Step:
     return Step("reshape", name, (source,), output, shape, attrs={"shape": shape})
 
 
-def affine(name: str, source: str, output: str, shape: Shape, *, scale: Array, shift: Array) -> Step:
-    """Return x * scale + shift; both have the activation's rank, or are scalars."""
+def affine(
+    name: str, source: str, output: str, shape: Shape, *, scale: Array | None = None, shift: Array | None = None
+) -> Step:
+    """Return x * scale + shift; both have the activation's rank, or are scalars, or are left out."""
     params = {
-        k: v.reshape((1,) * (len(shape) + 1)) if v.ndim == 0 else v for k, v in (("scale", scale), ("shift", shift))
+        k: v.reshape((1,) * (len(shape) + 1)) if v.ndim == 0 else v
+        for k, v in (("scale", scale), ("shift", shift))
+        if v is not None
     }
     return Step("affine", name, (source,), output, shape, params)
 

@@ -141,7 +141,7 @@ def average_pool(node: Node, graph: Graph) -> list[Step]:
         scale = math.prod(window.kernel) / np.outer(rows, columns)[None, None]
         return [
             Step("avg_pool2d", node.name, (source,), wide, shape, attrs=attrs),
-            affine(f"{node.name}/divisor", wide, output, shape, scale=scale, shift=np.zeros(())),
+            affine(f"{node.name}/divisor", wide, output, shape, scale=scale),
         ]
 
     return _in_2d(node, graph, make)
@@ -163,9 +163,9 @@ def _inside(n: int, kernel: int, stride: int, size: int) -> Array:
 def conv(node: Node, graph: Graph) -> list[Step]:
     """1-D and 2-D, constant weight, any groups, dilation, strides, pads and auto_pad."""
     weight = constant_input(node, graph, 1, "the weight")
-    bias = constant_input(node, graph, 2, "the bias") if node.input(2) else np.zeros(weight.shape[0])
+    bias = {"bias": constant_input(node, graph, 2, "the bias")} if node.input(2) else {}
     window = _window(node, graph, tuple(weight.shape[2:]))
-    params = {"weight": weight.reshape((*weight.shape[:2], *window.kernel)), "bias": bias}
+    params = {"weight": weight.reshape((*weight.shape[:2], *window.kernel)), **bias}
     attrs: dict[str, Attribute] = {
         "stride": window.stride,
         "pads": window.pads,
