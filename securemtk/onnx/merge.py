@@ -226,7 +226,7 @@ def _averaged(net: Net, step: Step) -> int:
 
 def _fan_in(step: Step) -> int:
     weight = step.params["weight"]
-    return math.prod(weight.shape) // weight.shape[0 if step.op == "conv2d" else 1]
+    return int(weight.size // weight.shape[0 if step.op == "conv2d" else 1])
 
 
 # --- in a row -------------------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ def _fan_in(step: Step) -> int:
 
 def linear_into_linear(net: Net) -> Net:
     """Two products, two convolutions (the second one not padded, or the first one 1x1 without bias), or a convolution \
-and an average of its result that only it has, become one, where that takes at most 2**16 products and weights more; \
-1 or 2 rounds."""
+and an average of its result become one, if nothing else uses what is between them and that takes at most 2**16 \
+products, and twice the weights and 2**16, more; 1 or 2 rounds."""
     return join_pairs(net, _into_linear)
 
 

@@ -44,12 +44,13 @@ def tidy(
         merging: whether passes may compute new parameters.
     """
     passes = SIMPLIFY + MERGE * merging
-    net = _settle(Net(tuple(steps), inputs, tuple(outputs)), passes)
+    net = settle(Net(tuple(steps), inputs, tuple(outputs)), passes)
     # Last: a value that two steps share is in the way of passes that need it for themselves.
-    return list(_settle(net, (*passes, simplify.share_equal)).steps)
+    return list(settle(net, (*passes, simplify.share_equal)).steps)
 
 
-def _settle(net: Net, passes: Sequence[Pass]) -> Net:
+def settle(net: Net, passes: Sequence[Pass]) -> Net:
+    """Apply passes in their order, again and again, until the net stays as it is."""
     while True:
         before = net.layout()
         for each in passes:
