@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from protocols import compare, kernels, linear, ring, stock
+from protocols import spline as piecewise
 from protocols.correlation import KEEPER, Request
 from protocols.party import Party
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
-from protocols.stock import Operator, Value, Weights
+from protocols.value import Operator, Value, Weights
 
 share_weights = stock.share_weights
 is_negative = compare.is_negative
@@ -46,46 +47,46 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(linear.apply(party, layer, x.at_scale(party), weight, bias), 2 * FRAC_BITS)
 
 
-def _shift(party: Party, x: Value, by: float) -> Value:
-    """Add a public constant."""
-    constant = round(by * 2**x.frac_bits)
-    return Value(x.share + constant, x.frac_bits) if party.rank == KEEPER else x
+def _comparable(party: Party, x: Value) -> tuple[Tensor, int]:
+    """Return a share and the bits by which a comparison truncates it: none, or those of a product."""
+    if x.frac_bits == 2 * FRAC_BITS:
+        return x.share, FRAC_BITS
+    return x.at_scale(party), 0
 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0), with the truncation: 2 rounds."""
-    return Value(compare.relu(party, x.share, x.frac_bits - FRAC_BITS))
+    return Value(compare.relu(party, *_comparable(party, x)))
 
 
-def leaky_relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """slope * x + (1 - slope) * relu(x): 2 rounds, 3 where x has to be truncated."""
-    share, slope = x.at_scale(party), round(layer.number("slope") * 2**FRAC_BITS)
-    positive = compare.relu(party, share, 0)
-    return Value(slope * share + (2**FRAC_BITS - slope) * positive, 2 * FRAC_BITS)
-
-
-def clip(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """min(max(x, low), high), by low + relu(x - low) and high - relu(high - x): 2 rounds for each finite bound."""
-    low, high = layer.number("low"), layer.number("high")
-    if low > -ring.CLIP_LIMIT:
-        above = _shift(party, x, -low)
-        x = _shift(party, Value(compare.relu(party, above.share, above.frac_bits - FRAC_BITS)), low)
-    if high < ring.CLIP_LIMIT:
-        below = _shift(party, Value(-x.share, x.frac_bits), high)
-        rest = Value(compare.relu(party, below.share, below.frac_bits - FRAC_BITS))
-        x = _shift(party, Value(-rest.share), high)
-    return x
-
-
-def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Maximum over windows, a tree of pairs, the first level with the truncation: 2 rounds a level."""
-    bits = x.frac_bits - FRAC_BITS
-    lowest = -(1 << (ring.LOWEST_BITS + bits)) if party.rank == KEEPER else 0
-    columns = ring.windows(ring.pad2d(x.share, layer.ints("pads"), lowest), layer.ints("kernel"), layer.ints("stride"))
+def _largest(party: Party, columns: Tensor, bits: int) -> Value:
+    """Maximum along the first axis, a tree of pairs, the first level with the truncation: 2 rounds a level."""
     while len(columns) > 1:
         columns = compare.max_of_pairs(party, columns, bits)
         bits = 0
     return Value(columns.squeeze(0), FRAC_BITS + bits)
+
+
+def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Maximum over windows: 2 rounds for each halving of a window."""
+    share, bits = _comparable(party, x)
+    padded = ring.pad2d(share, layer.ints("pads"), stock.lowest(party, FRAC_BITS + bits))
+    return _largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride")), bits)
+
+
+def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Maximum over one axis, which stays with size 1: 2 rounds for each halving."""
+    axis = int(layer.number("axis"))
+    share, bits = _comparable(party, x)
+    best = _largest(party, share.movedim(axis, 0), bits)
+    return Value(best.share.unsqueeze(axis), best.frac_bits)
+
+
+def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Piecewise quadratic by one key: 2 rounds, 1 more where the result is truncated."""
+    pieces = stock.pieces_of(layer)
+    out = piecewise.evaluate(party, x.at_scale(party), pieces)
+    return Value(out, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
 
 
 OPERATORS: dict[str, Operator] = stock.OPERATORS | {
@@ -93,7 +94,7 @@ OPERATORS: dict[str, Operator] = stock.OPERATORS | {
     "matmul": _linear,
     "affine": _linear,
     "relu": relu,
-    "leaky_relu": leaky_relu,
-    "clip": clip,
     "max_pool2d": max_pool2d,
+    "max": max_,
+    "spline": spline,
 }

@@ -9,6 +9,7 @@ B may be used again for the same W, never for another: every call has its own a 
 Source: shared/design/protocols.md, "Linear layer with the keeper's weights".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,13 @@ MAPS = {"conv2d": "weight", "matmul": "weight", "affine": "scale"}
 def request_of(layer: Layer, shape: Sequence[int]) -> Request:
     """Return the correlation that one application of a layer to an input of `shape` needs."""
     options: list[tuple[str, Any]] = [("op", layer.op), ("weight", layer.params[MAPS[layer.op]])]
+    made: Sequence[int] = (shape[0], *layer.shape)
     if layer.op == "conv2d":
+        # Leading axes of a sample are images of their own.
+        shape, made = ((math.prod(s[:-3]), *s[-3:]) for s in (shape, made))
         options += [(k, layer.ints(k)) for k in ("stride", "pads", "dilation")]
         options.append(("groups", int(layer.number("groups"))))
-    return Request("linear", (tuple(shape), (shape[0], *layer.shape)), tuple(options))
+    return Request("linear", (tuple(shape), tuple(made)), tuple(options))
 
 
 # Weights serve many predictions: each tensor is packed once for each layer that it serves, as long as it lives.
@@ -114,13 +118,15 @@ def apply(party: Party, layer: Layer, x: Tensor, weight: Tensor | None, bias: Te
         return torch.empty((x.shape[0], *layer.shape), dtype=torch.int64, device="meta")
     request = request_of(layer, x.shape)
     part = party.correlations.take(request)
+    made = (x.shape[0], *layer.shape)
+    x = x.reshape(request.shapes[0])
     if party.rank != KEEPER:
         a, z1 = part
         party.wire.send("linear", x - a)
-        return z1
+        return z1.reshape(made)
     (c0,) = part
     if weight is None or bias is None:
         raise TypeError("the keeper must have weights")
     z0 = product(request, x + party.wire.recv("linear", x.shape), weight)
     shape: Shape = (1, -1, 1, 1) if layer.op == "conv2d" else tuple(bias.shape)
-    return z0.add_(c0).add_(bias.reshape(shape))
+    return z0.add_(c0).add_(bias.reshape(shape)).reshape(made)

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from protocols.program import Layer, Program
+from protocols.ring import FRAC_BITS
 
 Weights = Mapping[str, Tensor]
 
@@ -19,8 +20,8 @@ def _pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
 
 def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """2-D convolution."""
-    return F.conv2d(
-        _pad(x, layer),
+    z = F.conv2d(
+        _pad(x.reshape(-1, *x.shape[-3:]), layer),
         w[layer.params["weight"]],
         w[layer.params["bias"]],
         layer.ints("stride"),
@@ -28,6 +29,7 @@ def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
         layer.ints("dilation"),
         int(layer.number("groups")),
     )
+    return z.reshape(x.shape[0], *layer.shape)
 
 
 def avg_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
@@ -47,6 +49,32 @@ def max_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     return F.max_pool2d(_pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
 
 
+def spline(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Piecewise quadratic, in the fixed-point coefficients that the parties use."""
+    knots = torch.tensor(layer.ints("knots")).double() * 2.0**-FRAC_BITS
+    bits = torch.arange(3).double() * FRAC_BITS - layer.number("frac_bits")
+    rows = torch.tensor(layer.ints("coefficients")).double().reshape(-1, 3) * 2.0**bits
+    # The parties compare what is rounded to their scale.
+    at = torch.bucketize((x * 2.0**FRAC_BITS).round() * 2.0**-FRAC_BITS, knots, right=True)
+    c0, c1, c2 = (rows[:, j][at] for j in range(3))
+    return c0 + x * (c1 + x * c2)
+
+
+def take(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Chosen places of one axis; -1 stands for a public number."""
+    axis, indices = int(layer.number("axis")), torch.tensor(layer.ints("indices"), dtype=torch.int64)
+    out = x.index_select(axis, indices.clamp(min=0))
+    return out.index_fill(axis, (indices < 0).nonzero().reshape(-1), layer.number("fill"))
+
+
+def argmax(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Place of the maximum; attribute `last` says which of equals."""
+    axis = int(layer.number("axis"))
+    if layer.number("last"):
+        return x.shape[axis] - 1 - x.flip(axis).argmax(axis, keepdim=True).double()
+    return x.argmax(axis, keepdim=True).double()
+
+
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "conv2d": conv2d,
     "avg_pool2d": avg_pool2d,
@@ -56,12 +84,15 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "add": lambda layer, w, x, y: x + y,
     "sub": lambda layer, w, x, y: x - y,
     "mul": lambda layer, w, x, y: x * y,
+    "shift": lambda layer, w, x: x + w[layer.params["addend"]],
+    "scale": lambda layer, w, x: x * layer.number("factor") + layer.number("offset"),
+    "dot": lambda layer, w, x, y: x @ y,
+    "spline": spline,
+    "max": lambda layer, w, x: x.amax(int(layer.number("axis")), keepdim=True),
+    "argmax": argmax,
+    "take": take,
+    "expand": lambda layer, w, x: x.expand(x.shape[0], *layer.ints("shape")),
     "relu": lambda layer, w, x: x.clamp(min=0),
-    "leaky_relu": lambda layer, w, x: F.leaky_relu(x, layer.number("slope")),
-    "clip": lambda layer, w, x: x.clamp(layer.number("low"), layer.number("high")),
-    "sigmoid": lambda layer, w, x: torch.sigmoid(x),
-    "tanh": lambda layer, w, x: torch.tanh(x),
-    "softmax": lambda layer, w, x: torch.softmax(x, int(layer.number("axis"))),
     "mean": lambda layer, w, x: x.mean(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "sum_pool2d": lambda layer, w, x: F.avg_pool2d(
         _pad(x, layer), layer.ints("kernel"), layer.ints("stride"), divisor_override=1

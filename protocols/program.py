@@ -18,22 +18,30 @@ Attribute = int | float | str | tuple[int, ...]
 # operator -> (number of inputs or None for any, parameters by role, attributes).
 # Shapes below are of one sample; `...` stands for any number of axes.
 OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
-    # (C_in, H, W) -> (C_out, H', W'); weight (C_out, C_in / groups, kh, kw), bias (C_out).
+    # (..., C_in, H, W) -> (..., C_out, H', W'); weight (C_out, C_in / groups, kh, kw), bias (C_out).
     # stride (sh, sw), pads (top, left, bottom, right), dilation (dh, dw), groups.
     "conv2d": (1, ("weight", "bias"), ("stride", "pads", "dilation", "groups")),
     # (..., K) -> (..., N); weight (K, N), bias (N).
     "matmul": (1, ("weight", "bias"), ()),
     # x * scale + shift; both broadcast against (1, ...) i.e. have the rank of the activation with batch axis 1.
     "affine": (1, ("scale", "shift"), ()),
+    # x + addend, which has the activation's rank with batch axis 1.
+    "shift": (1, ("addend",), ()),
+    # Two activations of one rank; axes of 1 broadcast.
     "add": (2, (), ()),
     "sub": (2, (), ()),
     "mul": (2, (), ()),
+    # (..., M, K) by (..., K, N) -> (..., M, N); leading axes broadcast.
+    "dot": (2, (), ()),
+    # x * factor + offset, both public.
+    "scale": (1, (), ("factor", "offset")),
     "relu": (1, (), ()),
-    "leaky_relu": (1, (), ("slope",)),
-    "clip": (1, (), ("low", "high")),
-    "sigmoid": (1, (), ()),
-    "tanh": (1, (), ()),
-    "softmax": (1, (), ("axis",)),
+    # Piecewise quadratic, as `protocols.spline.Pieces`; the result is truncated to keep_bits fraction bits if it has
+    # more. With frac_bits 0 it is a truth value or a count.
+    "spline": (1, (), ("knots", "coefficients", "frac_bits", "keep_bits")),
+    # axis counted with the batch, not 0; it stays with size 1. last 0 or 1: which of equals wins.
+    "max": (1, (), ("axis",)),
+    "argmax": (1, (), ("axis", "last")),
     # kernel (kh, kw), stride, pads as in conv2d; padding never wins the maximum.
     "max_pool2d": (1, (), ("kernel", "stride", "pads")),
     # count_include_pad 0 or 1.
@@ -49,6 +57,10 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     "transpose": (1, (), ("perm",)),
     # axis counted with the batch, not 0.
     "concat": (None, (), ("axis",)),
+    # Chosen places of one axis, counted with the batch and not 0; -1 stands for the public number fill.
+    "take": (1, (), ("axis", "indices", "fill")),
+    # Axes of one repeated: shape of one sample after it, of the same rank.
+    "expand": (1, (), ("shape",)),
 }
 
 

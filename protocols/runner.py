@@ -16,6 +16,7 @@ from protocols.party import Party, reveal_to_user, share_input
 from protocols.prg import Stream
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
+from protocols.value import Value
 
 PROTOCOLS: dict[str, ModuleType] = {"fss": fss, "crypten": stock}
 
@@ -98,13 +99,13 @@ def run(
     protocol = protocol_module(plan.protocol)
     program, operators = plan.program, protocol.OPERATORS
     party.is_negative = protocol.is_negative
-    values: dict[str, stock.Value] = {}
+    values: dict[str, Value] = {}
     revealed: dict[str, Tensor | None] = {}
 
     def share() -> None:
         into = gate.share_gated_input if plan.gated else share_input
         for name, shape in program.inputs.items():
-            values[name] = stock.Value(into(party, inputs[name], (plan.batch, *shape)))
+            values[name] = Value(into(party, inputs[name], (plan.batch, *shape)))
 
     def apply(layer: Layer) -> None:
         arguments = [values[name] for name in layer.inputs]
@@ -112,7 +113,7 @@ def run(
 
     def reveal() -> None:
         outputs = [
-            gate.Scores(name, values[name].share, values[name].frac_bits - FRAC_BITS, plan.gated)
+            gate.Scores(name, values[name].raised_to(FRAC_BITS), max(values[name].frac_bits - FRAC_BITS, 0), plan.gated)
             for name in program.outputs
         ]
         for y, closed in zip(outputs, gate.close_outputs(party, outputs), strict=True):

@@ -2,7 +2,7 @@
 
 Each operator of `program.OPERATORS` is a function of (party, layer, weights, values). Linear maps
 are CrypTen's Beaver protocol on shared weights and inputs, comparisons its binary circuits,
-the smooth functions its approximations. What differs from CrypTen alone is the dealer, the
+every other function a sum over such comparisons (`spline`). What differs from CrypTen alone is the dealer, the
 randomness and the truncation (`engine`), and that a linear layer's result stays at scale 2**2f
 until somebody needs it truncated, so that the output gate can take part in that opening.
 
@@ -10,43 +10,25 @@ Cost: CrypTen's protocols are not declared; they are measured by layer (`runner`
 Security: semi-honest, one of two parties, trusted dealer.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocols import engine, ring
+from protocols import engine, moves, ring
 from protocols.correlation import KEEPER, Request
-from protocols.party import Party, truncate
+from protocols.party import Party
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
-
-
-@dataclass
-class Value:
-    """A share and its scale; `at_scale` truncates in place, so that two users pay once."""
-
-    share: Tensor
-    frac_bits: int = FRAC_BITS
-
-    def at_scale(self, party: Party) -> Tensor:
-        """Return the share at scale 2**FRAC_BITS: 1 round if it has to be truncated."""
-        if self.frac_bits != FRAC_BITS:
-            self.share = truncate(party, self.share, self.frac_bits - FRAC_BITS)
-            self.frac_bits = FRAC_BITS
-        return self.share
-
-
-Weights = Mapping[str, Tensor]
+from protocols.spline import Pieces
+from protocols.value import Operator, Value, Weights
 
 
 def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> dict[str, Tensor]:
     """Share the keeper's parameters: encoded at the keeper, zero at the user; nothing is sent.
 
-    Biases and shifts enter after a product, hence at scale 2**2f.
+    Biases and shifts enter behind a product, hence at scale 2**2f.
 
     Args:
         program: whose parameters.
@@ -85,21 +67,23 @@ def finish(request: Request, part: tuple[Tensor, ...], masked: Mapping[str, Tens
     return part
 
 
-# --- linear ---------------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------------------------
 
 
 def conv2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """2-D convolution; 1 round."""
-    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"))
+    """2-D convolution, over the leading axes of a sample that has more than three; 1 round."""
+    share = x.at_scale(party)
+    images = share.reshape(-1, *share.shape[-3:])
     z = engine.beaver(
         "conv2d",
-        padded,
+        ring.pad2d(images, layer.ints("pads")),
         weights[layer.params["weight"]],
         stride=layer.ints("stride"),
         dilation=layer.ints("dilation"),
         groups=int(layer.number("groups")),
     )
-    return Value(z + weights[layer.params["bias"]].reshape(1, -1, 1, 1), 2 * FRAC_BITS)
+    z = z + weights[layer.params["bias"]].reshape(1, -1, 1, 1)
+    return Value(z.reshape(share.shape[0], *layer.shape), 2 * FRAC_BITS)
 
 
 def matmul(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -114,58 +98,34 @@ def affine(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(z + weights[layer.params["shift"]], 2 * FRAC_BITS)
 
 
-def add(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
-    """Sum; local."""
-    return Value(x.at_scale(party) + y.at_scale(party))
-
-
-def sub(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
-    """Difference; local."""
-    return Value(x.at_scale(party) - y.at_scale(party))
+def _factors(party: Party, x: Value, y: Value) -> tuple[Value, Value]:
+    """Truncate two factors so far that their product keeps at most `moves.MOST_BITS` fraction bits."""
+    most = moves.MOST_BITS
+    if x.frac_bits + y.frac_bits > most:
+        x.at_most(party, most // 2)
+        y.at_most(party, most - min(x.frac_bits, most // 2))
+    return x, y
 
 
 def mul(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
-    """Elementwise product of two shared values; 1 round."""
-    return Value(engine.beaver("mul", x.at_scale(party), y.at_scale(party)), 2 * FRAC_BITS)
+    """Elementwise product of two shared values of one rank, which may broadcast; 1 round."""
+    _factors(party, x, y)
+    return Value(engine.beaver("mul", x.share, y.share), x.frac_bits + y.frac_bits)
 
 
-def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Sum over public axes; local."""
-    return Value(x.at_scale(party).sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))))
-
-
-def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Sums over windows; local."""
-    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"))
-    return Value(ring.windows(padded, layer.ints("kernel"), layer.ints("stride")).sum(0))
-
-
-def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Mean over public axes; local, to be truncated."""
-    axes = layer.ints("axes")
-    share = x.at_scale(party)
-    n = math.prod(share.shape[a] for a in axes)
-    return _times_public(share.sum(axes, keepdim=bool(layer.number("keepdims"))), 1 / n)
-
-
-def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Average pooling; local, to be truncated."""
-    kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
-    share = x.at_scale(party)
-    total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0)
-    if layer.number("count_include_pad"):
-        return _times_public(total, 1 / (kernel[0] * kernel[1]))
-    ones = ring.pad2d(torch.ones((1, 1, *share.shape[2:]), dtype=torch.int64), pads)
-    counts = ring.windows(ones, kernel, stride).sum(0)
-    factors = ring.encode(1 / counts.double()).to(share.device)
-    return Value(total * factors, 2 * FRAC_BITS)
-
-
-def _times_public(share: Tensor, factor: float) -> Value:
-    return Value(share * round(factor * 2**FRAC_BITS), 2 * FRAC_BITS)
+def dot(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
+    """Product of two shared matrices, one for each place of the leading axes; 1 round."""
+    _factors(party, x, y)
+    return Value(engine.beaver("matmul", x.share, y.share), x.frac_bits + y.frac_bits)
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def negative(party: Party, share: Tensor) -> Tensor:
+    """Return a sharing of [x < 0] as the integer 0 or 1, by the comparison of this party's protocol."""
+    bits: Tensor = engine.mpc_tensor(share, 0)._ltz().share
+    return bits
 
 
 def _relu(share: Tensor) -> Tensor:
@@ -173,106 +133,78 @@ def _relu(share: Tensor) -> Tensor:
     return result
 
 
-def _public(party: Party, share: Tensor, value: float) -> Tensor:
-    """Return the share plus a public constant."""
-    return share + round(value * 2**FRAC_BITS) if party.rank == KEEPER else share
-
-
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0)."""
     return Value(_relu(x.at_scale(party)))
 
 
-def leaky_relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """slope * x + (1 - slope) * relu(x)."""
-    share, slope = x.at_scale(party), round(layer.number("slope") * 2**FRAC_BITS)
-    return Value(slope * share + (2**FRAC_BITS - slope) * _relu(share), 2 * FRAC_BITS)
-
-
-def clip(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """min(max(x, low), high), by low + relu(x - low) and high - relu(high - x); infinite bounds are skipped."""
-    share = x.at_scale(party)
-    low, high = layer.number("low"), layer.number("high")
-    if low > -ring.CLIP_LIMIT:
-        share = _public(party, _relu(_public(party, share, -low)), low)
-    if high < ring.CLIP_LIMIT:
-        share = _public(party, -_relu(_public(party, -share, high)), high)
-    return Value(share)
-
-
-def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Maximum over windows: a tree of max(a, b) = b + relu(a - b), one CrypTen comparison a level."""
-    kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
-    share = x.at_scale(party)
-    # Padding must never win: the public constant is the least value that comparisons allow.
-    padded = ring.pad2d(share, pads, value=-(1 << ring.LOWEST_BITS) if party.rank == KEEPER else 0)
-    columns = ring.windows(padded, kernel, stride)
+def largest(party: Party, columns: Tensor) -> Tensor:
+    """Return the maximum along the first axis: a tree of max(a, b) = b + relu(a - b), one comparison a level."""
     while len(columns) > 1:
         half = len(columns) // 2
         a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
         columns = torch.cat([b + _relu(a - b), rest])
-    return Value(columns.squeeze(0))
+    return columns.squeeze(0)
 
 
-# --- CrypTen's approximations ---------------------------------------------------------------------------------------
+def lowest(party: Party, frac_bits: int) -> int:
+    """Return this party's share of the least value that comparisons allow: padding that never wins a maximum."""
+    return -(1 << (ring.LOWEST_BITS + frac_bits - FRAC_BITS)) if party.rank == KEEPER else 0
 
 
-def sigmoid(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """CrypTen's sigmoid (by reciprocal and exponential)."""
-    return Value(engine.mpc_tensor(x.at_scale(party)).sigmoid().share)
+def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Maximum over windows."""
+    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"), lowest(party, FRAC_BITS))
+    return Value(largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
 
 
-def tanh(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """CrypTen's tanh (by sigmoid)."""
-    return Value(engine.mpc_tensor(x.at_scale(party)).tanh().share)
+def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Maximum over one axis, which stays with size 1."""
+    axis = int(layer.number("axis"))
+    return Value(largest(party, x.at_scale(party).movedim(axis, 0)).unsqueeze(axis))
 
 
-def softmax(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """CrypTen's softmax (maximum, exponential, reciprocal)."""
-    return Value(engine.mpc_tensor(x.at_scale(party)).softmax(int(layer.number("axis"))).share)
+def argmax(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Place of the maximum along one axis, which stays with size 1: a tree of choices between neighbours."""
+    axis, last = int(layer.number("axis")), bool(layer.number("last"))
+    best = x.at_scale(party).movedim(axis, 0)
+    place = torch.arange(len(best), device=best.device).reshape(-1, *[1] * (best.dim() - 1)) * (party.rank == KEEPER)
+    both = torch.stack([best, place.expand(best.shape)])
+    while both.shape[1] > 1:
+        half = both.shape[1] // 2
+        a, b, rest = both[:, 0 : 2 * half : 2], both[:, 1 : 2 * half : 2], both[:, 2 * half :]
+        difference = a - b
+        # Among equals the first one wins, or the last: it loses only to a strictly larger one.
+        loses = negative(party, -difference[0] if last else difference[0])
+        chosen = engine.beaver("mul", loses.unsqueeze(0), -difference if not last else difference)
+        both = torch.cat([(a if not last else b) + chosen, rest], 1)
+    return Value(both[1].squeeze(0).unsqueeze(axis), 0)
 
 
-# --- shapes ---------------------------------------------------------------------------------------------------------
+def pieces_of(layer: Layer) -> Pieces:
+    """Return the function of a layer."""
+    return Pieces(layer.ints("knots"), layer.ints("coefficients"), int(layer.number("frac_bits")))
 
 
-def reshape(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """New shape of each sample; local."""
-    return Value(x.share.reshape(x.share.shape[0], *layer.ints("shape")), x.frac_bits)
+def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Piecewise quadratic: all bits [x >= k] in one comparison, then at most three products in two rounds."""
+    pieces, share = pieces_of(layer), x.at_scale(party)
+    first = party.rank == KEEPER
+    knots = torch.tensor(pieces.knots, device=share.device).reshape(-1, *[1] * share.dim())
+    below = negative(party, share.unsqueeze(0) - (knots if first else torch.zeros_like(knots)))
+    bits = (1 - below) if first else -below
+    rows = torch.from_numpy(pieces.table())
+    # Each coefficient of x**j is p_0's plus the sum of the steps whose knots lie at or below x.
+    sums = [(bits * rows[1:, j].reshape(-1, *[1] * share.dim()).to(share.device)).sum(0) for j in range(3)]
+    c0, c1, c2 = (s + int(rows[0, j]) if first else s for j, s in enumerate(sums))
+    total = c0
+    if pieces.degree:
+        total = total + engine.beaver("mul", c1, share)
+    if pieces.degree == 2:
+        total = total + engine.beaver("mul", c2, engine.beaver("mul", share, share))
+    return Value(total, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
 
 
-def transpose(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Permuted axes; local."""
-    return Value(x.share.permute(layer.ints("perm")), x.frac_bits)
-
-
-def concat(party: Party, layer: Layer, weights: Weights, *xs: Value) -> Value:
-    """Joined along an axis; local."""
-    return Value(torch.cat([x.at_scale(party) for x in xs], dim=int(layer.number("axis"))))
-
-
-Operator = Callable[..., Value]
-OPERATORS: dict[str, Operator] = {
-    f.__name__.rstrip("_"): f
-    for f in (
-        conv2d,
-        matmul,
-        affine,
-        add,
-        sub,
-        mul,
-        mean,
-        avg_pool2d,
-        sum_,
-        sum_pool2d,
-        relu,
-        leaky_relu,
-        clip,
-        max_pool2d,
-        sigmoid,
-        tanh,
-        softmax,
-        reshape,
-        transpose,
-        concat,
-    )
+OPERATORS: dict[str, Operator] = moves.OPERATORS | {
+    f.__name__.rstrip("_"): f for f in (conv2d, matmul, affine, mul, dot, relu, max_pool2d, max_, argmax, spline)
 }

@@ -24,13 +24,14 @@ def _pad(x: Array, pads: tuple, value: float) -> Array:
 
 
 def _conv2d(a: Mapping, x: Array, weight: Array, bias: Array) -> Array:
+    lead, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
     windows = _windows(_pad(x, a["pads"], 0.0), weight.shape[2:], a["stride"], a["dilation"])
     n, c, h, w, kh, kw = windows.shape
     groups = a["groups"]
     windows = windows.reshape(n, groups, c // groups, h, w, kh, kw)
     kernels = weight.reshape(groups, -1, *weight.shape[1:])
     y = np.einsum("ngchwij,gocij->ngohw", windows, kernels, optimize=True)
-    return y.reshape(n, -1, h, w) + bias.reshape(1, -1, 1, 1)
+    return (y.reshape(n, -1, h, w) + bias.reshape(1, -1, 1, 1)).reshape(*lead, -1, h, w)
 
 
 def _avg_pool2d(a: Mapping, x: Array) -> Array:
@@ -39,9 +40,24 @@ def _avg_pool2d(a: Mapping, x: Array) -> Array:
     return total / _windows(ones, a["kernel"], a["stride"]).sum((-1, -2))
 
 
-def _softmax(a: Mapping, x: Array) -> Array:
-    e = np.exp(x - x.max(a["axis"], keepdims=True))
-    return e / e.sum(a["axis"], keepdims=True)
+def _spline(a: Mapping, x: Array) -> Array:
+    knots, rows = np.array(a["knots"]) / 2**16, np.array(a["coefficients"], dtype=float).reshape(-1, 3)
+    rows = rows / 2.0 ** (a["frac_bits"] - 16 * np.arange(3))
+    at = np.searchsorted(knots, np.rint(x * 2**16) / 2**16, side="right")
+    return (rows[at] * np.stack([np.ones_like(x), x, x * x], -1)).sum(-1)
+
+
+def _take(a: Mapping, x: Array) -> Array:
+    parts = [np.full_like(x.take([0], a["axis"]), a["fill"]) if i < 0 else x.take([i], a["axis"]) for i in a["indices"]]
+    return np.concatenate(parts, a["axis"])
+
+
+def _argmax(a: Mapping, x: Array) -> Array:
+    best = x == x.max(a["axis"], keepdims=True)
+    places = np.arange(x.shape[a["axis"]]).reshape([-1 if i == a["axis"] else 1 for i in range(x.ndim)])
+    if a["last"]:
+        return np.where(best, places, -1).max(a["axis"], keepdims=True).astype(float)
+    return np.where(best, places, x.shape[a["axis"]]).min(a["axis"], keepdims=True).astype(float)
 
 
 OPERATORS: dict[str, Callable[..., Array]] = {
@@ -52,11 +68,14 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "sub": lambda a, x, y: x - y,
     "mul": lambda a, x, y: x * y,
     "relu": lambda a, x: np.maximum(x, 0.0),
-    "leaky_relu": lambda a, x: np.where(x < 0, a["slope"] * x, x),
-    "clip": lambda a, x: np.minimum(np.maximum(x, a["low"]), a["high"]),
-    "sigmoid": lambda a, x: 1.0 / (1.0 + np.exp(-x)),
-    "tanh": lambda a, x: np.tanh(x),
-    "softmax": _softmax,
+    "shift": lambda a, x, addend: x + addend,
+    "scale": lambda a, x: x * a["factor"] + a["offset"],
+    "dot": lambda a, x, y: np.einsum("...ij,...jk->...ik", x, y),
+    "spline": _spline,
+    "max": lambda a, x: x.max(a["axis"], keepdims=True),
+    "argmax": _argmax,
+    "take": _take,
+    "expand": lambda a, x: np.broadcast_to(x, (len(x), *a["shape"])),
     "max_pool2d": lambda a, x: _windows(_pad(x, a["pads"], -np.inf), a["kernel"], a["stride"]).max((-1, -2)),
     "avg_pool2d": _avg_pool2d,
     "mean": lambda a, x: x.mean(a["axes"], keepdims=bool(a["keepdims"])),
@@ -66,7 +85,7 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "transpose": lambda a, x: x.transpose(a["perm"]),
     "concat": lambda a, *xs: np.concatenate(xs, a["axis"]),
 }
-ROLES = {"conv2d": ("weight", "bias"), "matmul": ("weight", "bias"), "affine": ("scale", "shift")}
+ROLES = {"conv2d": ("weight", "bias"), "matmul": ("weight", "bias"), "affine": ("scale", "shift"), "shift": ("addend",)}
 
 
 def run(program: Program, params: Mapping[str, NDArray], inputs: Mapping[str, NDArray]) -> dict[str, Array]:

@@ -1,0 +1,208 @@
+"""Functions of one variable as piecewise quadratics in fixed point: found once, at import; public.
+
+`fit` walks over a domain and makes each piece as long as its error allows. Beyond the domain a function is the line
+that its tail says. All coefficients are rounded to the integers that the parties use, the highest power first and
+each lower one found anew after it, so that rounding adds next to nothing.
+
+A result carries `frac_bits` fraction bits inside the ring, as many as leave room for its largest value, and is then
+truncated to `keep_bits`.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.ring import FRAC_BITS, LIMIT_BITS
+from protocols.spline import Pieces
+
+Floats = NDArray[np.float64]
+Line = tuple[float, float]
+ULP = 2.0**-FRAC_BITS
+# Values that comparisons decide; beyond, tails need not hold.
+WIDEST = 2.0 ** (31 - FRAC_BITS)
+_SAMPLES = 65
+_FINEST = 2
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of one variable, and how well it is to be met.
+
+    Args:
+        exact: the function on arrays.
+        low, high: the domain; both finite, |.| < 2**15.
+        left, right: (c0, c1) of the line c0 + c1 x below and above the domain.
+        absolute, relative: the largest error is absolute + relative |f(x)|.
+        breaks: points where the function or its slope jumps; they become knots.
+        keep_bits: fraction bits of the result.
+        largest: bound of |f| wherever it is used; None for that of the domain and, where a tail rises, of WIDEST.
+    """
+
+    exact: Callable[[Floats], Floats]
+    low: float
+    high: float
+    left: Line = (0.0, 0.0)
+    right: Line = (0.0, 0.0)
+    absolute: float = 2e-4
+    relative: float = 0.0
+    breaks: tuple[float, ...] = ()
+    keep_bits: int = FRAC_BITS
+    largest: float | None = None
+
+
+def fit(function: Function) -> Pieces:
+    """Return the pieces of a function, as few as its error allows.
+
+    Raises:
+        ValueError: the domain is empty, or the error is below what the shortest pieces reach.
+    """
+    if not function.low < function.high:
+        raise ValueError(f"a domain must not be empty; got {function.low}..{function.high}")
+    frac_bits = _room(function)
+    while True:
+        pieces = _fit(function, frac_bits)
+        excess = max(abs(c) for c in pieces[1]).bit_length() - 62
+        if excess <= 0:
+            return Pieces(*pieces, frac_bits)
+        frac_bits -= excess
+
+
+def _fit(function: Function, frac_bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    knots, rows = [function.low], [_line(function.left, frac_bits)]
+    at = function.low
+    for end in sorted({*(b for b in function.breaks if function.low < b < function.high), function.high}):
+        while at < end:
+            at, row = _longest(function, at, end, frac_bits)
+            rows.append(row)
+            knots.append(at)
+    rows.append(_line(function.right, frac_bits))
+    return tuple(round(k / ULP) for k in knots), tuple(c for row in rows for c in row)
+
+
+def _room(function: Function) -> int:
+    """Return the fraction bits that leave room for the largest value."""
+    largest = function.largest
+    if largest is None:
+        x = np.linspace(function.low, function.high, 4097)
+        tails = [abs(c0) + abs(c1) * WIDEST for c0, c1 in (function.left, function.right)]
+        largest = max(float(np.abs(function.exact(x)).max()), *tails)
+    return min(LIMIT_BITS - 1 - max(math.ceil(math.log2(largest)), 0), 3 * FRAC_BITS + 8)
+
+
+def _line(line: Line, frac_bits: int) -> tuple[int, int, int]:
+    return round(line[0] * 2.0**frac_bits), round(line[1] * 2.0 ** (frac_bits - FRAC_BITS)), 0
+
+
+def _longest(function: Function, low: float, end: float, frac_bits: int) -> tuple[float, tuple[int, int, int]]:
+    """Return the end and the coefficients of the longest piece from `low` on."""
+    row = _piece(function, low, end, frac_bits)
+    if row is not None:
+        return end, row
+    good, bad = 0, round((end - low) / ULP)
+    found: tuple[int, int, int] | None = None
+    while bad - good > max(1, good // 256):
+        middle = (good + bad) // 2
+        row = _piece(function, low, low + middle * ULP, frac_bits)
+        if row is None:
+            bad = middle
+        else:
+            good, found = middle, row
+    if found is None or good < _FINEST:
+        raise ValueError(f"the error asked for is too small near {low:g}")
+    return low + good * ULP, found
+
+
+def _piece(function: Function, low: float, high: float, frac_bits: int) -> tuple[int, int, int] | None:
+    """Return the quadratic of one piece, or None where its error is too large."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    x = middle + half * np.cos(np.pi * (np.arange(_SAMPLES) + 0.5) / _SAMPLES)
+    wanted = function.exact(x)
+    nodes = middle + half * np.cos(np.pi * (np.arange(3) + 0.5) / 3)
+    c2 = _quantised(np.polyfit(nodes - middle, function.exact(nodes), 2)[0], frac_bits - 2 * FRAC_BITS)
+    nodes = middle + half * np.cos(np.pi * (np.arange(2) + 0.5) / 2)
+    rest = function.exact(nodes) - c2 * nodes**2
+    c1 = _quantised((rest[0] - rest[1]) / (nodes[0] - nodes[1]), frac_bits - FRAC_BITS)
+    rest = wanted - c2 * x**2 - c1 * x
+    c0 = _quantised((rest.max() + rest.min()) / 2, frac_bits)
+    error = np.abs(rest - c0)
+    if (error > function.absolute + function.relative * np.abs(wanted)).any():
+        return None
+    return round(c0 * 2.0**frac_bits), round(c1 * 2.0 ** (frac_bits - FRAC_BITS)), round(c2 * 2.0 ** (frac_bits - 32))
+
+
+def _quantised(value: float, bits: int) -> float:
+    return float(round(value * 2.0**bits)) * 2.0**-bits
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def _erf(x: Floats) -> Floats:
+    return np.array([math.erf(v) for v in x])
+
+
+def _softplus(x: Floats) -> Floats:
+    return np.logaddexp(0.0, x)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return 0.5 * (1.0 + np.tanh(x / 2))
+
+
+def _gelu(x: Floats) -> Floats:
+    return 0.5 * x * (1.0 + _erf(x / math.sqrt(2)))
+
+
+def _gelu_tanh(x: Floats) -> Floats:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+_UP: Line = (0.0, 1.0)
+_ONE: Line = (1.0, 0.0)
+_MINUS_ONE: Line = (-1.0, 0.0)
+
+FUNCTIONS: Mapping[str, Function] = {
+    "sigmoid": Function(_sigmoid, -12, 12, right=_ONE, absolute=1e-4),
+    "tanh": Function(np.tanh, -6, 6, left=_MINUS_ONE, right=_ONE, absolute=1e-4),
+    "erf": Function(_erf, -3.5, 3.5, left=_MINUS_ONE, right=_ONE, absolute=1e-4),
+    "softplus": Function(_softplus, -12, 12, right=_UP, absolute=1e-4),
+    "gelu": Function(_gelu, -5, 5, right=_UP, absolute=1e-4),
+    "gelu_tanh": Function(_gelu_tanh, -5, 5, right=_UP, absolute=1e-4),
+    "silu": Function(lambda x: x * _sigmoid(x), -14, 14, right=_UP, absolute=1e-4),
+    "mish": Function(lambda x: x * np.tanh(_softplus(x)), -14, 14, right=_UP, absolute=1e-4),
+    "exp": Function(np.exp, -12, 10, right=(math.exp(10), 0.0), absolute=2e-5, relative=1e-4),
+    # Of numbers that are 0 at most, as behind the maximum of a softmax; their sum is still wanted exactly.
+    "exp_negative": Function(np.exp, -14, 0, right=_ONE, absolute=3e-6, relative=2e-5, largest=1.0),
+    "log": Function(np.log, 2**-8, 2**12, left=(math.log(2**-8), 0.0), right=(math.log(2**12), 0.0), absolute=5e-4),
+    "reciprocal_positive": Function(
+        lambda x: 1 / x,
+        2**-4,
+        2**11,
+        left=(2.0**4, 0.0),
+        right=(2.0**-11, 0.0),
+        absolute=1e-6,
+        relative=5e-4,
+        keep_bits=24,
+    ),
+    "rsqrt": Function(
+        lambda x: x**-0.5,
+        2**-10,
+        2**12,
+        left=(2.0**5, 0.0),
+        right=(2.0**-6, 0.0),
+        absolute=0,
+        relative=5e-4,
+        keep_bits=24,
+    ),
+    "sqrt": Function(np.sqrt, 2**-10, 2**14, left=(0.0, 2.0**5), right=(2.0**7, 0.0), absolute=1e-4, relative=3e-4),
+}
+
+
+@functools.cache
+def pieces(name: str) -> Pieces:
+    """Return the pieces of a function of `FUNCTIONS`."""
+    return fit(FUNCTIONS[name])

@@ -1,0 +1,143 @@
+"""Operators that send nothing: they move, add, or scale by public numbers. The same in every protocol.
+
+Each is a function of (party, layer, weights, values), as `program.OPERATORS` describes it. What they multiply by a
+public fraction stays at a larger scale until somebody needs it truncated.
+
+Cost: 0 rounds, 0 bytes; 1 round of `party.truncate` where an operand first has to lose fraction bits.
+Security: nothing is sent.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from protocols import ring
+from protocols.correlation import KEEPER
+from protocols.party import Party
+from protocols.program import Layer
+from protocols.ring import FRAC_BITS
+from protocols.value import Operator, Value, Weights, public
+
+# A result keeps at most so many fraction bits: its integer part must have room below 2**62.
+MOST_BITS = 3 * FRAC_BITS
+
+
+def _same_scale(party: Party, *xs: Value) -> tuple[list[Tensor], int]:
+    """Return shares at the largest of their scales, which costs nothing up to that of a product."""
+    bits = max(x.at_most(party, 2 * FRAC_BITS).frac_bits for x in xs)
+    return [x.raised_to(bits) for x in xs], bits
+
+
+def _added(share: Tensor, constant: int | Tensor, party: Party) -> Tensor:
+    return share + constant if party.rank == KEEPER else share
+
+
+def add(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
+    """Sum; operands of one rank broadcast."""
+    (a, b), bits = _same_scale(party, x, y)
+    return Value(a + b, bits)
+
+
+def sub(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
+    """Difference; operands of one rank broadcast."""
+    (a, b), bits = _same_scale(party, x, y)
+    return Value(a - b, bits)
+
+
+def shift(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Add the keeper's parameter."""
+    bits = max(x.frac_bits, FRAC_BITS)
+    share = x.raised_to(FRAC_BITS)
+    addend = weights[layer.params["addend"]] << (bits - FRAC_BITS)
+    return Value(share + addend, bits)
+
+
+def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """x * factor + offset with public numbers; a whole factor keeps the scale, and is exact."""
+    factor, offset = layer.number("factor"), layer.number("offset")
+    if factor == int(factor):
+        bits = x.frac_bits if offset == int(offset) else max(x.frac_bits, FRAC_BITS)
+        return Value(_added(x.raised_to(bits) * int(factor), public(offset, bits), party), bits)
+    bits = x.at_most(party, MOST_BITS - FRAC_BITS).frac_bits + FRAC_BITS
+    return Value(_added(x.share * public(factor, FRAC_BITS), public(offset, bits), party), bits)
+
+
+def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Sum over public axes."""
+    return Value(x.share.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))), x.frac_bits)
+
+
+def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Mean over public axes; exact where their size is a power of two."""
+    axes = layer.ints("axes")
+    n = math.prod(x.share.shape[a] for a in axes)
+    keepdim = bool(layer.number("keepdims"))
+    if n & (n - 1) == 0 and x.frac_bits + n.bit_length() - 1 <= MOST_BITS:
+        return Value(x.share.sum(axes, keepdim=keepdim), x.frac_bits + n.bit_length() - 1)
+    x.at_most(party, MOST_BITS - FRAC_BITS)
+    return Value(x.share.sum(axes, keepdim=keepdim) * public(1 / n, FRAC_BITS), x.frac_bits + FRAC_BITS)
+
+
+def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Sums over windows."""
+    padded = ring.pad2d(x.share, layer.ints("pads"))
+    return Value(ring.windows(padded, layer.ints("kernel"), layer.ints("stride")).sum(0), x.frac_bits)
+
+
+def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Average pooling."""
+    kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
+    share, bits = x.at_most(party, MOST_BITS - FRAC_BITS).share, x.frac_bits
+    total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0)
+    if layer.number("count_include_pad"):
+        return Value(total * public(1 / (kernel[0] * kernel[1]), FRAC_BITS), bits + FRAC_BITS)
+    ones = ring.pad2d(torch.ones((1, 1, *share.shape[2:]), dtype=torch.int64), pads)
+    counts = ring.windows(ones, kernel, stride).sum(0)
+    factors = ring.encode(1 / counts.double().clamp(min=1)).to(share.device)
+    return Value(total * factors, bits + FRAC_BITS)
+
+
+def reshape(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """New shape of each sample."""
+    return Value(x.share.reshape(x.share.shape[0], *layer.ints("shape")), x.frac_bits)
+
+
+def transpose(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Permuted axes."""
+    return Value(x.share.permute(layer.ints("perm")), x.frac_bits)
+
+
+def concat(party: Party, layer: Layer, weights: Weights, *xs: Value) -> Value:
+    """Joined along an axis."""
+    shares, bits = _same_scale(party, *xs)
+    return Value(torch.cat(shares, dim=int(layer.number("axis"))), bits)
+
+
+def take(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Chosen places of one axis, in any order and number; -1 stands for a public number."""
+    axis, fill = int(layer.number("axis")), layer.number("fill")
+    indices = torch.tensor(layer.ints("indices"), dtype=torch.int64)
+    bits = x.frac_bits if fill == int(fill) else max(x.frac_bits, FRAC_BITS)
+    share = x.raised_to(bits)
+    out = share.index_select(axis, indices.clamp(min=0).to(share.device))
+    if bool((indices < 0).any()):
+        form = [1] * out.dim()
+        form[axis] = -1
+        absent = (indices < 0).reshape(form).to(share.device)
+        out = torch.where(absent, torch.tensor(public(fill, bits) if party.rank == KEEPER else 0), out)
+    return Value(out, bits)
+
+
+def expand(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Axes of one repeated; the rank stays."""
+    return Value(x.share.expand(x.share.shape[0], *layer.ints("shape")), x.frac_bits)
+
+
+OPERATORS: dict[str, Operator] = {
+    f.__name__.rstrip("_"): f
+    for f in (
+        *(add, sub, shift, scale, sum_, mean, sum_pool2d, avg_pool2d),
+        *(reshape, transpose, concat, take, expand),
+    )
+}
