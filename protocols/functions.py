@@ -11,7 +11,7 @@ truncated to `keep_bits`.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +199,77 @@ FUNCTIONS: Mapping[str, Function] = {
         keep_bits=24,
     ),
     "sqrt": Function(np.sqrt, 2**-10, 2**14, left=(0.0, 2.0**5), right=(2.0**7, 0.0), absolute=1e-4, relative=3e-4),
+}
+
+
+def _scaled_exp(alpha: float, scale: float) -> Function:
+    """scale * (x for x > 0, alpha (e**x - 1) below): Elu, Selu."""
+    low = -12.0
+    return Function(
+        lambda x: scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+        low,
+        1.0,
+        left=(-scale * alpha, 0.0),
+        right=(0.0, scale),
+        absolute=1e-4,
+        breaks=(0.0,),
+    )
+
+
+def _celu(alpha: float) -> Function:
+    return Function(
+        lambda x: np.maximum(x, 0) + np.minimum(0, alpha * np.expm1(np.minimum(x, 0) / alpha)),
+        -12.0 * alpha,
+        1.0,
+        left=(-alpha, 0.0),
+        right=_UP,
+        absolute=1e-4,
+        breaks=(0.0,),
+    )
+
+
+def _exp_of_differences(n: int) -> Function:
+    """e**x of numbers that are 0 at most, with room for the sum of n of them: untruncated until it is summed."""
+    return replace(FUNCTIONS["exp_negative"], largest=float(n), keep_bits=62)
+
+
+def _reciprocal_of_sum(n: int) -> Function:
+    """1 / x for 1 <= x <= n."""
+    high = float(max(n, 2))
+    return Function(
+        lambda x: 1 / x, 1.0, high, left=_ONE, right=(1 / high, 0.0), absolute=1e-5, relative=1e-4, keep_bits=24
+    )
+
+
+def _log_of_sum(n: int) -> Function:
+    """log x for 1 <= x <= n."""
+    high = float(max(n, 2))
+    return Function(np.log, 1.0, high, right=(math.log(high), 0.0), absolute=1e-4)
+
+
+def _rsqrt(epsilon: float) -> Function:
+    """1 / sqrt(x + epsilon) for 0 <= x <= 2**12; below 2**-10 with the error that x itself has there."""
+    low = 2.0**-10
+    return Function(
+        lambda x: (x + epsilon) ** -0.5,
+        low,
+        2.0**12,
+        left=((low + epsilon) ** -0.5, 0.0),
+        right=(2.0**-6, 0.0),
+        absolute=0.0,
+        relative=5e-4,
+        keep_bits=24,
+    )
+
+
+# Functions with public numbers of their own.
+CUSTOM: Mapping[str, Callable[..., Function]] = {
+    "scaled_exp": _scaled_exp,
+    "celu": _celu,
+    "exp_of_differences": lambda n: _exp_of_differences(int(n)),
+    "reciprocal_of_sum": lambda n: _reciprocal_of_sum(int(n)),
+    "log_of_sum": lambda n: _log_of_sum(int(n)),
+    "rsqrt": _rsqrt,
 }
 
 

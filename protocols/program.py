@@ -110,12 +110,15 @@ class Program:
         outputs: names of the values that are revealed, in the model's order.
         layers: in an order in which every input is made before it is used.
         params: name -> shape of each parameter.
+        whole: whether one sample is the whole of the model's inputs: a prediction then takes exactly one, and the
+            batch axis is not the model's.
     """
 
     inputs: Mapping[str, Shape]
     outputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     params: Mapping[str, Shape]
+    whole: bool = False
 
     def shape(self, value: str) -> Shape:
         """Return the shape of one sample of an input or of a layer's output."""
@@ -149,6 +152,7 @@ class Program:
                 outputs=tuple(map(str, raw["outputs"])),
                 layers=layers,
                 params={str(k): tuple(map(int, v)) for k, v in raw["params"].items()},
+                whole=bool(raw["whole"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"a program must be JSON as to_json writes it; {type(error).__name__}") from None

@@ -61,6 +61,7 @@ PACKAGES = {
             "simplify",
             "merge",
             "tidy",
+            "lower",
         ),
         *("importer", "check", "export", "bundle"),
     ],

@@ -3,6 +3,10 @@
 No rule folds constants or infers shapes. The graph is run by onnxruntime with batches of 2 and of 3 samples and every
 value as an output: a value that does not depend on the input and is the same in both runs is a constant, whatever it
 was made of, and an activation's shape is what was seen, with the batch where it was seen.
+
+A model is understood in one of two ways. By samples: the first axis of every activation is the batch, which may be
+free, and shapes are those of one sample. As a whole: every size is given, no axis is special, and the whole of each
+input is the one sample of a prediction; ONNX's axis a is then our axis a + 1. `Graph.axis` and `Graph.rank` hide which.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -27,6 +31,8 @@ from securemtk.onnx.reading import captured, initializer, opset_of
 Array = NDArray[Any]
 
 _BATCHES = (2, 3)
+# What can be an input: every number that fixed point holds, and truth values as 0 and 1.
+INPUT_DTYPES = ("float32", "float64", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64")
 # Their result is another at each run: never a constant.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -37,7 +43,8 @@ class ValueInfo:
 
     Args:
         name: its name.
-        shape: of one sample, without the batch axis; None when it could not be found out.
+        shape: of one sample, without the batch axis (of a model understood as a whole, of the value itself); None
+            when it could not be found out.
         dtype: name of its numpy type, such as "float32".
     """
 
@@ -81,6 +88,7 @@ class Graph:
         problems: what is wrong with inputs and outputs.
         failure: why the model as a whole cannot be run, if it cannot.
         batch: the batch that the file fixes, None when it is free.
+        whole: whether the model is understood as a whole.
     """
 
     inputs: tuple[ValueInfo, ...]
@@ -96,17 +104,27 @@ class Graph:
     problems: list[Problem] = field(default_factory=list)
     failure: InputError | None = None
     batch: int | None = None
+    whole: bool = False
+
+    def rank(self, name: str) -> int:
+        """Return the number of axes that an activation has in the model."""
+        return len(self.shapes[name]) + (not self.whole)
+
+    def axis(self, axis: int, rank: int) -> int:
+        """Return our axis for an axis of a node, which may be negative, of a value with `rank` axes in the model."""
+        return (axis + rank if axis < 0 else axis) + self.whole
 
     def output_info(self) -> tuple[ValueInfo, ...]:
         """Return the model's outputs with their shapes."""
         return tuple(ValueInfo(x, self.shapes.get(x), self.dtypes.get(x, "unknown")) for x in self.outputs)
 
 
-def analyse(model: ModelProto, runnable: Container[str]) -> Graph:
+def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Shape] | None = None) -> Graph:
     """Find out which values of a model are constant and every other value's shape.
 
     Args:
         model: as `read_proto` returns it.
+        shapes: the whole shape of each input, to understand the model as a whole; None to understand it by samples.
         runnable: operators of the default domain that can be translated; when onnxruntime refuses the model, it is
             tried once more without the others, so that the rest can be judged.
 
@@ -121,7 +139,10 @@ def analyse(model: ModelProto, runnable: Container[str]) -> Graph:
     inputs = [x for x in model.graph.input if x.name not in weights]
     failure, batch = None, None
     try:
-        infos, batch = _inputs(inputs)
+        if shapes is None:
+            infos, batch = _inputs(inputs)
+        else:
+            infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), _dtype(x)) for x in inputs)
     except ShapeError as error:
         infos, failure = tuple(ValueInfo(x.name, None, _dtype(x)) for x in inputs), error
     activations = _reach(protos, {x.name for x in inputs}, through_shape=False)
@@ -137,20 +158,48 @@ def analyse(model: ModelProto, runnable: Container[str]) -> Graph:
         activations=activations,
         used=used - {""},
         problems=[
-            Problem(x.name, "input", f"an input must be float32; got {x.dtype}", "export the model in float32")
+            Problem(x.name, "input", f"an input must be an array of numbers; got {x.dtype}", "feed it as numbers")
             for x in infos
-            if x.dtype != "float32"
+            if x.dtype not in INPUT_DTYPES
         ],
         failure=failure,
         batch=batch,
+        whole=shapes is not None,
     )
     if failure is None:
         _observe(graph, model, protos, runnable)
     for name in graph.outputs:
-        if name not in activations:
-            reason = "an output must depend on the input"
+        if name not in activations and name not in graph.constants and graph.failure is None:
+            reason = "an output that does not depend on the input's numbers must not depend on the batch either"
             graph.problems.append(Problem(name, "output", reason, "remove it: it says the same to every caller"))
     return graph
+
+
+def fixed_shapes(model: ModelProto) -> dict[str, Shape] | None:
+    """Return the whole shape of each input of a model, None where one is not fixed."""
+    weights = {t.name for t in model.graph.initializer}
+    shapes: dict[str, Shape] = {}
+    for x in model.graph.input:
+        if x.name in weights:
+            continue
+        kind = x.type.tensor_type
+        if not kind.HasField("shape") or any(not d.HasField("dim_value") or d.dim_value < 1 for d in kind.shape.dim):
+            return None
+        shapes[x.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return shapes
+
+
+def bound(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
+    """Return the model with some of its inputs made constants."""
+    copy: ModelProto = ModelProto.FromString(model.SerializeToString())
+    kept = [x for x in copy.graph.input if x.name not in values]
+    del copy.graph.input[:]
+    copy.graph.input.extend(kept)
+    replaced = [t for t in copy.graph.initializer if t.name not in values]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(replaced)
+    copy.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items())
+    return copy
 
 
 def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | None]:
@@ -240,7 +289,7 @@ def _observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable:
             probe = _Probe(model, protos, left_out, graph)
             if graph.batch is not None:
                 probe = probe.with_free_batch(graph.batch)
-            runs = [probe.run(b) for b in _BATCHES]
+            runs = [probe.run(b) for b in ((None,) if graph.whole else _BATCHES)]
         except InputError as error:
             graph.failure = error
         else:
@@ -251,6 +300,9 @@ def _observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable:
 
 @np.errstate(all="ignore")
 def _note(graph: Graph, runs: list[dict[str, Array]]) -> None:
+    if graph.whole:
+        _note_whole(graph, runs[0])
+        return
     first, second = runs
     for info in graph.inputs:
         graph.shapes[info.name] = info.shape or ()
@@ -269,6 +321,18 @@ def _note(graph: Graph, runs: list[dict[str, Array]]) -> None:
             graph.shapes[name], graph.dtypes[name] = a.shape[1:], a.dtype.name
             if a.dtype.kind == "f" and not np.allclose(a, b[: _BATCHES[0]], rtol=1e-3, atol=1e-3, equal_nan=True):
                 graph.failure = ShapeError(f"samples of a batch must not influence each other; in {name!r} they do")
+
+
+def _note_whole(graph: Graph, values: Mapping[str, Array]) -> None:
+    for info in graph.inputs:
+        graph.shapes[info.name] = graph.seen[info.name] = info.shape or ()
+        graph.dtypes[info.name] = info.dtype
+    for name, value in values.items():
+        graph.seen[name] = value.shape
+        if name not in graph.activations:
+            graph.constants[name] = value
+        else:
+            graph.shapes[name], graph.dtypes[name] = value.shape, value.dtype.name
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -300,12 +364,17 @@ class _Probe:
                 f"the file must be a model that onnxruntime accepts; it says: {runtime.reason(error)}"
             ) from None
 
-    def run(self, batch: int) -> dict[str, Array]:
-        """Return every value for `batch` samples, the same first samples at each call; raise ShapeError on failure."""
-        feeds = {x.name: _sample((batch, *(x.shape or ())), x.dtype) for x in self._graph.inputs}
+    def run(self, batch: int | None) -> dict[str, Array]:
+        """Return every value for `batch` samples, the same first samples at each call, or for None of the model whole.
+
+        Raises:
+            ShapeError: the model does not run.
+        """
+        lead = () if batch is None else (batch,)
+        feeds = {x.name: _sample((*lead, *(x.shape or ())), x.dtype) for x in self._graph.inputs}
         for name, kind in self._fed.items():
             shape = [d.dim_value for d in kind.tensor_type.shape.dim]
-            feeds[name] = _sample((batch, *shape[1:]), "float32")
+            feeds[name] = _sample((*lead, *shape[len(lead) :]), "float32")
         fed = {name: feeds[name] for name in self._fed}
         if self._session is None:
             return fed
@@ -314,7 +383,8 @@ class _Probe:
             values = self._session.run(self._wanted, {k: v for k, v in feeds.items() if k in known})
         except runtime.ERRORS as error:
             raise ShapeError(
-                f"the model must run with a batch of {batch}; onnxruntime says: {runtime.reason(error)}"
+                f"the model must run{'' if batch is None else f' with a batch of {batch}'}; onnxruntime says: "
+                f"{runtime.reason(error)}"
             ) from None
         return fed | {k: v for k, v in zip(self._wanted, values, strict=True) if isinstance(v, np.ndarray)}
 
@@ -348,7 +418,10 @@ class _Probe:
         for x in self._model.graph.input:
             if x.name not in made:
                 graph.input.append(x)
-                graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "batch"
+                if self._graph.whole:
+                    graph.input[-1].type.tensor_type.ClearField("shape")
+                else:
+                    graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "batch"
         for name, kind in self._fed.items():
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind.tensor_type.elem_type, None))
         graph.output.extend(ValueInfoProto(name=name) for name in self._wanted)
@@ -362,5 +435,7 @@ def _is_static(x: ValueInfoProto) -> bool:
 
 def _sample(shape: Shape, dtype: str) -> Array:
     """Return numbers to find out shapes with: sample i is the same in every batch."""
+    if not shape:
+        return np.asarray(0.5 if np.dtype(dtype).kind == "f" else 1).astype(dtype)
     rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    return np.stack(rows).astype(dtype)
+    return np.reshape(rows, shape).astype(dtype)

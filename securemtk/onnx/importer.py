@@ -1,17 +1,20 @@
 """From an ONNX file to a public `Program` and the keeper's parameters."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from protocols.errors import RangeError
-from protocols.program import OPERATORS, Layer, Program
-from securemtk.onnx.graph import Graph, ValueInfo, analyse, unique
-from securemtk.onnx.problems import UnsupportedNodes
+from protocols.errors import InputError, RangeError
+from protocols.program import OPERATORS, Layer, Program, Shape
+from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, unique
+from securemtk.onnx.lower import lower
+from securemtk.onnx.problems import Problem, UnsupportedNodes
 from securemtk.onnx.reading import Source, read_proto
-from securemtk.onnx.registry import LIMIT, RULES, Step, param
+from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
 from securemtk.onnx.rules import translate
 from securemtk.onnx.tidy import tidy
 
@@ -37,7 +40,9 @@ class Imported:
     batch: int | None = None
 
 
-def load_onnx(source: Source) -> Imported:
+def load_onnx(
+    source: Source, shapes: Mapping[str, Shape] | None = None, public: Mapping[str, Array] | None = None
+) -> Imported:
     """Read any ONNX model whose operators are supported.
 
     Constants are folded, batch normalisation and other affine layers are folded into the linear layer before them, and
@@ -45,6 +50,9 @@ def load_onnx(source: Source) -> Imported:
 
     Args:
         source: path of a .onnx file, or its bytes.
+        shapes: the whole shape of each input, for a model whose activations do not have the batch as their first axis
+            and whose file leaves sizes free.
+        public: input name -> value that takes the input's place in the clear.
 
     Returns:
         The program, its parameters, and the names, shapes and types of inputs and outputs.
@@ -55,28 +63,105 @@ def load_onnx(source: Source) -> Imported:
         UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
         RangeError: a parameter is not finite or outside fixed point.
     """
-    graph = analyse(read_proto(source), RULES)
-    steps, problems = translate(graph)
-    if problems:
-        raise UnsupportedNodes(problems)
-    if graph.failure is not None:
-        raise graph.failure
-    return assemble(graph, steps)
+    understood = understand(read_proto(source), shapes, public or {})
+    if understood.problems:
+        raise UnsupportedNodes(understood.problems)
+    if understood.graph.failure is not None:
+        raise understood.graph.failure
+    return assemble(understood.graph, understood.steps)
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What is known of a model: its graph, its nodes as steps, and all that stands in the way."""
+
+    graph: Graph
+    steps: list[Step]
+    problems: list[Problem]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way."""
+        return not self.problems and self.graph.failure is None
+
+
+def understand(
+    model: ModelProto, shapes: Mapping[str, Shape] | None = None, public: Mapping[str, Array] | None = None
+) -> Understood:
+    """Translate a model by samples or, where its inputs have fixed shapes and that fails, as a whole.
+
+    Args:
+        model: as `read_proto` returns it.
+        shapes: the whole shape of each input; None for those that the file fixes, if it does.
+        public: input name -> value that takes the input's place in the clear.
+
+    Raises:
+        InputError: `shapes` or `public` do not fit the model's inputs.
+        BundleError: as `analyse`.
+    """
+    if public:
+        _check_names("a public input", public, model)
+        model = bound(model, public)
+    if shapes is not None:
+        _check_names("a shape", shapes, model)
+    by_samples = _translated(analyse(model, RULES))
+    whole_shapes = fixed_shapes(model) if shapes is None else shapes
+    if by_samples.ok or not whole_shapes:
+        return by_samples
+    whole = _translated(analyse(model, RULES, whole_shapes))
+    # Of two refusals the one by samples is told, unless shapes were asked for: it names what a free batch needs.
+    return whole if whole.ok or shapes is not None else by_samples
+
+
+def _translated(graph: Graph) -> Understood:
+    return Understood(graph, *translate(graph))
+
+
+def _check_names(what: str, given: Mapping[str, object], model: ModelProto) -> None:
+    weights = {t.name for t in model.graph.initializer}
+    known = [x.name for x in model.graph.input if x.name not in weights]
+    strange = sorted(set(given) - set(known))
+    if strange:
+        raise InputError(f"{what} must be for one of the inputs {', '.join(known) or 'none'}; got {', '.join(strange)}")
 
 
 def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
     """Turn a model's steps into a validated program; raise RangeError as `load_onnx` does."""
     inputs = {x.name: x.shape or () for x in graph.inputs}
-    layers, params = layers_of(tidy(steps, inputs, graph.outputs))
+    steps = [*steps, *_constant_outputs(graph)]
+    layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs)))
     try:
         _check_range(params)
     except RangeError:
         # A product of parameters may be too large where none of them is.
-        layers, params = layers_of(tidy(steps, inputs, graph.outputs, merging=False))
+        layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs, merging=False)))
         _check_range(params)
-    program = Program(inputs, graph.outputs, layers, {name: value.shape for name, value in params.items()})
+    shapes = {name: value.shape for name, value in params.items()}
+    program = Program(inputs, graph.outputs, layers, shapes, whole=graph.whole)
     program.validate()
     return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
+
+
+def _constant_outputs(graph: Graph) -> list[Step]:
+    """Return steps that make the outputs that are the same whatever the input: nothing of it, plus the constant."""
+    steps: list[Step] = []
+    for name in graph.outputs:
+        if name in graph.activations or name not in graph.constants:
+            continue
+        source = graph.inputs[0]
+        value = graph.constants[name].astype(np.float64)
+        value = value if graph.whole else value[:1].reshape(value.shape[1:])
+        size, flat, one, none = max(value.size, 1), f"{name}/flat", f"{name}/one", f"{name}/none"
+        count = math.prod(source.shape or ())
+        steps += [
+            reshaped(f"{name}/flatten", source.name, flat, (count,)),
+            Step("take", f"{name}/pick", (flat,), one, (1,), attrs={"axis": 1, "indices": (0,), "fill": 0}),
+            Step("scale", f"{name}/forget", (one,), none, (1,), attrs={"factor": 0, "offset": 0}),
+            Step("expand", f"{name}/widen", (none,), f"{name}/wide", (size,), attrs={"shape": (size,)}),
+            affine(f"{name}/constant", f"{name}/wide", f"{name}/values", (size,), shift=value.reshape(1, size)),
+            reshaped(f"{name}/shape", f"{name}/values", name, value.shape),
+        ]
+    return steps
 
 
 def layers_of(steps: Sequence[Step]) -> tuple[tuple[Layer, ...], Params]:

@@ -16,6 +16,7 @@ from securemtk.onnx.registry import (
     output_shape,
     reshaped,
     rule,
+    transposed,
 )
 
 
@@ -24,24 +25,37 @@ def gemm(node: Node, graph: Graph) -> list[Step]:
     """All attributes; the second matrix constant, the third constant, an activation or absent."""
     alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
     source, output, shape = activation_input(node, graph), node.outputs[0], output_shape(node, graph)
-    if node.attrs.get("transA", 0):
+    if node.attrs.get("transA", 0) and not graph.whole:
         raise Refused("with transA the batch would be summed over", "transpose the constant, not the activation")
+    before: list[Step] = []
+    if node.attrs.get("transA", 0):
+        turned = graph.shapes[source][::-1]
+        before = [transposed(f"{node.name}/turn", source, f"{output}/turned", turned, (0, 2, 1))]
+        source = f"{output}/turned"
     weight = alpha * constant_input(node, graph, 1, "the second matrix")
     weight = weight.T if node.attrs.get("transB", 0) else weight
     third = node.input(2)
     if third in graph.activations:
         product, addend = f"{output}/product", third
-        steps = [_matmul(node.name, source, product, shape, weight)]
-        if len(graph.shapes[third]) != 1:
+        steps = [*before, _matmul(node.name, source, product, shape, weight)]
+        if graph.rank(third) != 2:
             raise Refused("the third matrix must have one row for each sample", "reshape it")
         if beta != 1.0:
             addend = f"{output}/addend"
             steps.append(affine(f"{node.name}/beta", third, addend, graph.shapes[third], scale=np.asarray(beta)))
         return [*steps, Step("add", f"{node.name}/add", (product, addend), output, shape)]
     if not third:
-        return [_matmul(node.name, source, output, shape, weight)]
+        return [*before, _matmul(node.name, source, output, shape, weight)]
     bias = fit(node, graph, constant_input(node, graph, 2, "the third matrix"), output)
-    return [_matmul(node.name, source, output, shape, weight, beta * np.broadcast_to(bias, (1, *shape))[0])]
+    if math.prod(bias.shape[:-1]) == 1:
+        row = beta * np.broadcast_to(bias.reshape(-1), shape[-1:])
+        return [*before, _matmul(node.name, source, output, shape, weight, row)]
+    product = f"{output}/product"
+    return [
+        *before,
+        _matmul(node.name, source, product, shape, weight),
+        affine(f"{node.name}/bias", product, output, shape, shift=beta * bias),
+    ]
 
 
 def _matmul(name: str, source: str, output: str, shape: Shape, weight: Array, bias: Array | None = None) -> Step:

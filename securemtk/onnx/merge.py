@@ -25,7 +25,7 @@ _PRECISE = 128
 
 def _axis(step: Step) -> int:
     """Return the axis of a convolution's or product's channels, in input and output."""
-    return 1 if step.op == "conv2d" else len(step.shape)
+    return len(step.shape) - 2 if step.op == "conv2d" else len(step.shape)
 
 
 def _products(step: Step) -> int:

@@ -106,6 +106,8 @@ def only_first_output(node: Node, graph: Graph) -> None:
 def output_shape(node: Node, graph: Graph) -> Shape:
     """Return the shape of one sample of the first output; refuse when that has no batch of samples."""
     name = node.outputs[0]
+    if name not in graph.shapes and graph.whole:
+        raise Refused("its result cannot be found out", "use operators of the ONNX standard")
     if name not in graph.shapes:
         reason = f"the batch must stay the first axis; with 2 samples the result has shape {graph.seen[name]}"
         raise Refused(reason, "keep the batch as the first axis of every activation")
@@ -141,9 +143,17 @@ def affine(
     return Step("affine", name, (source,), output, shape, params)
 
 
-def positive_axis(axis: int, rank: int) -> int:
-    """Return an axis counted from the front."""
-    return axis + rank if axis < 0 else axis
+def sample_axis(graph: Graph, axis: int, rank: int, what: str) -> int:
+    """Return our axis for one of a value with `rank` axes in the model; refuse the batch."""
+    found = graph.axis(axis, rank)
+    if found == 0:
+        raise Refused(f"{what} must not run over the batch", "choose another axis")
+    return found
+
+
+def transposed(name: str, source: str, output: str, shape: Shape, perm: tuple[int, ...]) -> Step:
+    """Return a step that permutes axes; `perm` is in our axes, the batch at 0, `shape` that of one sample after it."""
+    return Step("transpose", name, (source,), output, shape, attrs={"perm": perm})
 
 
 def fit(node: Node, graph: Graph, constant: Array, source: str) -> Array:

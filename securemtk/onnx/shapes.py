@@ -8,31 +8,29 @@ from securemtk.onnx.registry import (
     constant_input,
     one_step,
     output_shape,
-    positive_axis,
     reshaped,
     rule,
+    sample_axis,
 )
 
 
 @rule("GlobalAveragePool")
 def global_average_pool(node: Node, graph: Graph) -> list[Step]:
     """Any number of spatial axes."""
-    rank = len(output_shape(node, graph)) + 1
-    return [one_step(node, graph, "mean", axes=tuple(range(2, rank)), keepdims=1)]
+    rank = graph.rank(activation_input(node, graph))
+    return [one_step(node, graph, "mean", axes=tuple(graph.axis(i, rank) for i in range(2, rank)), keepdims=1)]
 
 
 @rule("ReduceMean")
 def reduce_mean(node: Node, graph: Graph) -> list[Step]:
     """Axes as attribute or as constant input, without the batch; keepdims."""
-    rank = len(graph.shapes[activation_input(node, graph)]) + 1
+    rank = graph.rank(activation_input(node, graph))
     axes = tuple(int(x) for x in node.attrs.get("axes", ()))
     if node.opset >= 18 and node.input(1):
         axes = tuple(int(x) for x in constant_input(node, graph, 1, "axes").ravel())
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
         return [one_step(node, graph, "identity")]
-    axes = tuple(sorted({positive_axis(x, rank) for x in axes} or range(rank)))
-    if axes[0] == 0:
-        raise Refused("a mean must not run over the batch", "name the axes to reduce, without 0")
+    axes = tuple(sorted({sample_axis(graph, x, rank, "a mean") for x in axes or range(rank)}))
     return [one_step(node, graph, "mean", axes=axes, keepdims=int(node.attrs.get("keepdims", 1)))]
 
 
@@ -47,8 +45,9 @@ def reshape(node: Node, graph: Graph) -> list[Step]:
 @rule("Transpose")
 def transpose(node: Node, graph: Graph) -> list[Step]:
     """Any order of the axes with the batch first."""
-    rank = len(graph.shapes[activation_input(node, graph)]) + 1
-    perm = tuple(int(x) for x in node.attrs.get("perm", range(rank - 1, -1, -1)))
+    rank = graph.rank(activation_input(node, graph))
+    perm = tuple(graph.axis(int(x), rank) for x in node.attrs.get("perm", range(rank - 1, -1, -1)))
+    perm = (0, *perm) if graph.whole else perm
     if perm[0] != 0:
         raise Refused(f"the batch must stay the first axis; got perm {perm}", "keep axis 0 in its place")
     return [one_step(node, graph, "transpose", perm=perm)]
@@ -57,9 +56,8 @@ def transpose(node: Node, graph: Graph) -> list[Step]:
 @rule("Concat")
 def concat(node: Node, graph: Graph) -> list[Step]:
     """Activations only, along any axis but the batch."""
-    axis = positive_axis(int(node.attrs["axis"]), len(output_shape(node, graph)) + 1)
-    if axis == 0:
-        raise Refused("samples must not be joined along the batch", "choose another axis")
+    output_shape(node, graph)
+    axis = sample_axis(graph, int(node.attrs["axis"]), graph.rank(node.outputs[0]), "a concatenation")
     if not all(x in graph.activations for x in node.inputs):
         raise Refused("a constant must not be joined to activations", "add it behind the model, or as an input")
     return [one_step(node, graph, "concat", tuple(node.inputs), axis=axis)]

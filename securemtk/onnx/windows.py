@@ -35,7 +35,7 @@ class _Window:
 
 def _window(node: Node, graph: Graph, kernel: Shape) -> _Window:
     """Read the attributes that Conv and pools share; `kernel` has one entry for each spatial axis."""
-    shape = graph.shapes[node.input(0)]
+    shape = _image(node, graph)
     n = len(shape) - 1
     if n not in (1, 2):
         raise Refused(f"it must be 1-D or 2-D; got {n}-D", "use 2-D layers")
@@ -49,6 +49,12 @@ def _window(node: Node, graph: Graph, kernel: Shape) -> _Window:
         dilation=_pair((1,) * fill + dilation),
         pads=(*_pair((0,) * fill + begin), *_pair((0,) * fill + end)),
     )
+
+
+def _image(node: Node, graph: Graph) -> Shape:
+    """Return channels and size of one image of the first input."""
+    shape = graph.shapes[node.input(0)]
+    return shape[1:] if graph.whole else shape
 
 
 def _pair(values: Shape) -> tuple[int, int]:
@@ -77,12 +83,12 @@ def _in_2d(node: Node, graph: Graph, make: Callable[[str, str, Shape], list[Step
     """Return the steps that `make(source, output, shape)` gives for images; 1-D samples become images of height 1."""
     source, output, shape = activation_input(node, graph), node.outputs[0], output_shape(node, graph)
     inner = graph.shapes[source]
-    if len(inner) == 3:
+    if len(_image(node, graph)) == 3:
         return make(source, output, shape)
     flat, high = f"{output}/lifted_in", f"{output}/lifted_out"
     return [
-        reshaped(f"{node.name}/lift", source, flat, (inner[0], 1, inner[1])),
-        *make(flat, high, (shape[0], 1, shape[1])),
+        reshaped(f"{node.name}/lift", source, flat, (*inner[:-1], 1, inner[-1])),
+        *make(flat, high, (*shape[:-1], 1, shape[-1])),
         reshaped(f"{node.name}/drop", high, output, shape),
     ]
 
@@ -92,7 +98,7 @@ def _pool(node: Node, graph: Graph) -> tuple[_Window, Pads]:
     window = _window(node, graph, tuple(int(x) for x in node.attrs["kernel_shape"]))
     if window.dilation != (1, 1):
         raise Refused(f"a pool must not be dilated; got {window.dilation}", "use a pool without dilations")
-    made = output_shape(node, graph)[1:]
+    made = output_shape(node, graph)[-(len(_image(node, graph)) - 1) :]
     made = (1,) * (2 - len(made)) + made
     end = list(window.pads[2:])
     for i in range(2):
@@ -135,10 +141,14 @@ def average_pool(node: Node, graph: Graph) -> list[Step]:
         # `pads` is counted, what ceil_mode adds behind is not: divide by the whole window first, then correct.
         wide = f"{output}/whole_window"
         rows, columns = (
-            _inside(shape[1 + i], window.kernel[i], window.stride[i], _padded_size(node, graph, i, declared))
+            _inside(
+                shape[len(shape) - 2 + i], window.kernel[i], window.stride[i], _padded_size(node, graph, i, declared)
+            )
             for i in range(2)
         )
-        scale = math.prod(window.kernel) / np.outer(rows, columns)[None, None]
+        scale = math.prod(window.kernel) / np.outer(rows, columns).reshape(
+            *[1] * (len(shape) - 1), len(rows), len(columns)
+        )
         return [
             Step("avg_pool2d", node.name, (source,), wide, shape, attrs=attrs),
             affine(f"{node.name}/divisor", wide, output, shape, scale=scale),
@@ -149,7 +159,7 @@ def average_pool(node: Node, graph: Graph) -> list[Step]:
 
 def _padded_size(node: Node, graph: Graph, axis: int, pads: Pads) -> int:
     """Return the size of a spatial axis (0: height) with its declared padding."""
-    size = graph.shapes[node.input(0)][1:]
+    size = _image(node, graph)[1:]
     return ((1,) * (2 - len(size)) + size)[axis] + pads[axis] + pads[axis + 2]
 
 

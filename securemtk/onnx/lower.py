@@ -1,0 +1,105 @@
+"""From steps in the model's words to operators of a program: functions of one variable become piecewise quadratics.
+
+It comes last, because passes want to know what a step means: that a function is monotone, that a clip has two bounds.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from protocols import functions
+from protocols.program import Attribute
+from protocols.ring import FRAC_BITS
+from protocols.spline import Pieces
+from securemtk.onnx.registry import LIMIT, Step
+
+_ONE = 1 << FRAC_BITS
+_F = 2.0**FRAC_BITS
+
+
+def lower(steps: Sequence[Step]) -> list[Step]:
+    """Return steps whose operators are those of `protocols.program.OPERATORS`."""
+    return [_lowered(step) for step in steps]
+
+
+def _lowered(step: Step) -> Step:
+    if step.op in _WITH_ATTRIBUTES:
+        return _spline(step, _WITH_ATTRIBUTES[step.op](step), FRAC_BITS)
+    if step.op in functions.FUNCTIONS:
+        return _spline(step, functions.pieces(step.op), functions.FUNCTIONS[step.op].keep_bits)
+    if step.op == "function":
+        pieces, keep_bits = _custom(step)
+        return _spline(step, pieces, keep_bits)
+    if step.op == "affine" and set(step.params) == {"shift"}:
+        return replace(step, op="shift", params={"addend": step.params["shift"]})
+    return step
+
+
+def _spline(step: Step, pieces: Pieces, keep_bits: int) -> Step:
+    attrs: Mapping[str, Attribute] = {
+        "knots": pieces.knots,
+        "coefficients": pieces.coefficients,
+        "frac_bits": pieces.frac_bits,
+        "keep_bits": keep_bits,
+    }
+    return replace(step, op="spline", attrs=attrs)
+
+
+# --- lines with knees: exact ----------------------------------------------------------------------------------------
+
+
+def lines(knots: Sequence[float], *pieces: tuple[float, float]) -> Pieces:
+    """Return a function of straight pieces (c0, c1); whole slopes need no truncation, and are exact."""
+    bits = FRAC_BITS if all(c1 == int(c1) for _, c1 in pieces) else 2 * FRAC_BITS
+    rows = [(round(c0 * 2.0**bits), round(c1 * 2.0 ** (bits - FRAC_BITS)), 0) for c0, c1 in pieces]
+    return Pieces(tuple(round(k * _F) for k in knots), tuple(c for row in rows for c in row), bits)
+
+
+def _clip(step: Step) -> Pieces:
+    low, high = step.number("low"), step.number("high")
+    if high >= LIMIT:
+        return lines((low,), (low, 0.0), (0.0, 1.0))
+    if low <= -LIMIT:
+        return lines((high,), (0.0, 1.0), (high, 0.0))
+    if round(low * _F) >= round(high * _F):
+        return lines((low,), (high, 0.0), (high, 0.0))
+    return lines((low, high), (low, 0.0), (0.0, 1.0), (high, 0.0))
+
+
+def _leaky_relu(step: Step) -> Pieces:
+    return lines((0.0,), (0.0, step.number("slope")), (0.0, 1.0))
+
+
+def _indicator(step: Step) -> Pieces:
+    """1 from the first knot on, 0 from the second one on, and so on; a number without fraction."""
+    knots = tuple(int(k) for k in step.ints("knots"))
+    first = int(step.number("below"))
+    rows = [((first + i) % 2, 0, 0) for i in range(len(knots) + 1)]
+    return Pieces(knots, tuple(c for row in rows for c in row), 0)
+
+
+_WITH_ATTRIBUTES: Mapping[str, Callable[[Step], Pieces]] = {
+    "clip": _clip,
+    "leaky_relu": _leaky_relu,
+    # Truth of a comparison: attributes knots (at scale 2**f), below (0 or 1: the value before the first knot).
+    "indicator": _indicator,
+}
+
+
+# --- functions that depend on attributes ----------------------------------------------------------------------------
+
+
+def custom(name: str, *numbers: float) -> dict[str, Attribute]:
+    """Return the attributes of a step "function": a name of `CUSTOM` and its numbers."""
+    return {"name": name, **{f"n{i}": value for i, value in enumerate(numbers)}}
+
+
+def _custom(step: Step) -> tuple[Pieces, int]:
+    numbers = tuple(step.number(f"n{i}") for i in range(len(step.attrs) - 1))
+    function = _made(str(step.attrs["name"]), numbers)
+    return functions.fit(function), function.keep_bits
+
+
+@functools.cache
+def _made(name: str, numbers: tuple[float, ...]) -> functions.Function:
+    return functions.CUSTOM[name](*numbers)
