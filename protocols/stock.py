@@ -114,14 +114,22 @@ def affine(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(z + weights[layer.params["shift"]], 2 * FRAC_BITS)
 
 
+def _at_one_scale(*xs: Value) -> tuple[list[Tensor], int]:
+    """Return shares at the largest of their scales, and its fraction bits: local, since only sums follow."""
+    bits = max(x.frac_bits for x in xs)
+    return [x.share << (bits - x.frac_bits) for x in xs], bits
+
+
 def add(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
     """Sum; local."""
-    return Value(x.at_scale(party) + y.at_scale(party))
+    (a, b), bits = _at_one_scale(x, y)
+    return Value(a + b, bits)
 
 
 def sub(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
     """Difference; local."""
-    return Value(x.at_scale(party) - y.at_scale(party))
+    (a, b), bits = _at_one_scale(x, y)
+    return Value(a - b, bits)
 
 
 def mul(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Value:
@@ -131,13 +139,13 @@ def mul(party: Party, layer: Layer, weights: Weights, x: Value, y: Value) -> Val
 
 def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Sum over public axes; local."""
-    return Value(x.at_scale(party).sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))))
+    return Value(x.share.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))), x.frac_bits)
 
 
 def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Sums over windows; local."""
-    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"))
-    return Value(ring.windows(padded, layer.ints("kernel"), layer.ints("stride")).sum(0))
+    padded = ring.pad2d(x.share, layer.ints("pads"))
+    return Value(ring.windows(padded, layer.ints("kernel"), layer.ints("stride")).sum(0), x.frac_bits)
 
 
 def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -246,8 +254,10 @@ def transpose(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 
 def concat(party: Party, layer: Layer, weights: Weights, *xs: Value) -> Value:
-    """Joined along an axis; local."""
-    return Value(torch.cat([x.at_scale(party) for x in xs], dim=int(layer.number("axis"))))
+    """Joined along an axis; local, where not only some are to be truncated."""
+    same = len({x.frac_bits for x in xs}) == 1
+    shares = [x.share if same else x.at_scale(party) for x in xs]
+    return Value(torch.cat(shares, dim=int(layer.number("axis"))), xs[0].frac_bits)
 
 
 Operator = Callable[..., Value]
