@@ -118,6 +118,15 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
             RELU, node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 1, 1]),
             node("Flatten", ["p"], ["y"]), x=(2, 6, 6))),
     ],
+    simplify.join_first: [
+        (4, model(
+            conv("x", "a", pad=1), conv("x", "b", "v"), conv("x", "c", "v", "t"), node("Relu", ["a"], ["d"]),
+            node("Relu", ["b"], ["e"]), node("Relu", ["c"], ["f"]), node("Concat", ["d", "e", "f"], ["y"], axis=1),
+            x=IMAGE, w=W3, v=W1, t=B4)),
+        (2, model(
+            RELU, conv("x", "a"), conv("r", "b"), node("LeakyRelu", ["a"], ["c"]), node("LeakyRelu", ["b"], ["d"]),
+            node("Concat", ["c", "d"], ["y"], axis=2), x=IMAGE, w=W3)),
+    ],
     simplify.share_equal: [
         (4, model(
             RELU, node("Relu", ["x"], ["q"]), node("Sub", ["x", "r"], ["a"]), node("Sub", ["x", "q"], ["b"]),
@@ -191,19 +200,19 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
             conv("p", "y"), conv("p", "z", "v"), x=IMAGE, w=W3, v=W1, outputs=("y", "z"))),
     ],
     merge.parallel_linears: [
-        (2, model(
+        (0, model(
             conv("x", "a", bias="b", pad=1), conv("x", "c", "v", "b"), node("Add", ["a", "c"], ["y"]),
             x=IMAGE, w=W3, v=W1, b=B4)),
-        (2, model(
+        (0, model(
             conv("x", "a", pad=1, strides=[2, 2]), conv("x", "c", "v", strides=[2, 2]),
             node("Sub", ["a", "c"], ["d"]), node("Flatten", ["d"], ["y"]), x=IMAGE, w=W3, v=W1)),
-        (2, model(
+        (0, model(
             node("MatMul", ["x", "w"], ["a"]), node("Gemm", ["x", "v", "b"], ["c"]), node("Sub", ["a", "c"], ["y"]),
             x=(5,), w=M2, v=M2 + 1, b=B4)),
-        (2, model(
+        (0, model(
             conv("x", "a", pad=1), conv("x", "c", "v", "b"), conv("x", "d", "u", pad=2),
             node("Concat", ["a", "c", "d"], ["y"], axis=1), x=IMAGE, w=W3, v=W1, u=floats(3, 4, 5, 5), b=B4)),
-        (2, model(
+        (0, model(
             node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["x", "v"], ["c"]),
             node("Concat", ["a", "c"], ["y"], axis=-1), x=(3, 5), w=M2, v=M2[:, :2])),
     ],
@@ -250,6 +259,20 @@ STAYS: dict[Pass, list[onnx.ModelProto]] = {
             node("LeakyRelu", ["x"], ["r"], alpha=-1.0), node("MaxPool", ["r"], ["y"], kernel_shape=[2, 2]),
             x=(2, 4, 4)),
         model(RELU, node("AveragePool", ["r"], ["y"], kernel_shape=[2, 2]), x=(2, 4, 4)),
+    ],
+    simplify.join_first: [
+        model(
+            conv("x", "a"), conv("x", "b"), node("LeakyRelu", ["a"], ["c"]), node("LeakyRelu", ["b"], ["d"], alpha=0.5),
+            node("Concat", ["c", "d"], ["y"], axis=1), x=IMAGE, w=W3),
+        model(
+            conv("x", "a"), conv("x", "b"), node("Relu", ["a"], ["c"]), node("Relu", ["b"], ["d"]),
+            node("Concat", ["c", "d"], ["y"], axis=1), x=IMAGE, w=W3, outputs=("y", "d")),
+        model(
+            conv("x", "a"), conv("x", "b"), node("Relu", ["a"], ["c"]), node("Concat", ["c", "b"], ["y"], axis=1),
+            x=IMAGE, w=W3),
+        model(
+            conv("x", "a"), node("Relu", ["a"], ["c"]), node("Relu", ["x"], ["d"]),
+            node("Concat", ["c", "d"], ["y"], axis=1), x=IMAGE, w=W1),
     ],
     simplify.share_equal: [
         model(

@@ -164,6 +164,27 @@ def test_every_operator_agrees_with_the_plain_oracle(protocol, op, number):
     np.testing.assert_allclose(got["y"], expected, atol=2e-3)
 
 
+def test_results_of_linear_layers_are_added_and_joined_before_they_are_truncated():
+    layers = [
+        Layer("matmul", "a", ("x",), "a", (4,), {"weight": "w", "bias": "b"}),
+        Layer("matmul", "c", ("x",), "c", (4,), {"weight": "w", "bias": "b"}),
+        Layer("add", "d", ("a", "c"), "d", (4,)),
+        Layer("sub", "e", ("d", "x"), "e", (4,)),
+        Layer("concat", "f", ("e", "d"), "f", (8,), {}, {"axis": 1}),
+        Layer("sum", "g", ("f",), "g", (1,), {}, {"axes": (1,), "keepdims": 1}),
+        Layer("relu", "y", ("g",), "y", (1,)),
+    ]
+    program = Program({"x": (4,)}, ("y",), tuple(layers), {"w": (4, 4), "b": (4,)})
+    params = {k: RNG.standard_normal(s).astype(np.float32) for k, s in program.params.items()}
+    x = {"x": RNG.uniform(-2, 2, (9, 4)).astype(np.float32)}
+    got, rounds, _ = secure("fss", program, params, x)
+    np.testing.assert_allclose(got["y"], plain.run(program, params, x)["y"], atol=2e-3)
+    alone = Program({"x": (1,)}, ("y",), (Layer("matmul", "g", ("x",), "g", (1,), {"weight": "w", "bias": "b"}),
+        Layer("relu", "y", ("g",), "y", (1,))), {"w": (1, 1), "b": (1,)})  # fmt: skip
+    ones = {"w": np.ones((1, 1), np.float32), "b": np.zeros(1, np.float32)}
+    assert rounds == secure("fss", alone, ones, {"x": x["x"][:, :1]})[1]
+
+
 def chi_square(data: bytes) -> float:
     counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
     return float(((counts - len(data) / 256) ** 2 / (len(data) / 256)).sum())

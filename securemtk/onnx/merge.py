@@ -334,7 +334,7 @@ def _dense(conv: Step) -> Array:
 
 def parallel_linears(net: Net) -> Net:
     """Convolutions of one stride, or products, of the same values become one where nothing but their sum, difference \
-or joined channels is used, kernels of several sizes included; the rounds of all but one, and of their truncations."""
+or joined channels is used, kernels of several sizes included; the messages of all but one."""
     uses, shapes = net.uses(), net.shapes()
     makers = {step.output: step for step in net.steps}
     for step in net.steps:

@@ -118,6 +118,35 @@ def _pool_first(before: Step, step: Step) -> list[Step] | None:
     return [pool, replace(before, inputs=(before.output,), output=step.output, shape=step.shape)]
 
 
+# What each of them makes has still to be truncated; a comparison does so by itself.
+_LINEAR = ("conv2d", "matmul", "affine")
+_ELEMENTWISE = (*_MONOTONE, "leaky_relu")
+
+
+def join_first(net: Net) -> Net:
+    """`Concat` of one function (`Relu`, `LeakyRelu`, `Clip`, `Sigmoid`, `Tanh`) of several linear layers' results, \
+which nothing else uses, becomes the function of their `Concat`; the rounds of all functions but one."""
+    makers, uses = {step.output: step for step in net.steps}, net.uses()
+    for step in net.steps:
+        parts = [makers[x] for x in step.inputs if x in makers and uses[x] == 1]
+        sources = [makers[x] for part in parts for x in part.inputs if x in makers]
+        alike = all((x.op, x.attrs) == (parts[0].op, parts[0].attrs) for x in parts)
+        if (
+            step.op == "concat"
+            and len(parts) == len(sources) == len(step.inputs)
+            and alike
+            and parts[0].op in _ELEMENTWISE
+            and all(x.op in _LINEAR and uses[x.output] == 1 for x in sources)
+        ):
+            name = parts[0].output
+            joined = replace(step, inputs=tuple(x.output for x in sources), output=name)
+            function = replace(parts[0], inputs=(name,), output=step.output, shape=step.shape)
+            kept = [x for x in net.steps if not any(x is part for part in parts)]
+            at = next(i for i, x in enumerate(kept) if x is step)
+            return join_first(net.having([*kept[:at], joined, function, *kept[at + 1 :]]))
+    return net
+
+
 def share_equal(net: Net) -> Net:
     """A step without parameters that does to the same values what one before it did goes; all that it costs."""
     first: dict[str, str] = {}

@@ -19,6 +19,7 @@ SIMPLIFY: tuple[Pass, ...] = (
     simplify.drop_dead,
     simplify.join_clips,
     simplify.pool_first,
+    simplify.join_first,
 )
 MERGE: tuple[Pass, ...] = (
     merge.affine_into_previous,
