@@ -1,4 +1,4 @@
-"""The operators without secrecy, in float64: the oracle of every test. Never used by a party."""
+"""The operators without secrecy, in float64: for tests and calibration. Never used by a party."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,7 +12,8 @@ from protocols.program import Layer, Program
 Weights = Mapping[str, Tensor]
 
 
-def _pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
+def pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
+    """Pad the last two axes as the layer says."""
     top, left, bottom, right = layer.ints("pads")
     return F.pad(x, (left, right, top, bottom), value=value)
 
@@ -20,7 +21,7 @@ def _pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
 def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """2-D convolution."""
     return F.conv2d(
-        _pad(x, layer),
+        pad(x, layer),
         w[layer.params["weight"]],
         w[layer.params["bias"]],
         layer.ints("stride"),
@@ -33,18 +34,18 @@ def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
 def avg_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Average pooling; padding counts if count_include_pad."""
     kernel, stride = layer.ints("kernel"), layer.ints("stride")
-    total = F.avg_pool2d(_pad(x, layer), kernel, stride, divisor_override=1)
+    total = F.avg_pool2d(pad(x, layer), kernel, stride, divisor_override=1)
     ones = torch.ones_like(x[:1, :1])
     counted = F.pad(ones, [0, 0, 0, 0]) if not layer.number("count_include_pad") else ones
     counts = F.avg_pool2d(
-        _pad(counted, layer, float(layer.number("count_include_pad"))), kernel, stride, divisor_override=1
+        pad(counted, layer, float(layer.number("count_include_pad"))), kernel, stride, divisor_override=1
     )
     return total / counts
 
 
 def max_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Maximum over windows."""
-    return F.max_pool2d(_pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
+    return F.max_pool2d(pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
 
 
 OPERATORS: dict[str, Callable[..., Tensor]] = {

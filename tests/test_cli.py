@@ -415,7 +415,7 @@ def test_wrong_usage_ends_with_2(command):
     ],
 )
 def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatch):
-    def fails(path: object) -> None:
+    def fails(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "check_model", fails)

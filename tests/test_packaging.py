@@ -35,9 +35,9 @@ PACKAGES = {
             "linear",
             "compare",
         ),
-        *("stock", "fss", "runner"),
+        *("ranges", "stock", "fss", "runner"),
     ],
-    "securemtk": ["tasks", "files", "config"],
+    "securemtk": ["tasks", "files", "config", "inputs"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [

@@ -1,5 +1,6 @@
 """From an ONNX file to a public `Program` and the keeper's parameters."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ def load_onnx(source: Source) -> Imported:
         BundleError: the file is missing, damaged, cyclic, of an unknown opset, or no ONNX model.
         ShapeError: an axis other than the batch is free, or the model does not keep the samples of a batch apart.
         UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
-        RangeError: a parameter is not finite or outside fixed point.
+        RangeError: parameters that are not finite or outside fixed point, all of them with their layers.
     """
     graph = analyse(read_proto(source), RULES)
     steps, problems = translate(graph)
@@ -61,14 +62,16 @@ def load_onnx(source: Source) -> Imported:
         raise UnsupportedNodes(problems)
     if graph.failure is not None:
         raise graph.failure
-    return assemble(graph, steps)
+    imported = assemble(graph, steps)
+    if bad := out_of_range(imported):
+        raise RangeError("; ".join(f"layer {layer!r}: {reason}" for layer, reason in bad))
+    return imported
 
 
 def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
-    """Turn a model's steps into a validated program; raise RangeError as `load_onnx` does."""
+    """Turn a model's steps into a validated program; its parameters may be any."""
     inputs = {x.name: x.shape or () for x in graph.inputs}
     layers, params = layers_of(tidy(steps, inputs, graph.outputs))
-    _check_range(params)
     program = Program(inputs, graph.outputs, layers, {name: value.shape for name, value in params.items()})
     program.validate()
     return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
@@ -88,10 +91,15 @@ def layers_of(steps: Sequence[Step]) -> tuple[tuple[Layer, ...], Params]:
     return tuple(layers), params
 
 
-def _check_range(params: Params) -> None:
-    for name, value in params.items():
-        if not np.isfinite(value).all():
-            raise RangeError(f"parameter {name!r} must be finite; got nan or infinity")
-        largest = float(np.abs(value).max(initial=0.0))
-        if largest >= LIMIT:
-            raise RangeError(f"parameter {name!r} must stay below {LIMIT:g} in magnitude; its largest is {largest:g}")
+def out_of_range(imported: Imported) -> list[tuple[str, str]]:
+    """Return (layer, what is wrong) for every parameter that is not finite or outside fixed point."""
+    found = []
+    for layer in imported.program.layers:
+        for name in layer.params.values():
+            largest = float(np.abs(imported.params[name]).max(initial=0.0))
+            if not math.isfinite(largest):
+                found.append((layer.name, f"parameter {name!r} must be finite; got nan or infinity"))
+            elif largest >= LIMIT:
+                rule = f"parameter {name!r} must stay below {LIMIT:g} in magnitude"
+                found.append((layer.name, f"{rule}; its largest is {largest:g}"))
+    return found

@@ -1,0 +1,194 @@
+"""How much of its room each layer takes on sample data: where fixed point would give a wrong answer, and no sign of it.
+
+Each step of a protocol is right only for values below a bound:
+
+- a comparison for |t| < 2**(k-1) at scale 2**f, where t is what is compared: the value itself at a ReLU, its distance
+  from a bound at a clip, the difference of two values at a maximum; padding of a maximum is a value itself, which no
+  other may come near;
+- a truncation for |z| < 2**62 at scale 2**2f, that is for each result of a product;
+- CrypTen's exponential (1 + x / 256)**256 from -500 on: it is below 2**-16 there, and grows without end from -512
+  down. Its reciprocal begins with the same exponential of 1 - 2x, and thus ends at 256.
+
+The values are those of a run in float64 in the clear: whoever holds the weights and the data may ask.
+"""
+
+import math
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocols import compare, plain, ring
+from protocols.errors import RangeError
+from protocols.program import Layer, Program
+
+COMPARED = 2.0 ** (compare.POINT_BITS - ring.FRAC_BITS)
+TRUNCATED = 2.0 ** (ring.LIMIT_BITS - 2 * ring.FRAC_BITS)
+PADDING = 2.0 ** (ring.LOWEST_BITS - ring.FRAC_BITS)
+EXPONENT = 500.0
+DENOMINATOR = 256.0
+
+STEPS = ("comparison", "truncation", "approximation")
+# More room than this is not told apart: manifests are public, and this says enough.
+MOST_HEADROOM = 8
+# Values of all layers that are held at a time, 8 bytes each.
+_CHUNK_ELEMENTS = 1 << 24
+_PRODUCTS = ("conv2d", "matmul", "affine", "mul", "mean", "avg_pool2d")
+
+Headroom = Mapping[str, Mapping[str, int]]
+Arrays = Mapping[str, NDArray[np.floating]]
+# A step, the largest value that came to it, and its bound.
+_Load = tuple[str, float, float]
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """The step of a layer that sample data brought nearest to its bound.
+
+    Args:
+        name: the layer's name.
+        op: its operator.
+        step: a name of `STEPS`.
+        largest: greatest magnitude that came to this step.
+        bound: the step is right for magnitudes below it.
+    """
+
+    name: str
+    op: str
+    step: str
+    largest: float
+    bound: float
+
+    @property
+    def share(self) -> float:
+        """Return largest / bound; from 1 on, answers are wrong."""
+        return self.largest / self.bound
+
+    @property
+    def headroom(self) -> int:
+        """Return how many times the values may double and stay below the bound: less than 0 beyond it."""
+        return min(MOST_HEADROOM, -math.frexp(self.share)[1]) if self.largest else MOST_HEADROOM
+
+
+def measure(program: Program, params: Arrays, batches: Iterable[Arrays]) -> tuple[LayerRange, ...]:
+    """Run a network in the clear and tell how near each layer comes to the bounds of `protocol="fss"`.
+
+    Args:
+        program: the network.
+        params: name -> float array.
+        batches: each input name -> float array (n, *sample), finite.
+
+    Returns:
+        An entry for each layer with a bound of its own, in the program's order. Layers that only move or add values
+        have none: what they make is measured where it is used.
+
+    Cost: a forward pass in float64; memory is bounded by the values of one sample or 128 MiB.
+    """
+    weights = {name: np.asarray(value, dtype=np.float64) for name, value in params.items()}
+    most: dict[str, LayerRange] = {}
+    for part in (part for batch in batches for part in _parts(program, batch)):
+        values = {name: torch.from_numpy(value) for name, value in plain.run(program, weights, part).items()}
+        for layer in program.layers:
+            for step, largest, bound in _loads(layer, [values[x] for x in layer.inputs], values[layer.output]):
+                found = LayerRange(layer.name, layer.op, step, largest, bound)
+                if layer.name not in most or found.share > most[layer.name].share:
+                    most[layer.name] = found
+    return tuple(most.values())
+
+
+def headroom(rows: Iterable[LayerRange]) -> dict[str, dict[str, int]]:
+    """Return step -> layer -> headroom: what may be told to everybody."""
+    room: dict[str, dict[str, int]] = {}
+    for row in rows:
+        room.setdefault(row.step, {})[row.name] = row.headroom
+    return room
+
+
+def require(room: Headroom, steps: Collection[str] = STEPS) -> None:
+    """Raise RangeError, with the names of the layers, where values reach the bound of one of `steps`."""
+    if beyond := _layers(room, steps, -1):
+        raise RangeError(
+            f"values must stay within the bounds of fixed point; on sample data those of {beyond} do not, and answers"
+            " would be wrong: scale the model or its input down"
+        )
+
+
+def warning(room: Headroom, steps: Collection[str] = STEPS) -> str:
+    """Return a text that names the layers whose values reach half of the bound of one of `steps`; "" for none."""
+    close = _layers(room, steps, 0)
+    return f"on sample data the values of {close} reach half of what fixed point holds" if close else ""
+
+
+def steps_of(protocol: str) -> tuple[str, ...]:
+    """Return the steps of a protocol that have the bounds of this module: CrypTen's comparisons take 64 bits."""
+    return STEPS if protocol == "fss" else STEPS[1:]
+
+
+def _layers(room: Headroom, steps: Collection[str], most: int) -> str:
+    found = [(name, step) for step in steps for name, bits in room.get(step, {}).items() if bits <= most]
+    return ", ".join(f"{name!r} ({step})" for name, step in found)
+
+
+def _parts(program: Program, batch: Arrays) -> Iterator[Arrays]:
+    """Give a batch in parts of bounded memory."""
+    elements = sum(math.prod(layer.shape) for layer in program.layers)
+    size = max(1, _CHUNK_ELEMENTS // max(elements, 1))
+    n = len(next(iter(batch.values())))
+    for begin in range(0, n, size):
+        yield {name: x[begin : begin + size] for name, x in batch.items()}
+
+
+def _loads(layer: Layer, inputs: list[Tensor], output: Tensor) -> Iterator[_Load]:
+    """Give the steps of a layer's protocol with what comes to them."""
+    if layer.op in _PRODUCTS:
+        yield "truncation", _largest(output), TRUNCATED
+    elif layer.op in ("relu", "leaky_relu"):
+        yield "comparison", _largest(inputs[0]), COMPARED
+        yield "truncation", _largest(output), TRUNCATED
+    elif layer.op == "clip":
+        yield from _clip_loads(layer, inputs[0])
+    elif layer.op == "max_pool2d":
+        yield from _maximum_loads(layer, inputs[0])
+    elif layer.op in ("sigmoid", "tanh"):
+        # tanh(x) is made of the sigmoid of 2x.
+        yield "approximation", _largest(inputs[0]), EXPONENT / (2 if layer.op == "tanh" else 1)
+    elif layer.op == "softmax":
+        axis = int(layer.number("axis"))
+        below = inputs[0].amax(axis, keepdim=True) - inputs[0]
+        yield "approximation", _largest(below), EXPONENT
+        yield "approximation", _largest(below.neg().exp().sum(axis)), DENOMINATOR
+
+
+def _clip_loads(layer: Layer, x: Tensor) -> Iterator[_Load]:
+    """Give what `fss.clip` compares; a bound that it leaves out must not be reached."""
+    low, high = layer.number("low"), layer.number("high")
+    for value, bound in ((x, low), (-x.clamp(min=low), -high)):
+        if bound > -ring.CLIP_LIMIT:
+            yield "comparison", _largest(value - bound), COMPARED
+        else:
+            yield "comparison", _largest(value.clamp(max=0)), -bound
+
+
+def _maximum_loads(layer: Layer, x: Tensor) -> Iterator[_Load]:
+    """Give what `fss.max_pool2d` compares: the differences of its tree of pairs."""
+    if any(layer.ints("pads")):
+        yield "comparison", _largest(x), PADDING
+    # Differences from padding are accounted for by the line above.
+    columns = ring.windows(plain.pad(x, layer, math.nan), layer.ints("kernel"), layer.ints("stride"))
+    largest = 0.0
+    while len(columns) > 1:
+        half = len(columns) // 2
+        a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
+        largest = max(largest, _largest((a - b).nan_to_num(nan=0.0)))
+        columns = torch.cat([torch.fmax(a, b), rest])
+    yield "comparison", largest, COMPARED
+
+
+def _largest(x: Tensor) -> float:
+    """Return the greatest magnitude, finite also where float64 has overflown."""
+    largest = float(x.abs().max())
+    return largest if math.isfinite(largest) else sys.float_info.max
