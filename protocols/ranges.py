@@ -71,7 +71,7 @@ class LayerRange:
     @property
     def headroom(self) -> int:
         """Return how many times the values may double and stay below the bound: less than 0 beyond it."""
-        return min(MOST_HEADROOM, -math.frexp(self.share)[1]) if self.largest else MOST_HEADROOM
+        return min(MOST_HEADROOM, -math.frexp(self.share)[1]) if self.share else MOST_HEADROOM
 
 
 def measure(program: Program, params: Arrays, batches: Iterable[Arrays]) -> tuple[LayerRange, ...]:
@@ -169,7 +169,7 @@ def _clip_loads(layer: Layer, x: Tensor) -> Iterator[_Load]:
     for value, bound in ((x, low), (-x.clamp(min=low), -high)):
         if bound > -ring.CLIP_LIMIT:
             yield "comparison", _largest(value - bound), COMPARED
-        else:
+        elif bound > -TRUNCATED:
             yield "comparison", _largest(value.clamp(max=0)), -bound
 
 
