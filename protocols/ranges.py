@@ -86,7 +86,7 @@ def measure(program: Program, params: Arrays, batches: Iterable[Arrays]) -> tupl
         An entry for each layer with a bound of its own, in the program's order. Layers that only move or add values
         have none: what they make is measured where it is used.
 
-    Cost: a forward pass in float64; memory is bounded by the values of one sample or 128 MiB.
+    Cost: a forward pass in float64; memory is the parameters in float64, and the values of one sample or 128 MiB.
     """
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in params.items()}
     most: dict[str, LayerRange] = {}

@@ -136,6 +136,8 @@ class Model:
             KeyRefused: the authority holds no fitting key; the session lives on.
             ProtocolAbort: a role failed; the session is dead.
 
+        Values inside the network are not checked, for nobody sees them: see docs/ranges.md.
+
         Cost: see `Session.cost` afterwards.
         Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
             the batch size and which keys were asked for; the user sees the scores.

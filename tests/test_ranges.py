@@ -116,6 +116,16 @@ def test_a_product_too_large_to_be_truncated_is_reported_and_wrong():
         assert (np.abs(got - value**2 / 2**12).max() < 1) == right
 
 
+def test_crypten_compares_what_is_beyond_the_bound_of_comparison_keys():
+    program, params = single("relu", ([(2,)], (2,), {}, {}))
+    x = vector(40000, -40000)
+    assert secure("crypten", program, params, {"x0": x})[0]["y"].tolist() == [[40000, 0]]
+    room = headroom(rows(program, params, x))
+    ranges.require(room, ranges.steps_of("crypten"))
+    with pytest.raises(RangeError, match="comparison"):
+        ranges.require(room, ranges.steps_of("fss"))
+
+
 def test_every_operator_that_works_on_values_has_a_bound():
     bounded = set()
     for op, cases in CASES.items():
