@@ -21,6 +21,10 @@ class RangeError(InputError):
     """A value lies outside what fixed point holds, or is not finite."""
 
 
+class RangeWarning(UserWarning):
+    """On sample data a model's values come near what fixed point holds."""
+
+
 class BundleError(InputError):
     """A bundle or ONNX file is missing, damaged or edited."""
 

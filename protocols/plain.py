@@ -1,4 +1,4 @@
-"""The operators without secrecy, in float64: the oracle of every test. Never used by a party."""
+"""The operators without secrecy, in float64: for tests and calibration. Never used by a party."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,8 @@ from protocols.ring import FRAC_BITS
 Weights = Mapping[str, Tensor]
 
 
-def _pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
+def pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
+    """Pad the last two axes as the layer says."""
     top, left, bottom, right = layer.ints("pads")
     return F.pad(x, (left, right, top, bottom), value=value)
 
@@ -21,7 +22,7 @@ def _pad(x: Tensor, layer: Layer, value: float = 0.0) -> Tensor:
 def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """2-D convolution."""
     z = F.conv2d(
-        _pad(x.reshape(-1, *x.shape[-3:]), layer),
+        pad(x.reshape(-1, *x.shape[-3:]), layer),
         w[layer.params["weight"]],
         w[layer.params["bias"]],
         layer.ints("stride"),
@@ -35,18 +36,18 @@ def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
 def avg_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Average pooling; padding counts if count_include_pad."""
     kernel, stride = layer.ints("kernel"), layer.ints("stride")
-    total = F.avg_pool2d(_pad(x, layer), kernel, stride, divisor_override=1)
+    total = F.avg_pool2d(pad(x, layer), kernel, stride, divisor_override=1)
     ones = torch.ones_like(x[:1, :1])
     counted = F.pad(ones, [0, 0, 0, 0]) if not layer.number("count_include_pad") else ones
     counts = F.avg_pool2d(
-        _pad(counted, layer, float(layer.number("count_include_pad"))), kernel, stride, divisor_override=1
+        pad(counted, layer, float(layer.number("count_include_pad"))), kernel, stride, divisor_override=1
     )
     return total / counts
 
 
 def max_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Maximum over windows."""
-    return F.max_pool2d(_pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
+    return F.max_pool2d(pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
 
 
 def spline(layer: Layer, w: Weights, x: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "relu": lambda layer, w, x: x.clamp(min=0),
     "mean": lambda layer, w, x: x.mean(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "sum_pool2d": lambda layer, w, x: F.avg_pool2d(
-        _pad(x, layer), layer.ints("kernel"), layer.ints("stride"), divisor_override=1
+        pad(x, layer), layer.ints("kernel"), layer.ints("stride"), divisor_override=1
     ),
     "sum": lambda layer, w, x: x.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "reshape": lambda layer, w, x: x.reshape(x.shape[0], *layer.ints("shape")),

@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +27,16 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from protocols.errors import BundleError, InputError, KeyRefused, ProtocolAbort, SecureError, UnsupportedError
+from protocols.errors import (
+    BundleError,
+    InputError,
+    KeyRefused,
+    ProtocolAbort,
+    RangeWarning,
+    SecureError,
+    UnsupportedError,
+)
+from protocols.ranges import LayerRange, headroom, warning
 from securemtk.config import Config
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.files import write_whole
@@ -78,7 +88,10 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status; no error leaves it as a traceback."""
     try:
-        app(list(arguments), prog_name="securemtk")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RangeWarning)
+            warnings.showwarning = _show_warning
+            app(list(arguments), prog_name="securemtk")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except BaseException as error:
@@ -107,6 +120,11 @@ def report(error: BaseException) -> int:
     return _complain(
         f"internal error, please report it: {kind} in {Path(place.filename).name}:{place.lineno}", INTERNAL
     )
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Show a warning of ours as a message, without the line of code; others with -v."""
+    log.log(logging.WARNING if issubclass(category, RangeWarning) else logging.DEBUG, "%s", message)
 
 
 def _complain(message: str, status: int) -> int:
@@ -262,24 +280,45 @@ def predict(
     _emit(as_json, answer, lambda: _answer_tables(answer, session.cost))
 
 
-@app.command(epilog="Example:  securemtk check model.onnx")
+@app.command(epilog="Example:  securemtk check model.onnx --sample x.npy")
 def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, or bundle folder.")],
+    sample: Annotated[
+        Path | None,
+        typer.Option(help="Data as predict takes it: run the model on it in the clear, and measure its values."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell whether a model runs under encryption: every unsupported node at once, by name. Exit status 4 when not."""
-    found = check_model(read_model(model)[1] if model.is_dir() else model)
+    """Tell whether a model runs under encryption: every unsupported node at once, by name.
+
+    With --sample also how near the values of each layer come to the bounds of fixed point. Exit status 4 where a node
+    is not supported or a value reaches its bound.
+    """
+    data = None if sample is None else _read_input(sample)
+    manifest, source = read_model(model) if model.is_dir() else (None, model)
+    limits = {} if manifest is None else {"low": manifest.low, "high": manifest.high}
+    found = check_model(source, data, **limits)
     document = found.to_dict()
 
     def show() -> None:
         _rows_table("layers", [dict(row) for row in document["layers"]])
+        _rows_table("largest values on the sample", [_range_row(row) for row in found.ranges])
         _rows_table("unsupported", [dict(row) for row in document["unsupported"]])
         stdout = Console()
-        stdout.print("runs under encryption" if found.ok else f"does not run: {len(found.unsupported)} in the way")
+        verdict = "runs under encryption" if found.in_range else "does not run right: values reach their bounds"
+        stdout.print(verdict if found.ok else f"does not run: {len(found.unsupported)} in the way")
 
     _emit(as_json, document, show)
-    if not found.ok:
+    if found.in_range and (text := warning(headroom(found.ranges))):
+        log.warning(text)
+    if not (found.ok and found.in_range):
         raise typer.Exit(UNSUPPORTED)
+
+
+def _range_row(row: LayerRange) -> dict[str, str]:
+    verdict = "too large" if row.headroom < 0 else "close" if row.headroom == 0 else ""
+    figures = {"largest": f"{row.largest:.4g}", "bound": f"{row.bound:.10g}", "share": f"{100 * row.share:.3g} %"}
+    return {"name": row.name, "op": row.op, "step": row.step} | figures | {"": verdict}
 
 
 # --- input ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols import ring, runner
+from protocols import ranges, ring, runner
 from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
@@ -102,6 +102,8 @@ class Keeper:
         self._step("load")
         try:
             manifest, data = (None, arrays[0].tobytes()) if arrays else read_model(str(meta["path"]))
+            if manifest is not None and manifest.headroom is not None:
+                ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])))
             imported = load_onnx(data)
             program = imported.program
             protocol = runner.protocol_module(str(meta["protocol"]))

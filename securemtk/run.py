@@ -9,7 +9,7 @@ The keys are written before the training begins, so that a run that was interrup
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from protocols.errors import InputError
 from protocols.prg import Stream
 from securemtk import data
 from securemtk.data import DataSet
+from securemtk.data.base import Images
 from securemtk.files import check_new_folder, new_folder, write_whole
 from securemtk.mtk.answers import answer_stats
 from securemtk.mtk.assembler import AssemblerConfig
 from securemtk.mtk.evaluate import TaskResult, evaluate
-from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, draw_keys
+from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, draw_keys, stamp
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.train import Epoch, TrainConfig, TrainResult, train
 from securemtk.onnx.bundle import Manifest, write_bundle
@@ -163,6 +164,7 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
     Raises:
         BundleError: the folder is there already, or the disk refuses.
         UnsupportedError: the model has layers that cannot run under encryption.
+        RangeError: a weight, or a value on the training samples, is outside fixed point.
     """
     result, dataset = trained.result, trained.dataset
     example = torch.from_numpy(dataset.x_train[:2])
@@ -178,8 +180,15 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
         answers={
             name: stats.to_dict() for name, stats in answer_stats(result.model, dataset, dict(result.keys)).items()
         },
+        samples=_asked(dataset, list(result.keys.values())),
         overwrite=overwrite,
     )
+
+
+def _asked(dataset: DataSet, keys: Sequence[TriggerKey]) -> Iterator[Images]:
+    """Give the training samples as a model gets them: without a key, with each of them, and with all."""
+    for stamped in ([], *([key] for key in keys), *([keys] if len(keys) > 1 else [])):
+        yield stamp(dataset.x_train, stamped)
 
 
 def task_figures(result: TaskResult) -> dict[str, Any]:

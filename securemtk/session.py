@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols import ring, runner
+from protocols import ranges, ring, runner
 from protocols.channel import Link, Watch, connect
 from protocols.correlation import USER
 from protocols.dealer import receive_seed
-from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeError, SecureError, ShapeError
+from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeWarning, SecureError
 from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -33,6 +34,7 @@ from protocols.runner import LayerCost, Plan, Probe
 from protocols.tls import issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
+from securemtk.inputs import input_arrays
 from securemtk.launch import RoleProcess, stop_all
 from securemtk.onnx.bundle import Manifest
 from securemtk.tasks import Task
@@ -134,6 +136,8 @@ class Model:
             KeyRefused: the authority holds no fitting key; the session lives on.
             ProtocolAbort: a role failed; the session is dead.
 
+        Values inside the network are not checked, for nobody sees them: see docs/ranges.md.
+
         Cost: see `Session.cost` afterwards.
         Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
             the batch size and which keys were asked for; the user sees the scores.
@@ -177,39 +181,9 @@ class Model:
                 raise InputError(f"task {name!r} is unprotected and takes no key")
 
     def _arrays(self, x: Any) -> dict[str, Tensor]:
-        inputs = self.program.inputs
-        if not isinstance(x, Mapping):
-            if len(inputs) != 1:
-                raise InputError(f"a model with inputs {', '.join(inputs)} takes a mapping of names to arrays")
-            x = {next(iter(inputs)): x}
-        if set(x) != set(inputs):
-            raise InputError(f"the inputs must be {', '.join(inputs)}; got {', '.join(map(str, x)) or 'none'}")
-        out = {name: self._encode(name, x[name]) for name in inputs}
-        if len({len(v) for v in out.values()}) != 1:
-            raise ShapeError(f"all inputs must have the same batch; got {[len(v) for v in out.values()]}")
-        return out
-
-    def _encode(self, name: str, x: Any) -> Tensor:
-        array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-        shape = self.program.inputs[name]
-        wanted = f"input {name!r} must be a float array of shape (n, {', '.join(map(str, shape))}) with n >= 1"
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{wanted}; got a {type(x).__name__}")
-        if array.dtype.kind != "f":
-            raise ShapeError(f"{wanted}; got dtype {array.dtype}")
-        if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) < 1:
-            raise ShapeError(f"{wanted}; got shape {array.shape}")
-        if not np.isfinite(array).all():
-            raise RangeError(f"input {name!r} must be finite; got NaN or infinity")
-        low, high = -ring.CLIP_LIMIT, ring.CLIP_LIMIT
-        if self.manifest is not None:
-            low, high = max(low, self.manifest.low), min(high, self.manifest.high)
-        if array.min() < low or array.max() > high:
-            raise RangeError(
-                f"input {name!r} must lie in [{low:g}, {high:g}]; got values in "
-                f"[{float(array.min()):g}, {float(array.max()):g}]"
-            )
-        return ring.encode(array, what=f"input {name!r}")
+        bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
+        arrays = input_arrays(self.program.inputs, x, **bounds)
+        return {name: ring.encode(array, what=f"input {name!r}") for name, array in arrays.items()}
 
 
 class Session:
@@ -388,8 +362,21 @@ class Session:
         Raises:
             BundleError: missing, damaged or edited.
             UnsupportedError: nodes that we cannot run, all of them by name.
-            RangeError: a weight that fixed point does not hold.
+            RangeError: a weight that fixed point does not hold, or values that do not on the sample data of which the
+                manifest tells.
+
+        Warns:
+            RangeWarning: values that reached half of what fixed point holds, on that data.
         """
+        model = self._load_or_abort(source)
+        # With nothing held: a caller may have made errors of warnings.
+        if model.manifest is not None and model.manifest.headroom is not None:
+            steps = ranges.steps_of(self._protocol)
+            if text := ranges.warning(model.manifest.headroom, steps):
+                warnings.warn(text, RangeWarning, stacklevel=2)
+        return model
+
+    def _load_or_abort(self, source: str | os.PathLike[str] | bytes) -> Model:
         with self._lock:
             self.start()
             self._step("load")

@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import alive
-from onnx_models import floats, one
+from onnx import helper
+from onnx_models import build, floats, one
 from torch import nn
 
 from protocols.errors import (
@@ -37,6 +39,7 @@ from securemtk.mtk.assembler import AssemblerConfig
 from securemtk.mtk.keys import draw_keys
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.train import TrainConfig
+from securemtk.onnx.bundle import MANIFEST, read_bundle
 from securemtk.onnx.export import export_onnx
 from securemtk.session import Session
 
@@ -209,6 +212,75 @@ def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
     assert "the Erf" in out
     status, out, _ = command("check", made / "bundle", "--json")
     assert (status, json.loads(out)["ok"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "status", "said", "warned"),
+    [(1.0, 0, "runs under encryption", ""), (20.0, 0, "close", "'the Relu'"), (40.0, cli.UNSUPPORTED, "too large", "")],
+)
+def test_check_with_a_sample_shows_the_largest_values_and_fails_beyond_the_bounds(
+    tmp_path, command, scale, status, said, warned
+):
+    model, x = tmp_path / "m.onnx", tmp_path / "x.npy"
+    nodes = [
+        helper.make_node("Mul", ["x", "c"], ["h"], name="scale"),
+        helper.make_node("Relu", ["h"], ["y"], name="the Relu"),
+    ]
+    model.write_bytes(build(nodes, {"x": ["n", 4]}, ["y"], {"c": np.float32(scale)}).SerializeToString())
+    np.save(x, np.full((2, 4), 1000, np.float32))
+    code, out, err = command("check", model, "--sample", x)
+    assert code == status
+    assert said in out
+    assert "32768" in out
+    assert ("reach half" in err and warned in err) if warned else "reach half" not in err
+    code, out, err = command("check", model, "--sample", x, "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["in_range"]) == (status, True, status == 0)
+    assert {row["name"]: row["largest"] for row in report["ranges"]}["the Relu"] == 1000 * scale
+
+
+def test_check_takes_a_sample_of_several_inputs(tmp_path, command):
+    nodes = [helper.make_node("Add", ["a", "b"], ["h"]), helper.make_node("Relu", ["h"], ["y"], name="top")]
+    (tmp_path / "m.onnx").write_bytes(build(nodes, {"a": ["n", 2], "b": ["n", 2]}, ["y"]).SerializeToString())
+    np.savez(tmp_path / "x.npz", a=np.ones((3, 2), np.float32), b=2 * np.ones((3, 2), np.float32))
+    status, out, _ = command("check", tmp_path / "m.onnx", "--sample", tmp_path / "x.npz", "--json")
+    assert (status, [row["largest"] for row in json.loads(out)["ranges"]]) == (0, [3.0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((2, 5), np.float32), "got shape (2, 5)"),
+        (np.zeros((2, 4), np.int64), "int64"),
+        (np.full((2, 4), np.nan, np.float32), "finite"),
+        (np.full((2, 4), 1e6, np.float32), "must lie in"),
+        (np.array([None, {}]), "must be a .npy file of numbers"),
+        (b"no array", "must be a .npy file of numbers"),
+        (None, "must be a readable .npy file"),
+    ],
+    ids=["shape", "dtype", "nan", "range", "pickle", "text", "absent"],
+)
+def test_a_bad_sample_is_refused_with_a_message(tmp_path, command, content, message):
+    (tmp_path / "m.onnx").write_bytes(one("Relu", ["n", 4]).SerializeToString())
+    if isinstance(content, bytes):
+        (tmp_path / "x.npy").write_bytes(content)
+    elif content is not None:
+        np.save(tmp_path / "x.npy", content)
+    status, _, err = command("check", tmp_path / "m.onnx", "--sample", tmp_path / "x.npy")
+    assert (status, message in " ".join(err.split())) == (cli.INPUT, True)
+
+
+def test_an_export_records_headroom_and_predict_says_before_it_works_that_it_is_small(made, tmp_path, command):
+    manifest = read_bundle(made / "bundle")[0]
+    assert min(bits for layers in manifest.headroom.values() for bits in layers.values()) > 0
+    shutil.copytree(made / "bundle", tmp_path / "bundle")
+    near = replace(manifest, headroom={"comparison": {"some layer": 0}})
+    (tmp_path / "bundle" / MANIFEST).write_text(near.to_json())
+    status, out, err = command("predict", tmp_path / "bundle", made / "x.npy", "--json")
+    assert status == 0
+    assert set(json.loads(out)) == {"outputs", "cost"}
+    assert "'some layer' (comparison) reach half" in " ".join(err.split())
+    assert ".py" not in err
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -415,7 +487,7 @@ def test_wrong_usage_ends_with_2(command):
     ],
 )
 def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatch):
-    def fails(path: object) -> None:
+    def fails(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "check_model", fails)

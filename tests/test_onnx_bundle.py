@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import small_models
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,10 +20,12 @@ from onnx import helper
 from onnx_models import agrees, build, floats
 from torch import nn
 
-from protocols.errors import BundleError, ShapeError, UnsupportedError
+from protocols.errors import BundleError, RangeError, RangeWarning, ShapeError, UnsupportedError
+from protocols.ranges import measure
 from securemtk.onnx import bundle
 from securemtk.onnx.bundle import MANIFEST, MODEL, Manifest, read_bundle, read_model, write_bundle
 from securemtk.onnx.export import OPSET, export_onnx, write_file
+from securemtk.onnx.importer import load_onnx
 from securemtk.onnx.runtime import start
 from securemtk.tasks import Task
 
@@ -364,6 +367,12 @@ BAD_MANIFESTS = [
     {"answers": {"digit": 1}},
     {"versions": {"torch": 2}},
     {"versions": None},
+    {"headroom": 1},
+    {"headroom": {"guess": {}}},
+    {"headroom": {"comparison": 3}},
+    {"headroom": {"comparison": {"relu": 2.5}}},
+    {"headroom": {"comparison": {"relu": True}}},
+    {"headroom": {"comparison": {"relu": 9}}},
     {"surprise": 1},
 ]
 
@@ -373,6 +382,43 @@ def test_a_manifest_that_breaks_a_rule_is_refused_even_with_right_sums(folder, e
     (folder / MANIFEST).write_text(edited((folder / MANIFEST).read_text(), edit))
     with pytest.raises(BundleError, match=r"manifest\.json"):
         read_bundle(folder)
+
+
+def test_a_manifest_tells_headroom_in_whole_doublings_and_nothing_without_samples(folder, data, tmp_path):
+    assert "headroom" not in json.loads((folder / MANIFEST).read_text())
+    assert read_bundle(folder)[0].headroom is None
+    told = set()
+    # Within a factor of 2 of each other the samples give the same manifest, and no digit of them stands in it.
+    for i, x in enumerate([np.full((2, 1, 4, 4), 0.9, np.float32), np.full((3, 1, 4, 4), 0.91, np.float32)]):
+        written = write_bundle(tmp_path / f"b{i}", data, **arguments(high=3e4), samples=[x * 2**10, x])
+        assert read_bundle(tmp_path / f"b{i}")[0] == written
+        told.add((tmp_path / f"b{i}" / MANIFEST).read_text())
+    (text,) = told
+    room = json.loads(text)["headroom"]
+    assert set(room) == {"comparison", "truncation"}
+    assert all(type(bits) is int for layers in room.values() for bits in layers.values())
+    (bits,) = room["comparison"].values()
+    imported = load_onnx(data)
+    rows = measure(imported.program, imported.params, [{"input": np.full((1, 1, 4, 4), 0.9 * 2**10, np.float32)}])
+    largest = next(row.largest for row in rows if row.step == "comparison")
+    assert 2.0**14 <= largest * 2.0**bits < 2.0**15 or bits == 8
+
+
+def test_samples_beyond_or_near_the_range_stop_an_export_or_are_warned_of(data, tmp_path):
+    imported = load_onnx(small_models.mlp())
+    unit = np.ones((1, 8), np.float32)
+    rows = measure(imported.program, imported.params, [{"x": unit * 2**12}])
+    scale = 2**12 / next(row.share for row in rows if row.step == "comparison")
+    assert scale * 1.2 < 2**14
+    about = arguments(tasks=(Task("y", 3),), input_name="x", input_shape=(8,), answers={}, low=-1e6, high=1e6)
+    with pytest.warns(RangeWarning, match="comparison") as caught:
+        write_bundle(tmp_path / "near", small_models.mlp(), **about, samples=[unit * scale * 0.8])
+    assert caught[0].filename == __file__
+    with pytest.raises(RangeError, match="comparison"):
+        write_bundle(tmp_path / "beyond", small_models.mlp(), **about, samples=[unit, unit * scale * 1.2])
+    assert not (tmp_path / "beyond").exists()
+    with pytest.raises(RangeError, match="must lie in"):
+        write_bundle(tmp_path / "outside", data, **arguments(), samples=[np.full((1, 1, 4, 4), 2, np.float32)])
 
 
 @pytest.mark.parametrize("edit", [{"low": 0.5}, {"sha256": "0" * 64}, {"sha256": None}, {}])

@@ -40,9 +40,9 @@ PACKAGES = {
             "value",
             "moves",
         ),
-        *("stock", "fss", "runner"),
+        *("ranges", "stock", "fss", "runner"),
     ],
-    "securemtk": ["tasks", "files", "config"],
+    "securemtk": ["tasks", "files", "config", "inputs"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,23 @@ import onnxruntime
 import pytest
 import small_models
 from helpers import alive
+from onnx import helper
 
 import securemtk
-from securemtk import Config, InputError, KeyRefused, ProtocolAbort, RangeError, Session, ShapeError, UnsupportedError
+from securemtk import (
+    Config,
+    InputError,
+    KeyRefused,
+    ProtocolAbort,
+    RangeError,
+    RangeWarning,
+    Session,
+    ShapeError,
+    Task,
+    UnsupportedError,
+)
 from securemtk.mtk.keys import stamp
+from securemtk.onnx.bundle import MANIFEST, write_bundle
 
 RNG = np.random.default_rng(0)
 
@@ -255,6 +270,70 @@ def test_values_beyond_fixed_point_are_refused_for_a_plain_file_too(open_session
     model = open_session.load(small_models.mlp())
     with pytest.raises(RangeError, match="must lie in"):
         model.predict(np.full((1, 8), 1e6, dtype=np.float32))
+
+
+@pytest.fixture
+def ranged(tmp_path):
+    """Write a bundle whose samples are large, or whose manifest says that they left the range."""
+
+    def write(scale: float, *, forge: bool = False) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RangeWarning)
+            manifest = write_bundle(
+                tmp_path / "bundle",
+                small_models.mlp(),
+                model_id=small_models.MODEL_ID,
+                tasks=(Task("y", 3),),
+                input_name="x",
+                input_shape=(8,),
+                low=-scale,
+                high=scale,
+                samples=[np.full((2, 8), scale, np.float32)],
+                overwrite=True,
+            )
+        if forge:
+            manifest = replace(manifest, headroom={"comparison": {"relu1": -1}})
+            (tmp_path / "bundle" / MANIFEST).write_text(manifest.to_json())
+        return tmp_path / "bundle"
+
+    return write
+
+
+def test_loading_a_bundle_warns_where_its_samples_came_near_the_bounds(open_session, ranged):
+    with pytest.warns(RangeWarning, match=r"'relu1' \(comparison\) reach half") as caught:
+        model = open_session.load(ranged(4000.0))
+    assert caught[0].filename == __file__
+    x = samples(2, (8,))
+    np.testing.assert_allclose(model.predict(x)["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_session.load(ranged(1.0))
+
+
+def test_a_session_lives_on_where_a_warning_is_an_error(open_session, ranged):
+    folder = ranged(4000.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RangeWarning):
+            open_session.load(folder)
+    assert open_session.load(small_models.mlp()).predict(samples(1, (8,)))["y"].shape == (1, 3)
+
+
+def test_a_bundle_whose_samples_left_the_range_is_refused_at_load(open_session, ranged):
+    with pytest.raises(RangeError, match=r"those of 'relu1' \(comparison\) do not"):
+        open_session.load(ranged(1.0, forge=True))
+    assert open_session.load(small_models.mlp()).predict(samples(1, (8,)))["y"].shape == (1, 3)
+
+
+def test_a_weight_outside_fixed_point_is_refused_at_load_with_its_layer(open_session):
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="dense")]
+    for name, value in (("w", 1e10), ("w", np.nan), ("b", 2.0**30), ("b", np.inf)):
+        weights = {"w": np.ones((2, 2), np.float32), "b": np.ones(2, np.float32)}
+        weights[name][0] = value
+        role = {"w": "weight", "b": "bias"}[name]
+        with pytest.raises(RangeError, match=f"layer 'dense': parameter 'dense.{role}' must"):
+            open_session.load(small_models.build(nodes, {"x": (2,)}, {"y": (2,)}, weights))
+    assert open_session.load(small_models.mlp()).predict(samples(1, (8,)))["y"].shape == (1, 3)
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,21 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from protocols.errors import BundleError, InputError
+from protocols import ranges
+from protocols.errors import BundleError, InputError, RangeWarning
 from protocols.program import Shape
-from securemtk.onnx.importer import load_onnx
+from protocols.ranges import Headroom
+from securemtk.inputs import input_arrays
+from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.reading import MAX_BYTES, self_contained
 from securemtk.tasks import Task
 
@@ -55,6 +60,8 @@ class Manifest:
         files: name -> {"sha256": 64 hexadecimal digits, "bytes": size} of each file beside the manifest.
         versions: name -> version of what wrote the bundle.
         frac_bits: fraction bits of fixed point.
+        headroom: step -> layer -> how many times its values on sample data may double within fixed point, as
+            `protocols.ranges.headroom` says; None where nobody measured.
         format: version of this format.
 
     Raises:
@@ -71,6 +78,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, str | int]]
     versions: Mapping[str, str] = field(default_factory=dict)
     frac_bits: int = 16
+    headroom: Headroom | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -98,10 +106,13 @@ class Manifest:
         _require(set(self.answers) == set(secured), f"answers must be those of the secured tasks {sorted(secured)}")
         for name, classes in secured.items():
             _check_answers(name, self.answers[name], classes)
+        _check_headroom({} if self.headroom is None else self.headroom)
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text; its last entry is the SHA-256 of the rest."""
         fields = asdict(self)
+        if self.headroom is None:
+            del fields["headroom"]
         digest = hashlib.sha256(_canonical(fields).encode()).hexdigest()
         return _canonical(fields | {_SUM: digest}) + "\n"
 
@@ -113,6 +124,8 @@ class Manifest:
         except (ValueError, RecursionError):
             raise BundleError(f"{MANIFEST} must be JSON text as written by this program") from None
         fields = set(cls.__dataclass_fields__)
+        if isinstance(raw, dict) and "headroom" not in raw:
+            fields.remove("headroom")
         if not isinstance(raw, dict) or set(raw) != fields | {_SUM}:
             found = sorted(set(raw) ^ (fields | {_SUM})) if isinstance(raw, dict) else type(raw).__name__
             raise BundleError(f"{MANIFEST} must have exactly its entries; missing or unknown: {found}")
@@ -143,6 +156,7 @@ def write_bundle(
     high: float,
     answers: Mapping[str, Mapping[str, Any]] | None = None,
     frac_bits: int = 16,
+    samples: Iterable[NDArray[np.float32]] = (),
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle whole or not at all.
@@ -152,6 +166,7 @@ def write_bundle(
         onnx_bytes: the model, with one output for each task, named like it.
         model_id, tasks, input_name, input_shape, low, high, frac_bits: as in `Manifest`.
         answers: as in `Manifest`; arrays are allowed.
+        samples: batches of what the model will be asked, (n, *input_shape) each, for the manifest's headroom.
         overwrite: replace a bundle that is there. Anything else that is there is never replaced.
 
     Returns:
@@ -160,6 +175,10 @@ def write_bundle(
     Raises:
         BundleError: a field breaks its rule, the model does not fit the tasks, the folder exists, or the disk refuses.
         UnsupportedNodes: the model cannot be run under encryption.
+        RangeError: a parameter, or on the samples a value, is outside fixed point.
+
+    Warns:
+        RangeWarning: on the samples, values reach half of what fixed point holds.
     """
     target = Path(os.path.abspath(folder))
     manifest = Manifest(
@@ -177,7 +196,8 @@ def write_bundle(
         versions={name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         frac_bits=frac_bits,
     )
-    _check_model(manifest, onnx_bytes)
+    imported = _check_model(manifest, onnx_bytes)
+    manifest = replace(manifest, headroom=_measured(manifest, imported, samples))
     if os.path.lexists(target) and not overwrite:
         raise BundleError(f"{os.fspath(folder)!r} must not exist yet; say overwrite to replace a bundle")
     if os.path.lexists(target) and not _looks_like_bundle(target):
@@ -307,8 +327,25 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _check_model(manifest: Manifest, data: bytes) -> None:
-    """Raise BundleError unless the model's input and outputs are those of the manifest."""
+def _check_headroom(room: Headroom) -> None:
+    _require(set(room) <= set(ranges.STEPS), f"headroom must be of the steps {', '.join(ranges.STEPS)}")
+    for layers in room.values():
+        whole = all(type(bits) is int and bits <= ranges.MOST_HEADROOM for bits in layers.values())
+        _require(whole, f"headroom must be whole numbers up to {ranges.MOST_HEADROOM}")
+
+
+def _measured(manifest: Manifest, imported: Imported, samples: Iterable[NDArray[np.float32]]) -> Headroom | None:
+    """Return the headroom on samples, None without any; refuse a model that leaves the range on them."""
+    batches = (input_arrays(imported.program.inputs, x, manifest.low, manifest.high) for x in samples)
+    room = ranges.headroom(ranges.measure(imported.program, imported.params, batches))
+    ranges.require(room)
+    if text := ranges.warning(room):
+        warnings.warn(text, RangeWarning, stacklevel=3)
+    return room or None
+
+
+def _check_model(manifest: Manifest, data: bytes) -> Imported:
+    """Return the imported model; raise BundleError unless its input and outputs are those of the manifest."""
     imported = load_onnx(data)
     inputs = {x.name: x.shape for x in imported.inputs}
     if inputs != {manifest.input_name: manifest.input_shape}:
@@ -320,6 +357,7 @@ def _check_model(manifest: Manifest, data: bytes) -> None:
     tasks = [(task.name, (task.classes,)) for task in manifest.tasks]
     if outputs != tasks:
         raise BundleError(f"{MODEL} must have one output for each task, {tasks}; got {outputs}")
+    return imported
 
 
 def _looks_like_bundle(target: Path) -> bool:

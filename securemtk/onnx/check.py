@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from protocols.errors import BundleError, RangeError
+from protocols.errors import BundleError
 from protocols.program import Layer, Shape
-from securemtk.onnx.graph import Graph, Node, ValueInfo, analyse
-from securemtk.onnx.importer import Params, assemble, layers_of
+from protocols.ranges import LayerRange, measure
+from protocols.ring import CLIP_LIMIT
+from securemtk.inputs import input_arrays
+from securemtk.onnx.graph import Graph, Node, ValueInfo
+from securemtk.onnx.importer import Params, assemble, layers_of, out_of_range, understand
+from securemtk.onnx.lower import lower
 from securemtk.onnx.problems import Problem, UnsupportedNodes
 from securemtk.onnx.reading import Source, read_proto
-from securemtk.onnx.registry import LIMIT, RULES
-from securemtk.onnx.rules import translate
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Report:
         nodes: every node that an output depends on.
         unsupported: everything that stands in the way.
         layers: the layers of the program; of a model that is not ok, those of its supported nodes.
+        ranges: how near sample data brought each layer to the bounds of fixed point; empty where there was none.
     """
 
     ok: bool
@@ -64,43 +67,57 @@ class Report:
     nodes: tuple[NodeStatus, ...]
     unsupported: tuple[Problem, ...]
     layers: tuple[LayerCost, ...]
+    ranges: tuple[LayerRange, ...] = ()
+
+    @property
+    def in_range(self) -> bool:
+        """Whether all values stayed below their bounds; True where nothing was measured."""
+        return all(row.headroom >= 0 for row in self.ranges)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as dicts, lists, strings and numbers, with the sums over layers as `total`."""
         report = asdict(self)
         report["unsupported"] = [problem._asdict() for problem in self.unsupported]
+        report["ranges"] = [asdict(row) | {"share": row.share, "headroom": row.headroom} for row in self.ranges]
+        report["in_range"] = self.in_range
         counted = ("parameters", "macs", "comparisons")
         return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
 
 
-def check(source: Source) -> Report:
+def check(source: Source, sample: Any = None, *, low: float = -CLIP_LIMIT, high: float = CLIP_LIMIT) -> Report:
     """Tell whether a model can be run, without raising for one that cannot.
 
     Args:
         source: path of an ONNX file, or its bytes.
+        sample: data as `Model.predict` takes it, for `Report.ranges`; the model runs on it in the clear.
+        low, high: allowed values of the sample.
 
     Returns:
         A report that names every unsupported node at once.
 
     Raises:
         BundleError: the file cannot be read as an ONNX model.
+        InputError, TypeError: the model runs, and the sample does not fit it.
     """
     try:
-        graph = analyse(read_proto(source), RULES)
+        understood = understand(read_proto(source))
     except UnsupportedNodes as error:
         return Report(False, (), (), (), tuple(error.nodes), ())
-    steps, problems = translate(graph)
+    graph, problems = understood.graph, list(understood.problems)
     if isinstance(graph.failure, BundleError) and not problems:
         raise graph.failure
     if graph.failure is not None:
         problems.append(Problem("model", "model", str(graph.failure), "see the reason"))
-    layers, params = layers_of([step for step in steps if step.op != "identity"])
+    layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
+    measured: tuple[LayerRange, ...] = ()
     if not problems:
-        try:
-            imported = assemble(graph, steps)
-            layers, params = imported.program.layers, imported.params
-        except RangeError as error:
-            problems.append(Problem("model", "parameter", str(error), "train or scale the model to smaller weights"))
+        imported = assemble(graph, understood.steps)
+        layers, params = imported.program.layers, imported.params
+        remedy = "train or scale the model to smaller weights"
+        problems = [Problem(layer, "parameter", reason, remedy) for layer, reason in out_of_range(imported)]
+        if sample is not None and not problems:
+            inputs = input_arrays(imported.program.inputs, sample, low, high)
+            measured = measure(imported.program, params, [inputs])
     return Report(
         ok=not problems,
         inputs=graph.inputs,
@@ -108,6 +125,7 @@ def check(source: Source) -> Report:
         nodes=_statuses(graph, problems),
         unsupported=tuple(problems),
         layers=_costs(layers, params, graph.shapes),
+        ranges=measured,
     )
 
 
@@ -138,7 +156,7 @@ def _costs(layers: Sequence[Layer], params: Params, known: Mapping[str, Shape]) 
                 shape=layer.shape,
                 parameters=sum(math.prod(size) for size in sizes.values()),
                 macs=math.prod(layer.shape) * _macs(layer, sizes),
-                comparisons=_comparisons(layer),
+                comparisons=_comparisons(layer, shapes[layer.inputs[0]]),
             )
         )
     return tuple(costs)
@@ -153,10 +171,12 @@ def _macs(layer: Layer, sizes: Mapping[str, Shape]) -> int:
     return int(layer.op in ("affine", "mul"))
 
 
-def _comparisons(layer: Layer) -> int:
+def _comparisons(layer: Layer, shape: Shape) -> int:
     n = math.prod(layer.shape)
-    if layer.op == "clip":
-        return n * sum(abs(layer.number(bound)) < LIMIT for bound in ("low", "high"))
+    if layer.op == "spline":
+        return n * len(layer.ints("knots"))
     if layer.op == "max_pool2d":
         return n * (math.prod(layer.ints("kernel")) - 1)
-    return n if layer.op in ("relu", "leaky_relu") else 0
+    if layer.op in ("max", "argmax"):
+        return math.prod(shape) - n
+    return n if layer.op == "relu" else 0

@@ -61,14 +61,17 @@ def load_onnx(
         BundleError: the file is missing, damaged, cyclic, of an unknown opset, or no ONNX model.
         ShapeError: an axis other than the batch is free, or the model does not keep the samples of a batch apart.
         UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
-        RangeError: a parameter is not finite or outside fixed point.
+        RangeError: parameters that are not finite or outside fixed point, all of them with their layers.
     """
     understood = understand(read_proto(source), shapes, public or {})
     if understood.problems:
         raise UnsupportedNodes(understood.problems)
     if understood.graph.failure is not None:
         raise understood.graph.failure
-    return assemble(understood.graph, understood.steps)
+    imported = assemble(understood.graph, understood.steps)
+    if bad := out_of_range(imported):
+        raise RangeError("; ".join(f"layer {layer!r}: {reason}" for layer, reason in bad))
+    return imported
 
 
 @dataclass(frozen=True)
@@ -126,20 +129,20 @@ def _check_names(what: str, given: Mapping[str, object], model: ModelProto) -> N
 
 
 def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
-    """Turn a model's steps into a validated program; raise RangeError as `load_onnx` does."""
+    """Turn a model's steps into a validated program; its parameters may be any."""
     inputs = {x.name: x.shape or () for x in graph.inputs}
     steps = [*steps, *_constant_outputs(graph)]
-    layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs)))
-    try:
-        _check_range(params)
-    except RangeError:
-        # A product of parameters may be too large where none of them is.
-        layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs, merging=False)))
-        _check_range(params)
-    shapes = {name: value.shape for name, value in params.items()}
-    program = Program(inputs, graph.outputs, layers, shapes, whole=graph.whole)
-    program.validate()
-    return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
+
+    def build(*, merging: bool) -> Imported:
+        layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs, merging=merging)))
+        shapes = {name: value.shape for name, value in params.items()}
+        program = Program(inputs, graph.outputs, layers, shapes, whole=graph.whole)
+        program.validate()
+        return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
+
+    imported = build(merging=True)
+    # A product of parameters may be too large where none of them is.
+    return build(merging=False) if out_of_range(imported) else imported
 
 
 def _constant_outputs(graph: Graph) -> list[Step]:
@@ -178,10 +181,15 @@ def layers_of(steps: Sequence[Step]) -> tuple[tuple[Layer, ...], Params]:
     return tuple(layers), params
 
 
-def _check_range(params: Params) -> None:
-    for name, value in params.items():
-        if not np.isfinite(value).all():
-            raise RangeError(f"parameter {name!r} must be finite; got nan or infinity")
-        largest = float(np.abs(value).max(initial=0.0))
-        if largest >= LIMIT:
-            raise RangeError(f"parameter {name!r} must stay below {LIMIT:g} in magnitude; its largest is {largest:g}")
+def out_of_range(imported: Imported) -> list[tuple[str, str]]:
+    """Return (layer, what is wrong) for every parameter that is not finite or outside fixed point."""
+    found = []
+    for layer in imported.program.layers:
+        for name in layer.params.values():
+            largest = float(np.abs(imported.params[name]).max(initial=0.0))
+            if not math.isfinite(largest):
+                found.append((layer.name, f"parameter {name!r} must be finite; got nan or infinity"))
+            elif largest >= LIMIT:
+                rule = f"parameter {name!r} must stay below {LIMIT:g} in magnitude"
+                found.append((layer.name, f"{rule}; its largest is {largest:g}"))
+    return found

@@ -1,0 +1,239 @@
+"""Ranges: what is measured is what a protocol works on, and each bound is where answers become wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from onnx_models import build, floats
+from test_protocols import CASES, CONV, secure, single
+
+from protocols import plain, ranges
+from protocols.errors import RangeError
+from protocols.program import OPERATORS, Layer, Program
+from protocols.ranges import LayerRange, headroom, measure
+from securemtk.onnx.check import check
+
+node = helper.make_node
+WHOLE = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}
+PADDED = {"kernel": (2, 2), "stride": (1, 1), "pads": (0, 1, 0, 0)}
+
+
+def rows(program: Program, params: dict, *batches: np.ndarray) -> list[LayerRange]:
+    return list(measure(program, params, [{"x0": np.asarray(x, np.float32)} for x in batches]))
+
+
+def one(op: str, x: np.ndarray, out: tuple, attrs: dict) -> tuple[LayerRange, float]:
+    """Return what is measured of one layer on x, and how far the protocol's answer is from the right one."""
+    program, params = single(op, ([x.shape[1:]], out, {}, attrs))
+    (row,) = rows(program, params, x)
+    got = secure("fss", program, params, {"x0": x})[0]["y"]
+    return row, float(np.abs(got - plain.run(program, params, {"x0": x})["y"]).max())
+
+
+def vector(*values: float) -> np.ndarray:
+    return np.array([values], np.float32)
+
+
+def image(*values: float) -> np.ndarray:
+    return np.array(values, np.float32).reshape(1, 1, 2, 2)
+
+
+# operator, attributes, shape of the result, data inside and data beyond, what is largest in each
+BOUNDS = [
+    ("relu", {}, (2,), vector(32767.5, -32000), vector(32768, 1), 32767.5, 32768),
+    ("relu", {}, (2,), vector(-32767.5, 1), vector(-33000, 1), 32767.5, 33000),
+    ("leaky_relu", {"slope": 0.5}, (2,), vector(32767, -1), vector(33000, -1), 32767, 33000),
+    ("clip", {"low": -10000.0, "high": 9.0}, (2,), vector(20000, 0), vector(24000, 0), 30000, 34000),
+    ("clip", {"low": -9.0, "high": 10000.0}, (2,), vector(-30000, 0), vector(-33000, 0), 29991, 32991),
+    ("clip", {"low": -9.0, "high": 10000.0}, (2,), vector(32758, -9), vector(32760, -9), 32767, 32769),
+    ("clip", {"low": float("-inf"), "high": 16000.0}, (2,), vector(-16000, 0), vector(-17000, 0), 32000, 33000),
+    ("max_pool2d", WHOLE, (1, 1, 1), image(16000, 16000, -16000, -16000), image(17000, 1, -17000, 1), 32000, 34000),
+    ("max_pool2d", PADDED, (1, 1, 2), image(-16000, 1, -16000, 1), image(-17000, 1, -17000, 1), 16000, 17000),
+    ("max_pool2d", PADDED, (1, 1, 2), image(16000, 1, 1, 1), image(17000, 1, 1, 1), 16000, 17000),
+    ("sigmoid", {}, (2,), vector(-490, 490), vector(-600, 1), 490, 600),
+    ("tanh", {}, (2,), vector(-245, 245), vector(-300, 1), 245, 300),
+    ("softmax", {"axis": 1}, (2,), vector(-245, 245), vector(-300, 300), 490, 600),
+]
+
+
+@pytest.mark.parametrize(("op", "attrs", "out", "inside", "beyond", "fits", "breaks"), BOUNDS)
+def test_answers_are_right_below_a_bound_and_wrong_beyond_it(op, attrs, out, inside, beyond, fits, breaks):
+    row, error = one(op, inside, out, attrs)
+    assert (row.largest, row.headroom, error < 0.05) == (pytest.approx(fits), 0, True)
+    row, error = one(op, beyond, out, attrs)
+    assert (row.largest, row.headroom < 0, error > 0.2) == (pytest.approx(breaks), True, True)
+
+
+def test_a_softmax_over_more_near_equal_values_than_its_reciprocal_takes_is_reported_and_wrong():
+    for n, fits in ((200, True), (300, False)):
+        row, error = one("softmax", np.zeros((1, n), np.float32), (n,), {"axis": 1})
+        assert (row.largest, row.bound, row.headroom >= 0, error < 0.002) == (n, ranges.DENOMINATOR, fits, fits)
+
+
+def test_a_network_whose_inner_value_is_beyond_is_reported_by_layer_and_gives_a_wrong_relu():
+    layers = (
+        Layer("matmul", "first", ("x0",), "h", (2,), {"weight": "w", "bias": "b"}),
+        Layer("relu", "second", ("h",), "r", (2,)),
+        Layer("matmul", "third", ("r",), "y", (2,), {"weight": "v", "bias": "c"}),
+    )
+    program = Program({"x0": (2,)}, ("y",), layers, {"w": (2, 2), "b": (2,), "v": (2, 2), "c": (2,)})
+    params = {"w": 400 * np.eye(2), "b": np.zeros(2), "v": 0.001 * np.eye(2), "c": np.zeros(2)}
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+    small, large = vector(40, 60), vector(40, 90)
+    found = rows(program, params, small, large)
+    assert [(r.name, r.step, r.largest) for r in found] == [
+        ("first", "truncation", 36000),
+        ("second", "comparison", 36000),
+        ("third", "truncation", pytest.approx(36)),
+    ]
+    assert [r.headroom >= 0 for r in found] == [True, False, True]
+    for x, right in ((small, True), (large, False)):
+        got = secure("fss", program, params, {"x0": x})[0]["y"]
+        assert np.allclose(got, plain.run(program, params, {"x0": x})["y"], atol=0.5) == right
+    with pytest.raises(RangeError, match=r"those of 'second' \(comparison\) do not"):
+        ranges.require(headroom(found))
+    assert ranges.warning(headroom(rows(program, params, small))) == (
+        "on sample data the values of 'second' (comparison) reach half of what fixed point holds"
+    )
+
+
+def test_a_product_too_large_to_be_truncated_is_reported_and_wrong():
+    layers = (
+        Layer("mul", "square", ("x0", "x0"), "h", (1,)),
+        Layer("affine", "scale", ("h",), "y", (1,), {"scale": "s", "shift": "t"}),
+    )
+    program = Program({"x0": (1,)}, ("y",), layers, {"s": (1, 1), "t": (1, 1)})
+    params = {"s": np.float32([[2.0**-12]]), "t": np.zeros((1, 1), np.float32)}
+    # Just beyond the bound few masks break the truncation; at 2**31 all would, and one of 64 surely does here.
+    for value, right in ((32000, True), (45000, False)):
+        x = np.full((64, 1), value, np.float32)
+        row = rows(program, params, x)[0]
+        assert (row.step, row.largest, row.headroom >= 0) == ("truncation", value**2, right)
+        got = secure("fss", program, params, {"x0": x})[0]["y"]
+        assert (np.abs(got - value**2 / 2**12).max() < 1) == right
+
+
+def test_crypten_compares_what_is_beyond_the_bound_of_comparison_keys():
+    program, params = single("relu", ([(2,)], (2,), {}, {}))
+    x = vector(40000, -40000)
+    assert secure("crypten", program, params, {"x0": x})[0]["y"].tolist() == [[40000, 0]]
+    room = headroom(rows(program, params, x))
+    ranges.require(room, ranges.steps_of("crypten"))
+    with pytest.raises(RangeError, match="comparison"):
+        ranges.require(room, ranges.steps_of("fss"))
+
+
+def test_every_operator_that_works_on_values_has_a_bound():
+    bounded = set()
+    for op, cases in CASES.items():
+        program, params = single(op, cases[0])
+        batch = {name: floats(3, *shape) for name, shape in program.inputs.items()}
+        bounded |= {row.op for row in measure(program, params, [batch])}
+    assert bounded == set(OPERATORS) - {"add", "sub", "reshape", "transpose", "concat"}
+
+
+def test_the_largest_of_all_samples_and_batches_counts_whatever_the_chunks(monkeypatch):
+    program, params = single("conv2d", CASES["conv2d"][0])
+    x = [floats(5, 3, 6, 5, seed=i) for i in range(3)]
+    (whole,) = rows(program, params, *x)
+    monkeypatch.setattr(ranges, "_CHUNK_ELEMENTS", 1)
+    assert rows(program, params, *x)[0].largest == pytest.approx(whole.largest)
+    assert whole.largest == pytest.approx(np.abs(plain.run(program, params, {"x0": np.concatenate(x)})["y"]).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 1e9), st.sampled_from([500.0, 2.0**15, 2.0**30]))
+def test_headroom_is_the_number_of_doublings_that_fit(largest, bound):
+    room = LayerRange("a", "relu", "comparison", largest, bound).headroom
+    assert room == ranges.MOST_HEADROOM or bound <= largest * 2.0 ** (room + 1)
+    assert largest * 2.0**room < bound
+
+
+def test_values_that_leave_float64_are_reported_as_numbers():
+    layers = [Layer("mul", f"m{i}", (f"x{i}", f"x{i}"), f"x{i + 1}", (1,)) for i in range(12)]
+    program = Program({"x0": (1,)}, ("x12",), tuple(layers), {})
+    found = rows(program, {}, vector(1e4))
+    assert found[-1].headroom < 0
+    assert json.loads(json.dumps([row.largest for row in found])) == [row.largest for row in found]
+    assert np.isfinite([row.largest for row in found]).all()
+
+
+def test_no_data_gives_no_ranges():
+    program, params = single("relu", CASES["relu"][0])
+    assert measure(program, params, []) == ()
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+MODEL = build(
+    [
+        node("Gemm", ["x", "w"], ["h"], name="dense"),
+        node("Relu", ["h"], ["r"], name="rectify"),
+        node("Gemm", ["r", "w"], ["y"], name="head"),
+    ],
+    {"x": ["n", 4]},
+    ["y"],
+    {"w": 30 * np.eye(4, dtype=np.float32)},
+).SerializeToString()
+
+
+def test_check_reports_ranges_on_a_sample_and_none_without():
+    assert check(MODEL).ranges == ()
+    assert check(MODEL).to_dict()["ranges"] == []
+    x = np.full((3, 4), 1000, np.float32)
+    report = check(MODEL, x)
+    assert report.in_range
+    x[1, 2] = -2000
+    report = check(MODEL, {"x": x})
+    assert report.ok
+    assert not report.in_range
+    assert [(r.name, r.largest) for r in report.ranges] == [("dense", 60000), ("rectify", 60000), ("head", 900000)]
+    text = json.loads(json.dumps(report.to_dict()))
+    assert text["in_range"] is False
+    assert text["ranges"][1] == {
+        "name": "rectify",
+        "op": "relu",
+        "step": "comparison",
+        "largest": 60000.0,
+        "bound": 32768.0,
+        "share": 60000 / 32768,
+        "headroom": -1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (np.zeros((2, 5), np.float32), "got shape"),
+        (np.zeros((2, 4), np.int64), "got dtype"),
+        (np.full((2, 4), np.nan, np.float32), "finite"),
+        (np.full((2, 4), 1e5, np.float32), "must lie in"),
+        ({"z": np.zeros((2, 4), np.float32)}, "inputs must be x"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused(sample, message):
+    with pytest.raises(ValueError, match=message):
+        check(MODEL, sample)
+
+
+def test_every_parameter_outside_fixed_point_is_named_with_its_layer():
+    weights = {"w": np.full((4, 4), 1e10, np.float32), "b": np.full(4, np.nan, np.float32), "v": floats(4, 4)}
+    nodes = [
+        node("Gemm", ["x", "v"], ["g"], name="fine"),
+        node("Relu", ["g"], ["h"], name="between"),
+        node("Gemm", ["h", "w", "b"], ["y"], name="broken"),
+    ]
+    report = check(build(nodes, {"x": ["n", 4]}, ["y"], weights).SerializeToString(), np.zeros((1, 4), np.float32))
+    assert not report.ok
+    assert report.ranges == ()
+    assert [(p.name, p.op_type) for p in report.unsupported] == [("broken", "parameter")] * 2
+    assert "'broken.weight' must stay below" in report.unsupported[0].reason
+    assert "'broken.bias' must be finite" in report.unsupported[1].reason
+
+
+def test_the_operators_of_this_file_have_the_attributes_of_the_others():
+    assert set(PADDED) == set(OPERATORS["max_pool2d"][2])
+    assert set(CONV) == set(OPERATORS["conv2d"][2])
