@@ -13,6 +13,7 @@ from protocols.errors import (
     RangeError,
     SecureError,
     ShapeError,
+    StoreError,
     TransportError,
     UnsupportedError,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "SecureError",
     "Session",
     "ShapeError",
+    "StoreError",
     "Task",
     "TransportError",
     "UnsupportedError",
