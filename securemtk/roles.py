@@ -320,6 +320,13 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> di
         listener.close()
 
 
+def _end_timer() -> threading.Timer:
+    # For a failure that the main thread does not notice, inside a long computation.
+    timer = threading.Timer(GRACE_S, os._exit, args=(5,))
+    timer.daemon = True
+    return timer
+
+
 def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     """Be a role until the user leaves.
 
@@ -338,9 +345,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     links = _connect(role, settings, say, hear)
     watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-    # The main thread may be inside a long computation that notices no failure.
-    end = threading.Timer(GRACE_S, os._exit, args=(5,))
-    end.daemon = True
+    end = _end_timer()
     watch = Watch(role, watched, guarded, lambda error: end.start())
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
