@@ -266,9 +266,7 @@ def test_a_full_disk_at_a_role_ends_the_session_at_once(tmp_path):
         resource.prlimit(session.pids["keeper"], resource.RLIMIT_FSIZE, (100, hard))
         model.prepare(2, predictions=3)
         wait_until(lambda: not session._watch.is_alive())  # nobody had to ask for a prediction
-        with pytest.raises(
-            StoreError, match=r"keeper failed at .*prediction 1 on disk must be written; File too large"
-        ):
+        with pytest.raises(StoreError, match=r"keeper failed at .*prediction 1 on disk must be written; File too"):
             model.predict(samples(2, (8,)))
     assert not list(tmp_path.iterdir())
 
