@@ -17,6 +17,7 @@ import small_models
 from helpers import alive
 
 import securemtk
+from protocols.store import Store
 from securemtk import (
     Config,
     InputError,
@@ -280,6 +281,30 @@ def test_what_a_killed_keeper_left_on_disk_goes_when_the_next_session_starts(tmp
     assert not stored(tmp_path, "user")
     with Session(Config(store=tmp_path)):
         assert not stored(tmp_path, "keeper")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_keeper_whose_user_is_killed_removes_its_store_and_the_next_store_removes_the_users(tmp_path):
+    body = f"""
+    session = Session(Config(store={str(tmp_path)!r}))
+    session.load(small_models.mlp()).prepare(2, predictions=4)
+    input()
+"""
+    script = "import small_models\nfrom securemtk import Config, Session\nif __name__ == '__main__':" + body
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+    )
+    wait_until(lambda: [len(stored(tmp_path, role)) for role in ("keeper", "user")] == [3, 3])
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    wait_until(lambda: not list(tmp_path.glob("*-keeper-*")))
+    assert len(stored(tmp_path, "user")) == 3
+    Store(tmp_path, "user").close()
     assert not list(tmp_path.iterdir())
 
 
