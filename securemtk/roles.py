@@ -74,13 +74,14 @@ class Keeper:
         self._user, self._authority, self._watch = user, authority, watch
         self._models: list[KeptModel] = []
         self._seed = receive_seed(authority)
-        kept = None if store is None else Store(store, KEEPER_ROLE)
-        self._pool = Pool(supply, KEEPER, self._seed, store=kept, slots=slots, on_failure=watch.fail)
-        self._pool.start()
         own = fresh_seed()
         user.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
         other = user.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
         self._zero_seeds = (other, own)
+        # Last: what is made here is closed by `close`, and nothing may fail before somebody can call it.
+        kept = None if store is None else Store(store, KEEPER_ROLE)
+        self._pool = Pool(supply, KEEPER, self._seed, store=kept, slots=slots, on_failure=watch.fail)
+        self._pool.start()
 
     def serve(self) -> None:
         """Answer the user's requests until the session ends."""
