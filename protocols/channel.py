@@ -521,16 +521,24 @@ class Watch(threading.Thread):
         """Tell all peers that this role failed, and stop."""
         self._part({"reason": "abort", "step": self.step} | describe_error(error))
 
+    def fail(self, error: SecureError) -> None:
+        """End the session because another thread of this role failed: tell all peers, wake every link by `error`."""
+        self._fail(error, tell=True)
+        self._wake()
+
     def bye(self) -> None:
         """Tell all peers that this role leaves in good order, and stop."""
         self._part({"reason": "bye"})
 
     def _part(self, meta: Meta) -> None:
         self._parting = self._parting or meta
-        with contextlib.suppress(OSError):
-            os.write(self._wake_w, b"x")
+        self._wake()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout=2.0)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_w, b"x")
 
     def _reason(self) -> SecureError | None:
         # A broken connection is often noticed before the message that says why.

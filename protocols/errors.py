@@ -45,6 +45,10 @@ class DealerError(ProtocolAbort):
     """A correlation is absent, used up, or not the one that the protocol asked for."""
 
 
+class StoreError(ProtocolAbort):
+    """Correlations on disk cannot be written, or are not there as they were written."""
+
+
 class IntegrityError(ProtocolAbort):
     """A peer sent a message that does not fit the protocol."""
 

@@ -14,6 +14,7 @@ from protocols.errors import (
     RangeWarning,
     SecureError,
     ShapeError,
+    StoreError,
     TransportError,
     UnsupportedError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "SecureError",
     "Session",
     "ShapeError",
+    "StoreError",
     "Task",
     "TransportError",
     "UnsupportedError",

@@ -1,5 +1,6 @@
 """Settings of a session; the defaults are the safe ones."""
 
+import os
 from dataclasses import dataclass
 
 from protocols.errors import InputError
@@ -28,6 +29,9 @@ class Config:
             that one run of the program may hold; larger batches run in chunks.
         ahead: predictions for which correlations are made in advance once a model without secured tasks was asked
             for the same batch twice in a row; each costs memory at all roles. 0 for none. See also `Model.prepare`.
+        store: folder in which correlations made in advance wait at keeper and user, sealed, while `ahead` hands (at
+            least one) wait in memory; made when absent. What a session writes there is gone when the session closes
+            or, where it was killed, when the next one starts. None keeps everything in memory.
     """
 
     host: str = "127.0.0.1"
@@ -38,11 +42,14 @@ class Config:
     threads: int = 1
     chunk_elements: int = 5 << 17
     ahead: int = 1
+    store: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("keeper_port", "authority_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise InputError(f"{name} must lie in 0..65535; got {getattr(self, name)}")
+        if self.store is not None and not isinstance(self.store, str | os.PathLike):
+            raise InputError(f"store must be a folder's path or None; got a {type(self.store).__name__}")
         if self.ahead < 0:
             raise InputError(f"ahead must be 0 or more; got {self.ahead}")
         for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):

@@ -31,6 +31,7 @@ from protocols.pool import Deal, PlanKey, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import Plan, Probe
+from protocols.store import Store
 from protocols.tls import Credentials
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
@@ -63,18 +64,24 @@ class Keeper:
         user, authority: links to the other roles.
         supply: link to the authority on which correlations come.
         watch: told each step.
+        store: folder for correlations that wait, or None.
+        slots: hands that wait in memory where there is a store.
     """
 
-    def __init__(self, user: Link, authority: Link, supply: Link, watch: Watch) -> None:
+    def __init__(
+        self, user: Link, authority: Link, supply: Link, watch: Watch, store: str | None = None, slots: int = 1
+    ) -> None:
         self._user, self._authority, self._watch = user, authority, watch
         self._models: list[KeptModel] = []
         self._seed = receive_seed(authority)
-        self._pool = Pool(supply, KEEPER, self._seed)
-        self._pool.start()
         own = fresh_seed()
         user.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
         other = user.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
         self._zero_seeds = (other, own)
+        # Last: what is made here is closed by `close`, and nothing may fail before somebody can call it.
+        kept = None if store is None else Store(store, KEEPER_ROLE)
+        self._pool = Pool(supply, KEEPER, self._seed, store=kept, slots=slots, on_failure=watch.fail)
+        self._pool.start()
 
     def serve(self) -> None:
         """Answer the user's requests until the session ends."""
@@ -142,6 +149,7 @@ class Keeper:
         self._user.enter("online")
         runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
+        self._pool.rest()
 
 
 def _zero_streams(seeds: tuple[bytes, bytes], prediction: int) -> tuple[Stream, Stream]:
@@ -315,11 +323,11 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> di
         listener.close()
 
 
-def _end_soon(error: SecureError) -> None:
-    # The main thread may be inside a long computation that notices nothing.
+def _end_timer() -> threading.Timer:
+    # For a failure that the main thread does not notice, inside a long computation.
     timer = threading.Timer(GRACE_S, os._exit, args=(5,))
     timer.daemon = True
-    timer.start()
+    return timer
 
 
 def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
@@ -340,7 +348,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     links = _connect(role, settings, say, hear)
     watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-    watch = Watch(role, watched, guarded, _end_soon)
+    end = _end_timer()
+    watch = Watch(role, watched, guarded, lambda error: end.start())
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
     gc.freeze()
@@ -348,7 +357,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     user = links[USER_ROLE, "data"]
     try:
         if role == KEEPER_ROLE:
-            keeper = Keeper(user, links[AUTHORITY_ROLE, "data"], links[AUTHORITY_ROLE, "supply"], watch)
+            authority = {purpose: links[AUTHORITY_ROLE, purpose] for purpose in ("data", "supply")}
+            keeper = Keeper(user, authority["data"], authority["supply"], watch, settings["store"], settings["slots"])
             keeper.serve()
         else:
             supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
@@ -367,6 +377,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         return 5
     finally:
         if keeper is not None:
+            if settings["store"] is not None:
+                end.cancel()  # what is stored shall go, however long that takes
             keeper.close()
         for link in guarded:
             link.close()

@@ -31,6 +31,7 @@ from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program
 from protocols.runner import LayerCost, Plan, Probe
+from protocols.store import Store
 from protocols.tls import issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
@@ -155,7 +156,7 @@ class Model:
         Args:
             batch: number of samples.
             keys: as in `predict`.
-            predictions: how many predictions; each costs memory at all roles.
+            predictions: how many predictions; each costs memory at keeper and user, or with `Config.store` disk.
 
         Raises:
             InputError: a number below 1, an unknown or unprotected task in `keys`; nothing was sent.
@@ -286,7 +287,10 @@ class Session:
             "protocol": self._protocol,
             "keys": self._key_paths,
             "passphrase": None,
+            "store": None if config.store is None else os.path.abspath(config.store),
+            "slots": max(config.ahead, 1),
         }
+        store = None if config.store is None else Store(config.store, USER_ROLE)
         ports = {KEEPER_ROLE: config.keeper_port, AUTHORITY_ROLE: config.authority_port}
         secret = {AUTHORITY_ROLE: {"passphrase": self._passphrase}}
         for role, port in ports.items():
@@ -312,6 +316,9 @@ class Session:
             USER,
             receive_seed(self._authority),
             partial(_finish_of, finish, self._masked),
+            store=store,
+            slots=max(config.ahead, 1),
+            on_failure=self._watch.fail,
         )
         self._pool.start()
         own_seed = fresh_seed()
@@ -321,7 +328,9 @@ class Session:
 
     def close(self) -> None:
         """End the roles; may be called any number of times, also after a failure."""
-        self._end(grace_s=3.0 if self._watch is not None else 0.0)
+        # Removing a large store takes its time.
+        grace_s = 3.0 if self._config.store is None else 30.0
+        self._end(grace_s if self._watch is not None else 0.0)
 
     def _end(self, grace_s: float) -> None:
         if self._closed:
@@ -491,6 +500,8 @@ class Session:
             # throwing a hand away, when other keys come, would tell the keeper that they are others.
             self._order_all([wish] * (self._config.ahead - len(self._ordered)))
         self._last = wish
+        if self._pool is not None:
+            self._pool.rest()
         self._step("wait")
         return scores, cost
 

@@ -26,6 +26,7 @@ PACKAGES = {
             "wire",
             "party",
             "dealer",
+            "store",
             "pool",
             "engine",
             "gate",

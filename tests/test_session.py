@@ -1,6 +1,8 @@
 """Sessions as a user has them: real processes, real sockets, mutual TLS."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from helpers import alive
 from onnx import helper
 
 import securemtk
+from protocols.store import Store
 from securemtk import (
     Config,
     InputError,
@@ -27,6 +30,7 @@ from securemtk import (
     RangeWarning,
     Session,
     ShapeError,
+    StoreError,
     Task,
     UnsupportedError,
 )
@@ -209,6 +213,115 @@ def test_a_prediction_dealt_ahead_needs_nothing_more_of_the_dealer():
         finally:
             os.kill(session.pids["authority"], signal.SIGCONT)
         np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+
+
+def stored(folder: Path, role: str) -> list[Path]:
+    return sorted(folder.glob(f"*-{role}-*/*"), key=lambda path: int(path.stem))
+
+
+@contextlib.contextmanager
+def six_on_disk(folder: Path):
+    """A session with six predictions of `mlp` made ahead: one in memory, five on disk at keeper and user."""
+    with Session(Config(store=folder)) as session:
+        model = session.load(small_models.mlp())
+        model.prepare(2, predictions=6)
+        wait_until(lambda: [len(stored(folder, role)) for role in ("keeper", "user")] == [5, 5])
+        wait_until(lambda: len(session._pool._stored) == 5)
+        yield session, model
+
+
+def test_predictions_made_ahead_that_memory_does_not_hold_wait_on_disk(tmp_path):
+    with six_on_disk(tmp_path) as (_, model):
+        for done in range(6):
+            x = samples(2, (8,))
+            np.testing.assert_allclose(model.predict(x)["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+            left = max(4 - done, 0)
+            wait_until(lambda left=left: {len(stored(tmp_path, role)) for role in ("keeper", "user")} == {left})
+        model.prepare(2, predictions=3)  # beside the one that was made unasked
+        wait_until(lambda: [len(stored(tmp_path, role)) for role in ("keeper", "user")] == [3, 3])
+        model.predict(samples(1, (8,)))  # another plan: what waits is thrown away
+        assert not [*stored(tmp_path, "user"), *stored(tmp_path, "keeper")]
+        model.prepare(1, predictions=3)
+        wait_until(lambda: [len(stored(tmp_path, role)) for role in ("keeper", "user")] == [2, 2])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("role", ["keeper", "user"])
+def test_a_damaged_file_ends_the_session_by_an_error_that_names_role_and_prediction(tmp_path, role):
+    with six_on_disk(tmp_path) as (session, model):
+        path = stored(tmp_path, role)[1]
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        pids = session.pids
+
+        def predict_until_the_end():
+            for _ in range(6):
+                model.predict(samples(2, (8,)))
+
+        said = f"the {role}'s correlations of prediction {path.stem} on disk must be as they were written"
+        with pytest.raises(StoreError, match=said):
+            predict_until_the_end()
+    assert not any(alive(pid) for pid in pids.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_a_role_ends_the_session_at_once(tmp_path):
+    with Session(Config(store=tmp_path)) as session:
+        model = session.load(small_models.mlp())
+        hard = resource.prlimit(session.pids["keeper"], resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(session.pids["keeper"], resource.RLIMIT_FSIZE, (100, hard))
+        model.prepare(2, predictions=3)
+        wait_until(lambda: not session._watch.is_alive())  # nobody had to ask for a prediction
+        with pytest.raises(StoreError, match=r"keeper failed at .*prediction 1 on disk must be written; File too"):
+            model.predict(samples(2, (8,)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_keeper_left_on_disk_goes_when_the_next_session_starts(tmp_path):
+    with six_on_disk(tmp_path) as (session, model):
+        os.kill(session.pids["keeper"], signal.SIGKILL)
+        with pytest.raises(ProtocolAbort, match="keeper"):
+            model.predict(samples(2, (8,)))
+    assert len(stored(tmp_path, "keeper")) == 5
+    assert not stored(tmp_path, "user")
+    with Session(Config(store=tmp_path)):
+        assert not stored(tmp_path, "keeper")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_keeper_whose_user_is_killed_removes_its_store_and_the_next_store_removes_the_users(tmp_path):
+    body = f"""
+    session = Session(Config(store={str(tmp_path)!r}))
+    session.load(small_models.mlp()).prepare(2, predictions=4)
+    input()
+"""
+    script = "import small_models\nfrom securemtk import Config, Session\nif __name__ == '__main__':" + body
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+    )
+    wait_until(lambda: [len(stored(tmp_path, role)) for role in ("keeper", "user")] == [3, 3])
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    wait_until(lambda: not list(tmp_path.glob("*-keeper-*")))
+    assert len(stored(tmp_path, "user")) == 3
+    Store(tmp_path, "user").close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["file", 3])
+def test_a_store_that_is_no_folder_is_refused(tmp_path, where):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match="store must be a folder"),
+        Session(Config(store=tmp_path / where if isinstance(where, str) else where)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("batch", "predictions"), [(0, 1), (1, 0)])
