@@ -4,6 +4,8 @@ A message states *what* must be *which rule* and what came instead. It never hol
 a share, a mask, a key or any other secret value.
 """
 
+from collections.abc import Sequence
+
 
 class SecureError(Exception):
     """The root: whatever the project raises on purpose."""
@@ -35,6 +37,20 @@ class KeyRefused(InputError):
 
 class UnsupportedError(SecureError):
     """The model asks for operations that we do not have; the message lists all of them."""
+
+
+class NeedsInputs(UnsupportedError):
+    """A model can be understood only when whole shapes of its inputs, or some of their values, are known.
+
+    Args:
+        message: what stands in the way without them.
+        shapes: whether the whole shape of each input is needed.
+        public: names of inputs whose values are needed in the clear.
+    """
+
+    def __init__(self, message: str, shapes: bool = False, public: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.shapes, self.public = shapes, tuple(public)
 
 
 class ProtocolAbort(SecureError):

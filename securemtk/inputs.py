@@ -1,6 +1,7 @@
-"""What a model takes: arrays by name, of one batch, in the range of fixed point."""
+"""What a model takes: arrays of one batch by name, in the range of fixed point; and what may be told of them before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,16 @@ from protocols.program import Shape
 from protocols.ring import CLIP_LIMIT
 
 Floats = NDArray[np.floating]
+NUMBERS = ("bool", "float16", "float32", "float64") + tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
 
 
 def input_arrays(
-    shapes: Mapping[str, Shape], x: Any, low: float = -CLIP_LIMIT, high: float = CLIP_LIMIT
+    shapes: Mapping[str, Shape],
+    x: Any,
+    low: float = -CLIP_LIMIT,
+    high: float = CLIP_LIMIT,
+    *,
+    whole: bool = False,
 ) -> dict[str, Floats]:
     """Return a model's inputs as arrays of one batch.
 
@@ -23,6 +30,7 @@ def input_arrays(
         shapes: name -> shape of one sample.
         x: float array or tensor of shape (n, *sample), n >= 1; for several inputs a mapping of names to such arrays.
         low, high: allowed values; fixed point narrows them to +-2**14.
+        whole: whether the arrays are of shape `sample`, without a batch; they are returned as a batch of one.
 
     Raises:
         InputError: the names are others.
@@ -37,19 +45,25 @@ def input_arrays(
     if set(x) != set(shapes):
         raise InputError(f"the inputs must be {', '.join(shapes)}; got {', '.join(map(str, x)) or 'none'}")
     bounds = max(low, -CLIP_LIMIT), min(high, CLIP_LIMIT)
-    arrays = {name: _array(name, shape, x[name], bounds) for name, shape in shapes.items()}
+    arrays = {name: _array(name, shape, x[name], bounds, whole=whole) for name, shape in shapes.items()}
     if len({len(v) for v in arrays.values()}) != 1:
         raise ShapeError(f"all inputs must have the same batch; got {[len(v) for v in arrays.values()]}")
     return arrays
 
 
-def _array(name: str, shape: Shape, x: Any, bounds: tuple[float, float]) -> Floats:
+def _array(name: str, shape: Shape, x: Any, bounds: tuple[float, float], *, whole: bool) -> Floats:
     array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-    wanted = f"input {name!r} must be a float array of shape (n, {', '.join(map(str, shape))}) with n >= 1"
+    sample = ", ".join(map(str, shape))
+    wanted = f"input {name!r} must be a float array of shape "
+    wanted += f"({sample})" if whole else f"(n, {sample}) with n >= 1"
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{wanted}; got a {type(x).__name__}")
     if array.dtype.kind != "f":
         raise ShapeError(f"{wanted}; got dtype {array.dtype}")
+    if whole and array.shape == shape:
+        array = array[None]
+    elif whole:
+        raise ShapeError(f"{wanted}; got shape {array.shape}")
     if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) < 1:
         raise ShapeError(f"{wanted}; got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -61,3 +75,48 @@ def _array(name: str, shape: Shape, x: Any, bounds: tuple[float, float]) -> Floa
             f"[{float(array.min()):g}, {float(array.max()):g}]"
         )
     return array
+
+
+@dataclass(frozen=True)
+class KnownInputs:
+    """What is told of a model's inputs when it is loaded.
+
+    Args:
+        shapes: name -> whole shape; None where nothing is told.
+        public: name -> array that takes the input's place in the clear.
+    """
+
+    shapes: Mapping[str, Shape] | None = None
+    public: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is told."""
+        return self.shapes is not None or bool(self.public)
+
+    def to_message(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Return JSON values and arrays, for the keeper.
+
+        Raises:
+            ShapeError: a public array is not of numbers or truth values.
+        """
+        arrays, kinds = [], []
+        for name, value in self.public.items():
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiub":
+                raise ShapeError(f"public input {name!r} must be an array of numbers; got dtype {array.dtype}")
+            kinds.append([name, array.dtype.name])
+            arrays.append(array.astype("<f4" if array.dtype.kind == "f" else "<i8"))
+        shapes = None if self.shapes is None else {k: list(map(int, v)) for k, v in self.shapes.items()}
+        return {"shapes": shapes, "public": kinds}, arrays
+
+    @classmethod
+    def from_message(cls, meta: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> "KnownInputs":
+        """Read what `to_message` returned; its arrays are the last of `arrays`."""
+        kinds = list(meta["public"])
+        given = arrays[len(arrays) - len(kinds) :]
+        if any(kind not in NUMBERS for _, kind in kinds):
+            raise ShapeError(f"public inputs must be of {', '.join(NUMBERS)}")
+        public = {str(name): a.astype(kind) for (name, kind), a in zip(kinds, given, strict=True)}
+        shapes = meta["shapes"]
+        return cls(None if shapes is None else {str(k): tuple(map(int, v)) for k, v in shapes.items()}, public)

@@ -25,7 +25,7 @@ from protocols import ranges, ring, runner
 from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
-from protocols.errors import InputError, KeyRefused, PeerLost, ProtocolAbort, SecureError
+from protocols.errors import InputError, KeyRefused, NeedsInputs, PeerLost, ProtocolAbort, SecureError
 from protocols.party import Party
 from protocols.pool import Deal, PlanKey, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -35,10 +35,12 @@ from protocols.store import Store
 from protocols.tls import Credentials
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
+from securemtk.inputs import KnownInputs
 from securemtk.mtk.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys import TriggerKey
 from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
+from securemtk.onnx.graph import ValueInfo
 from securemtk.onnx.importer import load_onnx
 
 # A role whose peers are gone may still compute for this long before it ends itself.
@@ -108,14 +110,22 @@ class Keeper:
     def _load(self, meta: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
         self._step("load")
         try:
-            manifest, data = (None, arrays[0].tobytes()) if arrays else read_model(str(meta["path"]))
+            manifest, data = read_model(str(meta["path"])) if "path" in meta else (None, arrays[0].tobytes())
+            known = KnownInputs.from_message(meta, arrays)
+            if manifest is not None and known.given:
+                raise InputError(
+                    "a bundle says all that is to be known of its inputs; shapes and public must be absent"
+                )
             if manifest is not None and manifest.headroom is not None:
                 ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])))
-            imported = load_onnx(data)
+            imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
             protocol = runner.protocol_module(str(meta["protocol"]))
             weights = protocol.share_weights(program, imported.params)
             protocol.pack_weights(program, weights)
+        except NeedsInputs as error:
+            self._user.send("model", {"needs": {"why": str(error), "shapes": error.shapes, "public": error.public}})
+            return
         except SecureError as error:
             self._user.refuse(error)
             return
@@ -129,7 +139,7 @@ class Keeper:
             "manifest": None if manifest is None else manifest.to_json(),
         }
         self._authority.send("model", public)
-        self._user.send("model", public)
+        self._user.send("model", public | {"inputs": _infos(imported.inputs), "outputs": _infos(imported.outputs)})
         names = protocol.masked_names(program)
         masks = weight_masks(self._seed, number, program)
         self._user.send("weights", None, [(weights[name] - masks[name]).numpy() for name in names])
@@ -150,6 +160,10 @@ class Keeper:
         runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
         self._pool.rest()
+
+
+def _infos(values: Sequence[ValueInfo]) -> list[list[Any]]:
+    return [[x.name, x.shape, x.dtype] for x in values]
 
 
 def _zero_streams(seeds: tuple[bytes, bytes], prediction: int) -> tuple[Stream, Stream]:

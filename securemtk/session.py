@@ -25,7 +25,7 @@ from protocols import ranges, ring, runner
 from protocols.channel import Link, Watch, connect
 from protocols.correlation import USER
 from protocols.dealer import receive_seed
-from protocols.errors import InputError, IntegrityError, ProtocolAbort, RangeWarning, SecureError
+from protocols.errors import InputError, IntegrityError, NeedsInputs, ProtocolAbort, RangeWarning, SecureError
 from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -35,9 +35,10 @@ from protocols.store import Store
 from protocols.tls import issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
-from securemtk.inputs import input_arrays
+from securemtk.inputs import KnownInputs, input_arrays
 from securemtk.launch import RoleProcess, stop_all
 from securemtk.onnx.bundle import Manifest
+from securemtk.onnx.graph import ValueInfo
 from securemtk.tasks import Task
 
 T = TypeVar("T")
@@ -102,12 +103,15 @@ class Model:
         number: int,
         program: Program,
         manifest: Manifest | None,
+        inputs: Sequence[ValueInfo],
+        outputs: Sequence[ValueInfo],
     ) -> None:
         self._session = session
         self._number = number
         self._weights = runner.protocol_module(session._protocol).share_weights(program, None)
         self.program = program
         self.manifest = manifest
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -124,7 +128,8 @@ class Model:
 
         Args:
             x: float array or tensor of shape (n, *sample), n >= 1; for a model with several inputs a
-                mapping of names to such arrays with the same n.
+                mapping of names to such arrays with the same n. A model that was understood as a whole
+                (`program.whole`) takes arrays of its own shapes, and returns such.
             keys: names of secured tasks to open with the authority's keys.
 
         Returns:
@@ -145,7 +150,8 @@ class Model:
         """
         self._check_keys(keys)
         arrays = self._arrays(x)
-        return self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
+        scores = self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
+        return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
 
     def prepare(self, batch: int, keys: Sequence[str] = (), predictions: int = 1) -> None:
         """Order the correlations of coming predictions, and return at once; they are made in the background.
@@ -183,7 +189,7 @@ class Model:
 
     def _arrays(self, x: Any) -> dict[str, Tensor]:
         bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
-        arrays = input_arrays(self.program.inputs, x, **bounds)
+        arrays = input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
         return {name: ring.encode(array, what=f"input {name!r}") for name, array in arrays.items()}
 
 
@@ -361,14 +367,25 @@ class Session:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def load(self, source: str | os.PathLike[str] | bytes) -> Model:
+    def load(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        public: Mapping[str, Any] | None = None,
+    ) -> Model:
         """Let the keeper load a bundle or ONNX file and return the model's public part.
 
         Args:
             source: bundle folder, path of an ONNX file, or the bytes of one. A path is opened by the
                 keeper's process, so that the weights never enter this one.
+            shapes: the whole shape of each input, for a model that does not keep its batch as the first axis of
+                every activation, and whose file leaves sizes free.
+            public: input name -> array that takes its place in the clear: shapes, axes, indices. The keeper and
+                the authority see it.
 
         Raises:
+            NeedsInputs: the model may run once `shapes` or `public` are given; it says which.
             BundleError: missing, damaged or edited.
             UnsupportedError: nodes that we cannot run, all of them by name.
             RangeError: a weight that fixed point does not hold, or values that do not on the sample data of which the
@@ -377,7 +394,11 @@ class Session:
         Warns:
             RangeWarning: values that reached half of what fixed point holds, on that data.
         """
-        model = self._load_or_abort(source)
+        known = KnownInputs(
+            None if shapes is None else {k: tuple(map(int, v)) for k, v in shapes.items()},
+            {k: np.asarray(v) for k, v in (public or {}).items()},
+        )
+        model = self._load_or_abort(source, known)
         # With nothing held: a caller may have made errors of warnings.
         if model.manifest is not None and model.manifest.headroom is not None:
             steps = ranges.steps_of(self._protocol)
@@ -385,12 +406,12 @@ class Session:
                 warnings.warn(text, RangeWarning, stacklevel=2)
         return model
 
-    def _load_or_abort(self, source: str | os.PathLike[str] | bytes) -> Model:
+    def _load_or_abort(self, source: str | os.PathLike[str] | bytes, known: KnownInputs) -> Model:
         with self._lock:
             self.start()
             self._step("load")
             try:
-                return self._load(source)
+                return self._load(source, known)
             except InputError:
                 raise
             except SecureError as error:
@@ -401,15 +422,19 @@ class Session:
                 self._abort(error)
                 raise
 
-    def _load(self, source: str | os.PathLike[str] | bytes) -> Model:
+    def _load(self, source: str | os.PathLike[str] | bytes, known: KnownInputs) -> Model:
+        about, arrays = known.to_message()
         self._drop_ordered()
         self._take_grants(None)
-        request = {"task": "load", "protocol": self._protocol}
+        request = {"task": "load", "protocol": self._protocol} | about
         if isinstance(source, bytes):
-            self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8)])
+            self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8), *arrays])
         else:
-            self._keeper.send("request", request | {"path": str(Path(source).resolve())})
+            self._keeper.send("request", request | {"path": str(Path(source).resolve())}, arrays)
         meta = self._keeper.recv("model").meta
+        if "needs" in meta:
+            needs = meta["needs"]
+            raise NeedsInputs(str(needs["why"]), bool(needs["shapes"]), [str(x) for x in needs["public"]])
         self._authority.send("request", {"task": "load"})
         self._authority.recv("loaded")
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
@@ -417,7 +442,7 @@ class Session:
         number = int(meta["model"])
         self._masked[number] = self._masked_weights(program)
         self._forget_traffic()
-        return Model(self, number, program, manifest)
+        return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]))
 
     def _forget_traffic(self) -> None:
         for link in (self._keeper, self._authority):
@@ -558,6 +583,13 @@ class Session:
             prediction = self._ordered.popleft().prediction
             self._keeper.send("request", {"task": "drop", "prediction": prediction})
             self._pool.drop(prediction)
+
+
+def _infos(raw: Sequence[Any]) -> list[ValueInfo]:
+    return [
+        ValueInfo(str(name), None if shape is None else tuple(map(int, shape)), str(dtype))
+        for name, shape, dtype in raw
+    ]
 
 
 @contextlib.contextmanager

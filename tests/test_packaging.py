@@ -63,6 +63,7 @@ PACKAGES = {
             "simplify",
             "merge",
             "tidy",
+            "public",
         ),
         *("importer", "check", "export", "bundle"),
     ],

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from protocols.errors import InputError, RangeError
+from protocols.errors import InputError, NeedsInputs, RangeError
 from protocols.program import OPERATORS, Layer, Program, Shape
 from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, unique
 from securemtk.onnx.lower import lower
 from securemtk.onnx.problems import Problem, UnsupportedNodes
+from securemtk.onnx.public import public_inputs
 from securemtk.onnx.reading import Source, read_proto
 from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
 from securemtk.onnx.rules import translate
@@ -61,9 +62,14 @@ def load_onnx(
         BundleError: the file is missing, damaged, cyclic, of an unknown opset, or no ONNX model.
         ShapeError: an axis other than the batch is free, or the model does not keep the samples of a batch apart.
         UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
+        NeedsInputs: `shapes` or `public` might help.
+        InputError: `shapes` or `public` name no inputs of the model.
         RangeError: parameters that are not finite or outside fixed point, all of them with their layers.
     """
-    understood = understand(read_proto(source), shapes, public or {})
+    model = read_proto(source)
+    understood = understand(model, shapes, public)
+    if not understood.ok:
+        _ask_for_inputs(model, understood, shapes, public or {})
     if understood.problems:
         raise UnsupportedNodes(understood.problems)
     if understood.graph.failure is not None:
@@ -72,6 +78,21 @@ def load_onnx(
     if bad := out_of_range(imported):
         raise RangeError("; ".join(f"layer {layer!r}: {reason}" for layer, reason in bad))
     return imported
+
+
+def _ask_for_inputs(
+    model: ModelProto, understood: "Understood", shapes: Mapping[str, Shape] | None, public: Mapping[str, Array]
+) -> None:
+    """Raise NeedsInputs where a model that cannot be understood might be, if more were known of its inputs."""
+    missing = [name for name in public_inputs(model) if name not in public]
+    needs_shapes = shapes is None and fixed_shapes(model) is None
+    unknown = any(p.op_type not in RULES and p.op_type not in ("input", "output") for p in understood.problems)
+    if unknown or not (missing or needs_shapes):
+        return
+    why = str(understood.graph.failure) if not understood.problems else str(UnsupportedNodes(understood.problems))
+    asked = ["the whole shape of each input"] * needs_shapes
+    asked += [f"the values of {', '.join(map(repr, missing))} in the clear"] * bool(missing)
+    raise NeedsInputs(f"{why}\nwith {' and '.join(asked)} it may run", needs_shapes, missing)
 
 
 @dataclass(frozen=True)
