@@ -313,7 +313,8 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> di
         listener.close()
 
 
-def _end_soon(error: SecureError) -> None:
+def end_soon(error: SecureError) -> None:
+    """End this process in `GRACE_S`: what a role's watch does when a peer is gone."""
     # The main thread may be inside a long computation that notices nothing.
     timer = threading.Timer(GRACE_S, os._exit, args=(5,))
     timer.daemon = True
@@ -338,7 +339,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     links = _connect(role, settings, say, hear)
     watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-    watch = Watch(role, watched, guarded, _end_soon)
+    watch = Watch(role, watched, guarded, end_soon)
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
     gc.freeze()
