@@ -161,7 +161,9 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
     def _places(self, first: Tensor, dim: int, keepdim: bool, one_hot: bool) -> "ComparedTensor":
         if one_hot:
             return self.from_shares(first, precision=0)
-        index = torch.arange(first.shape[dim]).reshape([-1 if i == dim % first.dim() else 1 for i in range(first.dim())])
+        index = torch.arange(first.shape[dim]).reshape(
+            [-1 if i == dim % first.dim() else 1 for i in range(first.dim())]
+        )
         return self.from_shares((first * index).sum(dim, keepdim=keepdim), precision=0)
 
     def max_pool2d(
@@ -196,10 +198,10 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
 
     def conv2d(self, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
         """Return the convolution with a kernel: 2 rounds with a shared one, 1 with a public one."""
-        how = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": groups}
+        how = _pair(stride), _pair(padding), _pair(dilation)
         if not _is_tensor(kernel, 4) or self.ptype != ARITHMETIC or self.share.dim() != 4:
-            return super().conv2d(kernel, **how)
-        return self._product(reused.conv2d(**how), kernel)
+            return super().conv2d(kernel, stride=how[0], padding=how[1], dilation=how[2], groups=groups)
+        return self._product(reused.conv2d(*how, groups), kernel)
 
     def _product(self, options: reused.Options, y: Any) -> "ComparedTensor":
         party, scale = engine.current(), self.encoder.scale

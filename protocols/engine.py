@@ -35,7 +35,7 @@ from protocols.prg import Stream
 # CrypTen looks where torch had it before 2.9.
 sys.modules.setdefault("torch.onnx._internal.registration", _registration)
 
-import crypten  # noqa: E402
+import crypten as crypten  # noqa: E402
 import crypten.communicator  # noqa: E402
 import crypten.mpc  # noqa: E402
 from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor  # noqa: E402

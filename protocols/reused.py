@@ -99,7 +99,9 @@ class Weights:
     def _find(self, w: Tensor) -> _Weight:
         # A view made anew each time, such as w.t(), is known by what it views.
         base = w if w._base is None else w._base
-        forms = self._known.setdefault(base, {})
+        if base not in self._known:
+            self._known[base] = {}
+        forms = self._known[base]
         key = (tuple(w.shape), w.stride(), w.storage_offset())
         known: _Weight | None = forms.get(key)
         if known is None or known.version != w._version or not known.seen.equal(w):

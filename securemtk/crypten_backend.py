@@ -126,7 +126,7 @@ class _Run:
         for process in self._processes:
             process.tell(addresses)
         links = open_links(CALLER, credentials[CALLER], addresses, config.timeout_s)
-        self._links = [link for (_, purpose), link in links.items() if purpose == "data"]
+        self._links = [link for (_, purpose), link in links.items() if purpose != "watch"]
         self.parties = [links[role, "data"] for role in PARTIES]
         watched = {role: link for (role, purpose), link in links.items() if purpose == "watch"}
         self._watch = Watch(CALLER, watched, self._links)

@@ -24,7 +24,7 @@ import torch
 from protocols import kernels
 from protocols.channel import Link, Listener, Message, Watch, connect, describe_error
 from protocols.dealer import receive_seed
-from protocols.demand import Demand, NumberedWire, deal_on_demand
+from protocols.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
 from protocols.eager import EagerParty, using
 from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -37,7 +37,8 @@ PARTIES = ("party0", "party1")
 DEALER, CALLER = "dealer", "caller"
 # Each role listens for those after it.
 ROLES = (*PARTIES, DEALER, CALLER)
-PURPOSES = ("data", "watch")
+# "supply" is what the dealer sends ahead.
+PURPOSES = ("data", "watch", "supply")
 
 Links = dict[tuple[str, str], Link]
 
@@ -91,7 +92,7 @@ def _where(error: BaseException, path: str | None) -> str:
     return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
 
 
-def _run_program(message: Message, party: EagerParty) -> Any:
+def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
     meta = message.meta
     path = None
     try:
@@ -101,7 +102,8 @@ def _run_program(message: Message, party: EagerParty) -> Any:
             arguments = values.unpack(meta["arguments"], message.arrays)
             return program(*arguments["args"], **arguments["kwargs"])
     except SecureError:
-        traceback.print_exc()
+        if watch.failure is None:
+            traceback.print_exc()
         raise
     except Exception as error:
         traceback.print_exc()
@@ -121,12 +123,14 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
     message = caller.recv("program", timeout_s=None)
     for link in (peer, dealer):
         link.enter("online")
+    supply = Supply(links[DEALER, "supply"], rank, seed)
+    supply.start()
     wire = NumberedWire(peer)
-    demand = Demand(dealer, peer, wire, rank, seed, enter)
-    weights = Weights(demand.mask)
+    demand = Demand(dealer, supply, peer, wire, enter)
+    weights = Weights(functools.partial(mask_of, seed))
     enter("program")
     party = EagerParty(rank, wire, demand, Stream(other), Stream(own), Stream(), weights=weights)
-    result, arrays = values.pack(_run_program(message, party), "the program's result")
+    result, arrays = values.pack(_run_program(message, party, watch), "the program's result")
     enter("end of the program")
     demand.end()
     wire.exchange("end", torch.zeros(1, dtype=torch.int64))
@@ -168,16 +172,17 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     torch.set_num_threads(int(settings["threads"]))
     kernels.warm()
     links = _connect(role, settings, say, hear)
-    guarded = [link for (_, purpose), link in links.items() if purpose == "data"]
+    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
     watched = {other: link for (other, purpose), link in links.items() if purpose == "watch"}
     watch = Watch(role, watched, guarded, end_soon)
     watch.start()
     gc.freeze()
     try:
         if role == DEALER:
-            deal_on_demand(
-                (links[PARTIES[0], "data"], links[PARTIES[1], "data"]), functools.partial(setattr, watch, "step")
+            wants, supplies = (
+                (links[PARTIES[0], purpose], links[PARTIES[1], purpose]) for purpose in ("data", "supply")
             )
+            DemandDealer(wants, supplies, functools.partial(setattr, watch, "step")).serve()
         else:
             be_party(PARTIES.index(role), links, watch)
         links[CALLER, "data"].recv("bye", timeout_s=None)

@@ -16,7 +16,7 @@ def pack(value: Any, what: str = "a value") -> Parts:
     """Return a value as (JSON, arrays).
 
     Args:
-        value: None, bool, int, float, str, numpy array or number, torch tensor; lists, tuples, and dicts by str of these.
+        value: None, bool, int, float, str, numpy array or number, torch tensor; lists, tuples, dicts by str of these.
         what: names it in a message.
 
     Raises:
@@ -58,7 +58,7 @@ def unpack(meta: Any, arrays: Sequence[np.ndarray]) -> Any:
         if "dict" in x:
             return {key: get(item) for key, item in x["dict"].items()}
         if "list" in x or "tuple" in x:
-            items = [get(item) for item in x.get("list", x.get("tuple"))]
+            items = [get(item) for item in x["tuple" if "tuple" in x else "list"]]
             return tuple(items) if "tuple" in x else items
         dtype = np.dtype(x["dtype"])
         if dtype.kind not in _KINDS:

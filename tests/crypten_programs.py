@@ -139,9 +139,12 @@ def pickled() -> None:
 
 
 def forever(folder: str) -> None:
-    """Write the process's id to a file, then compute until the end of days."""
+    """Compute for a second, write the process's id to a file, and compute until the end of days."""
     party = crypten.communicator.get()
     x = crypten.cryptensor(torch.ones(4), src=0)
+    for _ in range(100):
+        x.relu()
+        time.sleep(0.01)
     part = Path(folder) / f"{party.get_rank()}.part"
     part.write_text(str(os.getpid()))
     part.rename(part.with_suffix(".pid"))

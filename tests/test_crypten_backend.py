@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import alive
-from torch.nn import functional as F
+from torch.nn import functional
 
 from protocols.engine import crypten
 from protocols.errors import DealerError, InputError, IntegrityError, PeerLost, ProtocolAbort, UnsupportedError
@@ -32,8 +32,8 @@ EXPECTED = {
     "matmul by a public one": X @ Y,
     "matmul before a change": X @ Y,
     "matmul after a change in place": X @ (Y + 1),
-    "conv": F.conv2d(IMAGE, KERNEL, stride=2, padding=1),
-    "conv by a public one": F.conv2d(IMAGE, KERNEL, padding=(0, 1)),
+    "conv": functional.conv2d(IMAGE, KERNEL, stride=2, padding=1),
+    "conv by a public one": functional.conv2d(IMAGE, KERNEL, padding=(0, 1)),
     "relu": X.relu(),
     "abs": X.abs(),
     "less": (X < Y).long(),
@@ -41,15 +41,15 @@ EXPECTED = {
     "equal": torch.ones(6, 6).long(),
     "unequal": torch.ones(6, 6).long(),
     "maximum": X.max(dim=1)[0],
-    "its place": F.one_hot(X.argmax(dim=1), 6),
+    "its place": functional.one_hot(X.argmax(dim=1), 6),
     "minimum": X.min(dim=1)[0],
     "maximum of all": X.max(),
     "index": X.argmax(dim=0),
     "index among all": X.argmax(),
-    "pool": F.max_pool2d(IMAGE, 2),
-    "padded pool": F.max_pool2d(IMAGE, 3, stride=2, padding=1),
-    "dilated pool": F.max_pool2d(IMAGE, 2, dilation=2),
-    "hardtanh": F.hardtanh(X, -0.5, 0.5),
+    "pool": functional.max_pool2d(IMAGE, 2),
+    "padded pool": functional.max_pool2d(IMAGE, 3, stride=2, padding=1),
+    "dilated pool": functional.max_pool2d(IMAGE, 2, dilation=2),
+    "hardtanh": functional.hardtanh(X, -0.5, 0.5),
     "softmax": X.softmax(1),
     "where": torch.minimum(X, Y),
     "stack": torch.stack([X, Y]).relu(),
@@ -86,7 +86,7 @@ def test_a_model_that_crypten_converts_from_torch_predicts_and_learns():
     torch.testing.assert_close(first, expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(again, expected, atol=2e-3, rtol=0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    F.mse_loss(expected, torch.ones(3, 5)).backward()
+    functional.mse_loss(expected, torch.ones(3, 5)).backward()
     optimizer.step()
     torch.testing.assert_close(learnt, net(x), atol=5e-3, rtol=0)
     assert (learnt - first).abs().max() > 0.02
@@ -121,7 +121,11 @@ def test_a_script_runs_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("program", "error", "message"),
     [
-        (programs.other_shapes, DealerError, r"same program; at correlation 0 party0 asks for sign \(\(3,\),\).*\(2,\)"),
+        (
+            programs.other_shapes,
+            DealerError,
+            r"same program; at correlation 0 party0 asks for sign \(\(3,\),\).*\(2,\)",
+        ),
         (programs.other_steps, IntegrityError, "party1 failed at correlation 0.*same program; party0 sent 'open'"),
         (programs.earlier_end, DealerError, "party0 asks for none, it has ended and party1 asks for sign"),
         (programs.error_with_a_value, ProtocolAbort, r"program failed: ValueError in crypten_programs.py:\d+"),
