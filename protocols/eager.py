@@ -5,7 +5,7 @@ products with weights those of `reused`; whatever else CrypTen has, runs as Cryp
 our communicator and dealer (`engine`).
 
 Comparisons take values as integers of 32 bits: in fixed point, compared values and their differences must stay
-below 2**15 in magnitude. CrypTen's circuits have no such bound, and are 30 times as expensive.
+below 2**15 in magnitude. CrypTen's circuits read all 64 bits, for more rounds and bytes.
 """
 
 import contextlib
@@ -188,7 +188,11 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
         kernel = _pair(kernel_size)
         return own._with(_largest(ring.windows(padded, kernel, kernel if stride is None else _pair(stride))))
 
-    # --- products with weights ---
+    # --- products ---
+
+    def mul(self, y: Any) -> Any:
+        """Return self * y: no round for a whole number (CrypTen's linear layers multiply by 1.0), else as CrypTen."""
+        return super().mul(int(y) if isinstance(y, float) and y.is_integer() else y)
 
     def matmul(self, y: Any) -> Any:
         """Return self @ y: 2 rounds with a shared matrix y, 1 with a public one; other shapes as CrypTen has them."""
@@ -269,6 +273,8 @@ def using(party: EagerParty, protocol: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(), engine.acting(party):
             warnings.filterwarnings("ignore", "CrypTen is already initialized", RuntimeWarning)
+            # Of CrypTen's converter; encryption makes copies of what it read.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             yield
     finally:
         crypten.set_default_cryptensor_type(default)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols.engine import crypten
+from protocols import engine
+
+crypten = engine.crypten
 
 
 def operations(x: Tensor, y: Tensor, image: Tensor, kernel: Tensor) -> dict[str, Any]:
@@ -50,10 +52,15 @@ def operations(x: Tensor, y: Tensor, image: Tensor, kernel: Tensor) -> dict[str,
         "where": crypten.where(a < b, a, b),
         "stack": crypten.stack([a, b]).relu(),
         "mean": a.mean(dim=1),
+        "whole multiple": a * 2.0,
     }
+    for _ in range(8):
+        a.relu()
+    time.sleep(0.5)  # the dealer deals more of the same
+    secret["after a wrong guess"] = a[:2].relu()
     revealed = {name: value.get_plain_text() for name, value in secret.items()}
     crypten.uninit()
-    return {"type": type(a.relu()).__name__, "revealed": revealed}
+    return {"type": type(a).__name__, "revealed": revealed, "epoch": engine.current().correlations._epoch}
 
 
 class Net(torch.nn.Module):
@@ -126,16 +133,6 @@ def earlier_end() -> None:
 def error_with_a_value() -> None:
     """Raise an error whose text holds a value."""
     raise ValueError("the secret is 42")
-
-
-def shared_result() -> Any:
-    """Return what has not been revealed."""
-    return crypten.cryptensor(torch.ones(2), src=0)
-
-
-def pickled() -> None:
-    """Use what CrypTen would do by pickling."""
-    crypten.load_from_party(preloaded=torch.ones(2), src=0)
 
 
 def forever(folder: str) -> None:
