@@ -53,6 +53,10 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
     bytes; a maximum over w values 2 ceil(log2 w) rounds. Security: as the functions of `compare` and `reused`.
     """
 
+    # CrypTen asks its settings at every attribute whether to reveal and check values, which takes half of a small
+    # prediction's computing; here nothing is revealed for a check.
+    __getattribute__ = MPCTensor.__getattribute__.__wrapped__
+
     # --- CrypTen's own makers would return an MPCTensor ---
 
     @classmethod
