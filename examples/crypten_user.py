@@ -3,7 +3,7 @@
     python -m examples.crypten_user
 
 `predict` is what a CrypTen user has written: it knows nothing of securemtk. `run` is the one call. The second run is
-the same program with CrypTen's own comparison circuits over the same links and dealer.
+the same program with CrypTen's own operations, its comparison circuits among them, over the same links and dealer.
 """
 
 # First of all: CrypTen 0.4.1 does not import on current torch by itself.
@@ -50,14 +50,14 @@ def images() -> Tensor:
 # --- what the CrypTen user has --------------------------------------------------------------------------------------
 
 
-def predict(pause_s: float) -> dict[str, object]:
+def predict(repeats: int, pause_s: float) -> dict[str, object]:
     """Convert, encrypt, predict; return the scores, the best classes and the seconds of each prediction."""
     crypten.init()
     model = crypten.nn.from_pytorch(plain_net(), torch.empty(1, 1, 16, 16)).encrypt(src=0)
     secret = crypten.cryptensor(images(), src=1)
     seconds = []
     with crypten.no_grad():
-        for _ in range(WARMUP + REPEATS):
+        for _ in range(WARMUP + repeats):
             time.sleep(pause_s)
             start = time.perf_counter()
             scores = model(secret)
@@ -66,7 +66,7 @@ def predict(pause_s: float) -> dict[str, object]:
         best = scores.argmax(dim=1, one_hot=False).get_plain_text()
         relu = []
         wide = crypten.cryptensor(torch.randn(10_000), src=1)
-        for _ in range(WARMUP + REPEATS):
+        for _ in range(WARMUP + repeats):
             time.sleep(pause_s)
             start = time.perf_counter()
             wide.relu()
@@ -81,16 +81,16 @@ def main() -> None:
     """Run it on both kinds of protocols, beside plain torch."""
     with torch.no_grad():
         expected = plain_net()(images())
-    for protocol, name in (("fss", "securemtk"), ("crypten", "CrypTen's circuits")):
+    for protocol, name in (("fss", "securemtk"), ("crypten", "CrypTen's own")):
         for pause_s, when in ((PAUSE_S, f"every {PAUSE_S} s"), (0.0, "back to back")):
             # Without protocol=..., a user gets the first of the two.
-            result = run(predict, pause_s, protocol=protocol)[1]
+            result = run(predict, REPEATS, pause_s, protocol=protocol)[1]
             difference = (result["scores"] - expected).abs().max().item()
             if difference > 0.01 or not torch.equal(result["best"], expected.argmax(dim=1)):
                 raise SystemExit(f"{name}: the result must be that of torch; it differs by {difference}")
             model_ms, relu_ms = (1000 * statistics.median(result[key]) for key in ("model_s", "relu_s"))
             print(
-                f"{name:>18}, {when:>12}: CNN at batch {BATCH} {model_ms:7.1f} ms, ReLU of 10000 {relu_ms:7.1f} ms, "
+                f"{name:>13}, {when:>12}: CNN at batch {BATCH} {model_ms:7.1f} ms, ReLU of 10000 {relu_ms:7.1f} ms, "
                 f"largest difference from torch {difference:.1e}"
             )
 

@@ -263,7 +263,7 @@ def using(party: EagerParty, protocol: str) -> Iterator[None]:
 
     Args:
         party: this party.
-        protocol: "fss" for our protocols; "crypten" for CrypTen's circuits, over the same dealer and links.
+        protocol: "fss" for our protocols; "crypten" for CrypTen's own, over the same dealer and links.
 
     Raises:
         UnsupportedError: an unknown protocol.

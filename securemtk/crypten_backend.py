@@ -46,7 +46,7 @@ def run(
             whose decorator it may have. A script that calls `run` does so under `if __name__ == "__main__"`.
         args, kwargs: given to both parties: numbers, text, arrays, tensors, and lists, tuples, dicts of these. What
             one party alone may know it must read itself.
-        protocol: "fss", or "crypten" for CrypTen's comparison circuits over the same links and dealer.
+        protocol: "fss", or "crypten" for CrypTen's own operations over the same links and dealer.
         config: limits and threads; the defaults where None.
 
     Returns:

@@ -15,6 +15,7 @@ import torch
 from helpers import alive
 from torch.nn import functional
 
+from examples import crypten_user
 from protocols.engine import crypten
 from protocols.errors import DealerError, InputError, IntegrityError, PeerLost, ProtocolAbort
 from securemtk import values
@@ -97,6 +98,14 @@ def test_a_model_that_crypten_converts_from_torch_predicts_and_learns():
     optimizer.step()
     torch.testing.assert_close(learnt, net(x), atol=5e-3, rtol=0)
     assert (learnt - first).abs().max() > 0.02
+
+
+def test_the_example_gives_what_torch_gives():
+    expected = crypten_user.plain_net()(crypten_user.images()).detach()
+    for result in run(crypten_user.predict, 1, pause_s=0.0):
+        torch.testing.assert_close(result["scores"], expected, atol=1e-3, rtol=0)
+        assert torch.equal(result["best"], expected.argmax(dim=1))
+        assert len(result["model_s"]) == len(result["relu_s"]) == 1
 
 
 def test_cryptens_circuits_give_the_same_over_the_same_dealer():
