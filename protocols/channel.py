@@ -216,6 +216,23 @@ class Link:
             raise IntegrityError(f"{self.role} must send {kind!r} now; got {message.kind!r} ({self.step})")
         return message
 
+    def peek(self, timeout_s: float) -> str | None:
+        """Return the kind of the next frame without taking it; None where none comes within `timeout_s`."""
+        self.flush()
+        started = time.monotonic()
+        self._read_available()
+        while not self._inbox:
+            if time.monotonic() >= started + timeout_s:
+                return None
+            if self.phase == "online" and time.monotonic() < started + SPIN_S:
+                os.sched_yield()
+            else:
+                with contextlib.suppress(PeerTimeout):
+                    self._wait(select.POLLIN, started + timeout_s)
+            self._read_available()
+        _, text, body = self._inbox[0]
+        return _decode(text, body, self.role).kind
+
     def refuse(self, error: SecureError) -> None:
         """Answer a request by an error: the peer's `recv` raises it."""
         self.send("refused", describe_error(error))

@@ -8,6 +8,7 @@ computes as *corrections* and sends to the keeper. So the user's part of a whole
 Shares are int64 tensors in Z_2^64 (additive), or bits and words under xor where it says so.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +101,9 @@ def share_for_keeper(value: Tensor, user: Stream) -> Tensor:
     return value - user.words(value.shape)
 
 
+_OPS = ("mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d")
+
+
 def _product(op: str, x: Tensor, y: Tensor, options: tuple[tuple[str, Any], ...]) -> Tensor:
     result: Tensor = getattr(torch, op)(x, y, **dict(options))
     return result
@@ -112,18 +116,13 @@ def _split_op(request: Request) -> tuple[str, tuple[tuple[str, Any], ...]]:
     return str(request.options[0][1]), request.options[1:]
 
 
+@functools.lru_cache(4096)
 def _product_shape(request: Request) -> Shape:
     op, options = _split_op(request)
-    x, y = request.shapes
-    if op == "mul":
-        return np.broadcast_shapes(x, y)
-    if op == "matmul":
-        return (*np.broadcast_shapes(x[:-2], y[:-2]), x[-2], y[-1])
-    if op == "conv2d":
-        stride, dilation = (tuple(dict(options).get(k, (1, 1))) for k in ("stride", "dilation"))
-        sizes = ((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x[2:], y[2:], stride, dilation, strict=True))
-        return (x[0], y[0], *sizes)
-    raise UnsupportedError(f"a triple must be of mul, matmul or conv2d; got {op!r}")
+    if op not in _OPS:
+        raise UnsupportedError(f"a triple must be of {', '.join(_OPS)}; got {op!r}")
+    x, y = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in request.shapes)
+    return tuple(_product(op, x, y, options).shape)
 
 
 def _deal_triple(request: Request, keeper: Stream, user: Stream, _: Dealing) -> Dealt:

@@ -10,13 +10,15 @@ by 2**48, and prints shares. Importing this module mends all of that for the who
 - division by a public integer is `party.truncate`, which errs by one unit in the last place at most;
 - its comparisons are those of the party's protocol, where that has better ones;
 - CrypTen's settings are kept by thread;
-- `repr` of CrypTen's tensors shows no share.
+- `repr` of CrypTen's tensors shows no share;
+- `crypten.nn.from_pytorch` exports with the arguments that current torch knows.
 """
 
 import contextlib
 import copy
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,7 +35,7 @@ from protocols.prg import Stream
 # CrypTen looks where torch had it before 2.9.
 sys.modules.setdefault("torch.onnx._internal.registration", _registration)
 
-import crypten  # noqa: E402
+import crypten as crypten  # noqa: E402
 import crypten.communicator  # noqa: E402
 import crypten.mpc  # noqa: E402
 from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor  # noqa: E402
@@ -330,6 +332,24 @@ def _hidden(self: Any) -> str:
     return f"{type(self).__name__}(<share hidden>, shape={tuple(self.share.shape)})"
 
 
+def _export_pytorch_model(file: Any, model: Any, dummy_input: Any) -> Any:
+    """Stands in for the converter's: current torch has dropped `operator_export_type`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is the old one; CrypTen's converter rests on it
+        torch.onnx.export(
+            model,
+            dummy_input,
+            file,
+            dynamo=False,
+            do_constant_folding=False,
+            export_params=True,
+            input_names=["input"],
+            output_names=["output"],
+            opset_version=crypten.nn.onnx_converter._OPSET_VERSION,
+        )
+    return file
+
+
 def _install() -> None:
     originals = {
         crypten.common.rng.generate_random_ring_element: _ring_element,
@@ -349,6 +369,7 @@ def _install() -> None:
     crypten.mpc.get_default_provider = lambda: provider
     ArithmeticSharedTensor.div_ = ArithmeticSharedTensor.__itruediv__ = _div_
     crypten.mpc.MPCTensor._ltz = _ltz
+    crypten.nn.onnx_converter._export_pytorch_model = _export_pytorch_model
     for kind in (ArithmeticSharedTensor, BinarySharedTensor, crypten.mpc.MPCTensor):
         kind.__repr__ = _hidden
 

@@ -27,16 +27,20 @@ class RoleProcess:
     Args:
         role: for messages.
         settings: sent as one line of JSON.
+        module: what the interpreter runs.
+        talks: whether the role may write to this process's standard error.
     """
 
-    def __init__(self, role: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, role: str, settings: Mapping[str, Any], *, module: str = "securemtk.roles", talks: bool = False
+    ) -> None:
         self.role = role
         path = os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "securemtk.roles"],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=None if talks else subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,
         )

@@ -337,8 +337,9 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> di
         listener.close()
 
 
-def _end_timer() -> threading.Timer:
-    # For a failure that the main thread does not notice, inside a long computation.
+def end_timer() -> threading.Timer:
+    """Return a timer, not started, that ends this process after `GRACE_S`: for a role's watch when a peer is gone."""
+    # The main thread may be inside a long computation that notices nothing.
     timer = threading.Timer(GRACE_S, os._exit, args=(5,))
     timer.daemon = True
     return timer
@@ -362,7 +363,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     links = _connect(role, settings, say, hear)
     watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-    end = _end_timer()
+    end = end_timer()
     watch = Watch(role, watched, guarded, lambda error: end.start())
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.

@@ -66,6 +66,19 @@ def pair(timeout_s=5.0, purposes=("data",)):
             b.close()
 
 
+def test_the_next_frame_can_be_looked_at_and_stays():
+    with pair() as [(keeper, user)]:
+        assert keeper.peek(0.01) is None
+        user.send("first", None, [np.zeros(3)[:0].astype("<i8")], hold=True)
+        user.send("second")
+        assert [keeper.peek(5.0), keeper.peek(0.0), keeper.recv("first").kind] == ["first"] * 3
+        assert keeper.peek(5.0) == "second"
+        user.close()
+        assert keeper.recv("second").kind == "second"
+        with pytest.raises(PeerLost):
+            keeper.peek(5.0)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (300, 1000)])
 @pytest.mark.parametrize("dtype", ["<i8", "<f4", "|u1"])
 def test_arrays_arrive_as_they_were_sent(shape, dtype):

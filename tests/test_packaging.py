@@ -41,9 +41,9 @@ PACKAGES = {
             "value",
             "moves",
         ),
-        *("ranges", "stock", "fss", "runner"),
+        *("ranges", "stock", "fss", "runner", "demand", "reused", "eager"),
     ],
-    "securemtk": ["tasks", "files", "config", "inputs"],
+    "securemtk": ["tasks", "files", "config", "inputs", "values"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
@@ -67,11 +67,24 @@ PACKAGES = {
         ),
         *("importer", "check", "export", "bundle"),
     ],
-    "securemtk ": ["launch", "roles", "session", "inference", "run", "pictures", "demo", "cli", ""],
+    "securemtk ": [
+        *("launch", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
+        *("crypten_roles", "crypten_backend", ""),
+    ],
 }
 ORDER = [f"{package.strip()}.{name}".removesuffix(".") for package, names in PACKAGES.items() for name in names]
 
-TOP_LEVEL = {"securemtk", "protocols", "benchmarks", "tests", "docs", "setup.cfg", "pyproject.toml", "Makefile"}
+TOP_LEVEL = {
+    "securemtk",
+    "protocols",
+    "benchmarks",
+    "examples",
+    "tests",
+    "docs",
+    "setup.cfg",
+    "pyproject.toml",
+    "Makefile",
+}
 TOP_LEVEL |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".ci", ".gitignore"}
 
 

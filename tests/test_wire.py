@@ -87,7 +87,7 @@ def test_no_frame_between_roles_holds_a_weight_an_input_or_a_key(bundle, monkeyp
 
     monkeypatch.setattr(channel.Link, "send", record)
     monkeypatch.setattr(session, "RoleProcess", RoleThread)
-    monkeypatch.setattr(roles, "_end_timer", lambda: threading.Timer(0, lambda: None))
+    monkeypatch.setattr(roles, "end_timer", lambda: threading.Timer(0, lambda: None))
     x = np.random.default_rng(3).uniform(-1, 1, (3, *small_models.SHAPE)).astype(np.float32)
     run(folder, x)
     assert {kind for _, kind, _ in frames} >= {"input", "open", "reveal", "corrections", "seed", "zero", "model"}

@@ -1,0 +1,226 @@
+"""The two parties of a CrypTen program, and their dealer. Run as `python -m securemtk.crypten_roles`.
+
+Each process reads its settings and credentials as one line of JSON from its standard input, announces its address as
+one line on its standard output, hears the others' addresses, connects, and does its part until the caller leaves.
+What a program prints goes to the caller's standard error.
+"""
+
+import functools
+import gc
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from protocols import kernels
+from protocols.channel import Link, Listener, Message, Watch, connect, describe_error
+from protocols.dealer import receive_seed
+from protocols.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
+from protocols.eager import EagerParty, using
+from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError
+from protocols.prg import SEED_BYTES, Stream, fresh_seed
+from protocols.reused import Weights
+from protocols.tls import Credentials
+from securemtk import values
+from securemtk.roles import end_timer
+
+PARTIES = ("party0", "party1")
+DEALER, CALLER = "dealer", "caller"
+# Each role listens for those after it.
+ROLES = (*PARTIES, DEALER, CALLER)
+# "supply" is what the dealer sends ahead.
+PURPOSES = ("data", "watch", "supply")
+
+Links = dict[tuple[str, str], Link]
+
+
+def open_links(role: str, credentials: Credentials, addresses: Mapping[str, Sequence[Any]], timeout_s: float) -> Links:
+    """Connect to every role before `role` in the order of `ROLES`."""
+    return {
+        (other, purpose): connect(credentials, (str(host), int(port)), other, purpose, timeout_s)
+        for other, (host, port) in addresses.items()
+        if ROLES.index(other) < ROLES.index(role)
+        for purpose in PURPOSES
+    }
+
+
+# --- a party --------------------------------------------------------------------------------------------------------
+
+
+def load_program(meta: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function that the caller named: a file or module, and a name in it.
+
+    A function that CrypTen's `run_multiprocess` decorates is taken without that decorator.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    sys.path[:] = [str(path) for path in meta["sys_path"]]
+    if meta["path"] is None:
+        module = importlib.import_module(str(meta["module"]))
+    else:
+        # Under another name than "__main__", so that the script's own start does not run again.
+        spec = importlib.util.spec_from_file_location("__securemtk_program__", str(meta["path"]))
+        if spec is None or spec.loader is None:
+            raise InputError(f"a program must lie in a Python file; got {Path(str(meta['path'])).name!r}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    found: Any = module
+    for name in str(meta["name"]).split("."):
+        found = getattr(found, name, None)
+    if not callable(found):
+        raise InputError(f"the program must be a function of its file; {meta['name']!r} is not")
+    function: Callable[..., Any] = inspect.unwrap(found)
+    return function
+
+
+def _where(error: BaseException, path: str | None) -> str:
+    """Return the line of the program, or else of ours, where an error came from. Its text could hold a value."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if path is not None and frame.filename == path]
+    frame = (own or frames)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
+    meta = message.meta
+    path = None
+    try:
+        with using(party, str(meta["protocol"])):
+            program = load_program(meta)
+            path = inspect.getsourcefile(program)
+            arguments = values.unpack(meta["arguments"], message.arrays)
+            return program(*arguments["args"], **arguments["kwargs"])
+    except SecureError:
+        if watch.failure is None:
+            traceback.print_exc()
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise ProtocolAbort(f"the program failed: {_where(error, path)}") from None
+
+
+def be_party(rank: int, links: Links, watch: Watch) -> None:
+    """Run the caller's program as one party and send its result to the caller."""
+    caller, dealer, peer = (links[role, "data"] for role in (CALLER, DEALER, PARTIES[1 - rank]))
+
+    def enter(step: str) -> None:
+        watch.step = peer.step = dealer.step = step
+
+    seed, own = receive_seed(dealer), fresh_seed()
+    peer.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
+    other = peer.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
+    message = caller.recv("program", timeout_s=None)
+    for link in (peer, dealer):
+        link.enter("online")
+    supply = Supply(links[DEALER, "supply"], rank, seed)
+    supply.start()
+    wire = NumberedWire(peer)
+    demand = Demand(dealer, supply, peer, wire, enter)
+    weights = Weights(functools.partial(mask_of, seed))
+    enter("program")
+    party = EagerParty(rank, wire, demand, Stream(other), Stream(own), Stream(), weights=weights)
+    result, arrays = values.pack(_run_program(message, party, watch), "the program's result")
+    enter("end of the program")
+    demand.end()
+    wire.exchange("end", torch.zeros(1, dtype=torch.int64))
+    caller.send("result", {"result": result}, arrays)
+
+
+# --- a process ------------------------------------------------------------------------------------------------------
+
+Say = Callable[[Mapping[str, Any]], None]
+Hear = Callable[[], Mapping[str, Any]]
+
+
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
+    credentials = Credentials.from_json(settings["credentials"])
+    timeout_s = float(settings["timeout_s"])
+    listener = Listener(credentials, settings["host"], 0, timeout_s)
+    try:
+        say({"address": listener.address})
+        links = open_links(role, credentials, hear(), timeout_s)
+        after = ROLES[ROLES.index(role) + 1 :]
+        expected = [(other, purpose) for other in after for purpose in PURPOSES]
+        return links | listener.accept(expected, float(settings["start_timeout_s"]))
+    finally:
+        listener.close()
+
+
+def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
+    """Be a role until the caller leaves.
+
+    Args:
+        settings: role, credentials and limits, as `crypten_backend.run` writes them.
+        say: tells the starter where this role listens.
+        hear: returns what the starter says later.
+
+    Returns:
+        The process's exit status.
+    """
+    role = str(settings["role"])
+    torch.set_num_threads(int(settings["threads"]))
+    kernels.warm()
+    links = _connect(role, settings, say, hear)
+    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
+    watched = {other: link for (other, purpose), link in links.items() if purpose == "watch"}
+    end = end_timer()
+    watch = Watch(role, watched, guarded, lambda error: end.start())
+    watch.start()
+    gc.freeze()
+    try:
+        if role == DEALER:
+            wants, supplies = (
+                (links[PARTIES[0], purpose], links[PARTIES[1], purpose]) for purpose in ("data", "supply")
+            )
+            DemandDealer(wants, supplies, functools.partial(setattr, watch, "step")).serve()
+        else:
+            be_party(PARTIES.index(role), links, watch)
+        links[CALLER, "data"].recv("bye", timeout_s=None)
+    except PeerLost:
+        watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
+    except SecureError as error:
+        watch.abort(error)
+        return 5
+    except Exception as error:
+        watch.abort(ProtocolAbort(f"internal error: {_where(error, None)}"))
+        return 5
+    finally:
+        for link in guarded:
+            link.close()
+    return 0
+
+
+def main(stdin: TextIO, stdout: TextIO) -> int:
+    """Read settings from stdin, announce the address on stdout, serve."""
+
+    def hear() -> Mapping[str, Any]:
+        line: Mapping[str, Any] = json.loads(stdin.readline())
+        return line
+
+    def say(line: Mapping[str, Any]) -> None:
+        stdout.write(json.dumps(line) + "\n")
+        stdout.flush()
+
+    try:
+        return serve(hear(), say, hear)
+    except SecureError as error:
+        say(describe_error(error))
+        return 3
+
+
+if __name__ == "__main__":
+    announce = os.fdopen(os.dup(1), "w")
+    # From here on what the program prints goes elsewhere: the pipe is for the address.
+    os.dup2(2, 1)
+    os._exit(main(sys.stdin, announce))
