@@ -89,6 +89,16 @@ class InferenceSession:
         """Cost of the last `run`."""
         return self._session.cost
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process numbers of keeper and authority."""
+        return self._session.pids
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model of the last `run` was understood as a whole, for shapes of its own."""
+        return self._model is not None and self._model.program.whole
+
     def get_inputs(self) -> list[NodeArg]:
         """Return the model's inputs; none before the first `run` where that has to say their shapes."""
         return [] if self._model is None else [_arg(x, self._model) for x in self._model.inputs]
