@@ -17,6 +17,7 @@ Source: [Boy21] for the comparison key; shared/design/protocols.md, "Sign of a v
 dealer knows" and "ReLU fused with truncation".
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,24 +32,23 @@ from protocols.errors import UnsupportedError
 from protocols.party import Party
 from protocols.prg import Stream
 
-K = 32
-POINT_BITS = K - 1
-_POINT = (1 << POINT_BITS) - 1
+# Bits k on which values are compared unless a party is told otherwise; what the keys can take.
+BITS, FEWEST_BITS, MOST_BITS = ring.COMPARISON_BITS, 20, 40
 
 
-def key_shapes(n: int) -> list[tuple[int, ...]]:
-    """Shapes, as int64, of the correction words of n comparisons."""
+def key_shapes(n: int, k: int) -> list[tuple[int, ...]]:
+    """Shapes, as int64, of the correction words of n comparisons on k bits."""
     blocks = dcf.padded(n) // dcf.LANES
-    return [(blocks, dcf.levels(POINT_BITS) + 1, dcf.LANES, 2), (blocks * dcf.LANES // 2,)]
+    return [(blocks, dcf.levels(k - 1) + 1, dcf.LANES, 2), (blocks * dcf.LANES // 2,)]
 
 
-def make_keys(mask: Tensor, beta: Tensor, keeper: Stream, user: Stream) -> list[Tensor]:
+def make_keys(mask: Tensor, beta: Tensor, keeper: Stream, user: Stream, k: int) -> list[Tensor]:
     """Return correction words for the sign of values under `mask`, flipped by its bit k-1 and beta."""
     flat = mask.reshape(-1)
     n = flat.numel()
-    q = (flat & _POINT).numpy().view(np.uint64)
-    flip = ((flat >> POINT_BITS) & 1).bitwise_xor_(beta.reshape(-1)).numpy().view(np.uint64)
-    keys = dcf.generate(dcf.seeds(keeper, n), dcf.seeds(user, n), q, flip, POINT_BITS)
+    q = (flat & ((1 << (k - 1)) - 1)).numpy().view(np.uint64)
+    flip = ((flat >> (k - 1)) & 1).bitwise_xor_(beta.reshape(-1)).numpy().view(np.uint64)
+    keys = dcf.generate(dcf.seeds(keeper, n), dcf.seeds(user, n), q, flip, k - 1)
     return [torch.from_numpy(keys.words.view(np.int64)), torch.from_numpy(keys.values.view(np.int64))]
 
 
@@ -79,6 +79,16 @@ def _share_lanes(lanes: Tensor, user: Stream) -> Tensor:
     mask = user.words(lanes.shape)
     difference = lanes.unsqueeze(-1).view(torch.int16) - mask.unsqueeze(-1).view(torch.int16)
     return difference.view(torch.int64).squeeze(-1)
+
+
+def width_of(request: Request) -> int:
+    """Return the bits k on which a request's values are compared."""
+    return int(dict(request.options)["k"])
+
+
+def request_of(kind: str, shape: Sequence[int], bits: int, k: int = BITS) -> Request:
+    """Return what one comparison of values of `shape`, truncated by `bits`, needs; `kind` is "sign" or "pairs"."""
+    return Request(kind, (tuple(shape),), (("bits", bits), ("k", k)))
 
 
 def _cut(request: Request) -> bool:
@@ -114,7 +124,7 @@ def _deal_sign(request: Request, keeper: Stream, user: Stream, dealing: Dealing)
     r = keeper.words(shape) + user.words(shape)
     beta = random_bits(keeper, user, shape)
     R = ring.shift_right_logical(r, fused.BITS) if cut else r
-    keys = make_keys(R, beta, keeper, user)
+    keys = make_keys(R, beta, keeper, user, width_of(request))
     shares = [share_for_keeper(v, user) for v in (beta, beta * R)]
     if cut:
         m = ring.top_bit(r)
@@ -126,7 +136,9 @@ def _take_sign(request: Request, rank: int, stream: Stream, corrections: Sequenc
     return _take(request, rank, stream, corrections, _sign_shapes(request), int(np.prod(request.shapes[0])))
 
 
-correlation.KINDS["sign"] = Kind(_deal_sign, _take_sign, _sign_shapes, lambda q: key_shapes(int(np.prod(q.shapes[0]))))
+correlation.KINDS["sign"] = Kind(
+    _deal_sign, _take_sign, _sign_shapes, lambda q: key_shapes(math.prod(q.shapes[0]), width_of(q))
+)
 
 
 # --- pairs: element i with element i + w // 2 of the first axis, of length w. Shares: [beta], [beta dR]; where it is
@@ -154,7 +166,7 @@ def _deal_pairs(request: Request, keeper: Stream, user: Stream, dealing: Dealing
     beta = random_bits(keeper, user, _pair_shape(request))
     R = ring.shift_right_logical(r, fused.BITS) if cut else r
     dR = R[:half] - R[half : 2 * half]
-    keys = make_keys(dR, beta, keeper, user)
+    keys = make_keys(dR, beta, keeper, user, width_of(request))
     shares = [share_for_keeper(v, user) for v in (beta, beta * dR)]
     if cut:
         m = ring.top_bit(r)
@@ -171,7 +183,7 @@ def _take_pairs(request: Request, rank: int, stream: Stream, corrections: Sequen
 
 
 correlation.KINDS["pairs"] = Kind(
-    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: key_shapes(int(np.prod(_pair_shape(q))))
+    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: key_shapes(math.prod(_pair_shape(q)), width_of(q))
 )
 
 
@@ -181,13 +193,22 @@ correlation.KINDS["pairs"] = Kind(
 def _open_signs(party: Party, T: NDArray[np.int64], key: Sequence[Tensor]) -> NDArray[np.uint8]:
     """Evaluate the keys at y = T mod 2**(k-1) and open c = [t >= 0] ^ beta: 1 round, 1 bit each way a value."""
     seeds, words, values = (t.numpy() for t in key)
-    keys = dcf.Keys(words.view(np.uint64), values.view(np.uint32), POINT_BITS)
-    share = dcf.evaluate(party.rank, seeds.view(np.uint64), keys, fused.point_of(T).view(np.uint64))
-    if party.rank == KEEPER:
-        share ^= fused.sign_of(T) ^ np.uint8(1)
+    share = sign_shares(party, T, seeds, words, values)
     packed = np.packbits(share)
     opened = packed ^ party.wire.exchange("bits", torch.from_numpy(packed)).numpy()
     return np.unpackbits(opened, count=len(share))
+
+
+def sign_shares(
+    party: Party, T: NDArray[np.int64], seeds: NDArray[np.int64], words: NDArray[np.int64], values: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Return this party's share (under xor) of [t >= 0], flipped as the key is, for the public part T of t."""
+    k = party.comparison_bits
+    keys = dcf.Keys(words.view(np.uint64), values.view(np.uint32), k - 1)
+    share = dcf.evaluate(party.rank, seeds.view(np.uint64), keys, fused.point_of(T, k).view(np.uint64))
+    if party.rank == KEEPER:
+        share ^= fused.sign_of(T, k) ^ np.uint8(1)
+    return share
 
 
 def _flat(tensors: Sequence[Tensor]) -> list[NDArray[np.int64]]:
@@ -217,7 +238,7 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
     Security: both opened values are uniform: z under r, the sign under beta.
     """
-    request = Request("sign", (tuple(z.shape),), (("bits", bits),))
+    request = request_of("sign", z.shape, bits, party.comparison_bits)
     cut = _cut(request)
     part = party.correlations.take(request)
     if party.dry:
@@ -248,7 +269,7 @@ def is_negative(party: Party, x: Tensor) -> Tensor:
     Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
     Security: as `relu`.
     """
-    part = party.correlations.take(Request("sign", (tuple(x.shape),), (("bits", 0),)))
+    part = party.correlations.take(request_of("sign", x.shape, 0, party.comparison_bits))
     if party.dry:
         return torch.empty_like(x)
     r, *key = part[:4]
@@ -275,7 +296,7 @@ def max_of_pairs(party: Party, z: Tensor, bits: int) -> Tensor:
         the truncation and the comparison at once.
     Security: as `relu`.
     """
-    request = Request("pairs", (tuple(z.shape),), (("bits", bits),))
+    request = request_of("pairs", z.shape, bits, party.comparison_bits)
     cut, half = _cut(request), z.shape[0] // 2
     part = party.correlations.take(request)
     shape = (half, *z.shape[1:])

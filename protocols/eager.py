@@ -186,7 +186,8 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
         own = self._additive()
         if return_indices or ceil_mode or _pair(dilation) != (1, 1) or own.share.dim() != 4:
             return super().max_pool2d(kernel_size, padding, stride, dilation, ceil_mode, return_indices)
-        lowest = -(1 << ring.LOWEST_BITS) if engine.current().rank == 0 else 0
+        party = engine.current()
+        lowest = -(1 << (party.comparison_bits - 2)) if party.rank == 0 else 0
         top, left = _pair(padding)
         padded = ring.pad2d(own.share, (top, left, top, left), lowest)
         kernel = _pair(kernel_size)

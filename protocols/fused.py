@@ -23,7 +23,6 @@ except ImportError:  # optional at run time
 BITS = 16
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint8]
-_POINT = np.int64((1 << 31) - 1)
 _LOW48 = np.int64((1 << 48) - 1)
 _OFFSET = np.int64(1 << 46)
 _TOP = np.int64(-(1 << 48))
@@ -184,14 +183,14 @@ def public_part(h: Ints) -> Ints:
     return out
 
 
-def point_of(T: Ints) -> Ints:
-    """Return y = T mod 2**31."""
-    return T & _POINT
+def point_of(T: Ints, k: int) -> Ints:
+    """Return y = T mod 2**(k - 1)."""
+    return T & np.int64((1 << (k - 1)) - 1)
 
 
-def sign_of(T: Ints) -> Bits:
-    """Return bit 31 of T."""
-    return ((T >> 31) & 1).astype(np.uint8)
+def sign_of(T: Ints, k: int) -> Bits:
+    """Return bit k - 1 of T."""
+    return ((T >> (k - 1)) & 1).astype(np.uint8)
 
 
 def truncated(h: Ints, R: Ints, m: Ints, first: np.int64) -> Ints:

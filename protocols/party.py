@@ -50,6 +50,7 @@ class Party:
         local: this party's own randomness.
         dry: whether this is a recorder's run, on tensors that have shapes and no values.
         is_negative: how CrypTen's comparisons are made; None leaves them to its binary circuits.
+        comparison_bits: bits k of comparisons by keys: values at scale 2**f must stay below 2**(k-1).
     """
 
     rank: int
@@ -60,6 +61,7 @@ class Party:
     local: Stream = field(repr=False)
     dry: bool = False
     is_negative: "Callable[[Party, Tensor], Tensor] | None" = None
+    comparison_bits: int = ring.COMPARISON_BITS
 
 
 Parts = tuple[Tensor, ...]

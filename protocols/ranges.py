@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols import compare, plain, ring
+from protocols import plain, ring
 from protocols.errors import RangeError
 from protocols.program import Layer, Program
 
-COMPARED = 2.0 ** (compare.POINT_BITS - ring.FRAC_BITS)
+COMPARED = 2.0 ** (ring.COMPARISON_BITS - 1 - ring.FRAC_BITS)
 TRUNCATED = 2.0 ** (ring.LIMIT_BITS - 2 * ring.FRAC_BITS)
-PADDING = 2.0 ** (ring.LOWEST_BITS - ring.FRAC_BITS)
+PADDING = ring.input_limit()
 
 STEPS = ("comparison", "truncation")
 # More room than this is not told apart: manifests are public, and this says enough.
@@ -70,13 +70,16 @@ class LayerRange:
         return min(MOST_HEADROOM, -math.frexp(self.share)[1]) if self.share else MOST_HEADROOM
 
 
-def measure(program: Program, params: Arrays, batches: Iterable[Arrays]) -> tuple[LayerRange, ...]:
+def measure(
+    program: Program, params: Arrays, batches: Iterable[Arrays], comparison_bits: int = ring.COMPARISON_BITS
+) -> tuple[LayerRange, ...]:
     """Run a network in the clear and tell how near each layer comes to the bounds of `protocol="fss"`.
 
     Args:
         program: the network.
         params: name -> float array.
         batches: each input name -> float array (n, *sample), finite.
+        comparison_bits: bits on which values are compared, as in `Config`.
 
     Returns:
         An entry for each layer with a bound of its own, in the program's order. Layers that only move or add values
@@ -90,7 +93,8 @@ def measure(program: Program, params: Arrays, batches: Iterable[Arrays]) -> tupl
         values = {name: torch.from_numpy(value) for name, value in plain.run(program, weights, part).items()}
         for layer in program.layers:
             for step, largest, bound in _loads(layer, [values[x] for x in layer.inputs], values[layer.output]):
-                found = LayerRange(layer.name, layer.op, step, largest, bound)
+                wider = comparison_bits - ring.COMPARISON_BITS if step == "comparison" else 0
+                found = LayerRange(layer.name, layer.op, step, largest, bound * 2.0**wider)
                 if layer.name not in most or found.share > most[layer.name].share:
                     most[layer.name] = found
     return tuple(most.values())
@@ -104,18 +108,18 @@ def headroom(rows: Iterable[LayerRange]) -> dict[str, dict[str, int]]:
     return room
 
 
-def require(room: Headroom, steps: Collection[str] = STEPS) -> None:
+def require(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = ring.COMPARISON_BITS) -> None:
     """Raise RangeError, with the names of the layers, where values reach the bound of one of `steps`."""
-    if beyond := _layers(room, steps, -1):
+    if beyond := _layers(room, steps, -1, comparison_bits):
         raise RangeError(
             f"values must stay within the bounds of fixed point; on sample data those of {beyond} do not, and answers"
             " would be wrong: scale the model or its input down"
         )
 
 
-def warning(room: Headroom, steps: Collection[str] = STEPS) -> str:
+def warning(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = ring.COMPARISON_BITS) -> str:
     """Return a text that names the layers whose values reach half of the bound of one of `steps`; "" for none."""
-    close = _layers(room, steps, 0)
+    close = _layers(room, steps, 0, comparison_bits)
     return f"on sample data the values of {close} reach half of what fixed point holds" if close else ""
 
 
@@ -124,8 +128,11 @@ def steps_of(protocol: str) -> tuple[str, ...]:
     return STEPS if protocol == "fss" else STEPS[1:]
 
 
-def _layers(room: Headroom, steps: Collection[str], most: int) -> str:
-    found = [(name, step) for step in steps for name, bits in room.get(step, {}).items() if bits <= most]
+def _layers(room: Headroom, steps: Collection[str], most: int, comparison_bits: int) -> str:
+    wider = {"comparison": comparison_bits - ring.COMPARISON_BITS}
+    found = [
+        (name, step) for step in steps for name, bits in room.get(step, {}).items() if bits + wider.get(step, 0) <= most
+    ]
     return ", ".join(f"{name!r} ({step})" for name, step in found)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from protocols import correlation, engine, fss, gate, stock
+from protocols import compare, correlation, engine, fss, gate, stock
 from protocols.correlation import KEEPER, Request
 from protocols.errors import UnsupportedError
 from protocols.party import Party, reveal_to_user, share_input
@@ -37,12 +37,14 @@ class Plan:
         protocol: a name of `PROTOCOLS`.
         batch: number of samples.
         gated: whether the authority's gates are at the input and at every output.
+        comparison_bits: as in `Party`.
     """
 
     program: Program
     protocol: str
     batch: int
     gated: bool
+    comparison_bits: int = compare.BITS
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def run(
     """
     protocol = protocol_module(plan.protocol)
     program, operators = plan.program, protocol.OPERATORS
-    party.is_negative = protocol.is_negative
+    party.is_negative, party.comparison_bits = protocol.is_negative, plan.comparison_bits
     values: dict[str, Value] = {}
     revealed: dict[str, Tensor | None] = {}
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import compare, correlation, dcf, fused
+from protocols.compare import key_shapes, width_of
 from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
 from protocols.cost import Cost, costs
 from protocols.errors import IntegrityError
@@ -71,9 +72,9 @@ class Pieces:
         return wrapped.astype(np.int64)
 
 
-def request_of(shape: Sequence[int], pieces: Pieces) -> Request:
-    """Return the correlation that one evaluation on values of `shape` needs."""
-    return Request("spline", (tuple(shape),), (("knots", len(pieces.knots)), ("degree", pieces.degree)))
+def request_of(shape: Sequence[int], pieces: Pieces, k: int = compare.BITS) -> Request:
+    """Return the correlation that one evaluation on values of `shape`, compared on k bits, needs."""
+    return Request("spline", (tuple(shape),), (("knots", len(pieces.knots)), ("degree", pieces.degree), ("k", k)))
 
 
 def _sizes(request: Request) -> tuple[int, int, int]:
@@ -92,7 +93,7 @@ def _deal(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> D
     n, m, degree = _sizes(request)
     r = keeper.words((n,)) + user.words((n,))
     beta = compare.random_bits(keeper, user, (m, n))
-    keys = compare.make_keys(r, torch.zeros_like(r), keeper, user)
+    keys = compare.make_keys(r, torch.zeros_like(r), keeper, user, width_of(request))
     values = [beta]
     for _ in range(degree):
         values.append(values[-1] * r)
@@ -113,7 +114,7 @@ def _take(request: Request, rank: int, stream: Stream, corrections: Sequence[Ten
     return (r, bits, seeds, *corrections, *(stream.words(shape) for shape in shapes))
 
 
-correlation.KINDS["spline"] = Kind(_deal, _take, _shares, lambda q: compare.key_shapes(_sizes(q)[0]))
+correlation.KINDS["spline"] = Kind(_deal, _take, _shares, lambda q: key_shapes(_sizes(q)[0], width_of(q)))
 
 
 @costs(lambda n, knots: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n * knots // 8)))
@@ -131,7 +132,7 @@ def evaluate(party: Party, x: Tensor, pieces: Pieces) -> Tensor:
     Cost: 2 rounds; 8 bytes each way for each of n elements, and 1 bit each way for each element and knot.
     Security: both opened values are uniform: x under r, each bit under a mask of its own.
     """
-    request = request_of(x.shape, pieces)
+    request = request_of(x.shape, pieces, party.comparison_bits)
     part = party.correlations.take(request)
     if party.dry:
         return torch.empty_like(x)
@@ -139,13 +140,9 @@ def evaluate(party: Party, x: Tensor, pieces: Pieces) -> Tensor:
     n, m, _ = _sizes(request)
     masked = x.reshape(-1) + part[0]
     X = (masked + party.wire.exchange("open", masked)).numpy()
-    keys = dcf.Keys(words.view(np.uint64), values.view(np.uint32), compare.POINT_BITS)
     share = np.unpackbits(bits.view(np.uint8), count=m * n).reshape(m, n)
     for i, knot in enumerate(pieces.knots):
-        T = X - knot
-        share[i] ^= dcf.evaluate(party.rank, seeds.view(np.uint64), keys, fused.point_of(T).view(np.uint64))
-        if party.rank == KEEPER:
-            share[i] ^= fused.sign_of(T) ^ np.uint8(1)
+        share[i] ^= compare.sign_shares(party, X - knot, seeds, words, values)
     packed = np.packbits(share)
     opened = packed ^ party.wire.exchange("bits", torch.from_numpy(packed)).numpy()
     c = np.unpackbits(opened, count=m * n).reshape(m, n)

@@ -149,7 +149,7 @@ def largest(party: Party, columns: Tensor) -> Tensor:
 
 def lowest(party: Party, frac_bits: int) -> int:
     """Return this party's share of the least value that comparisons allow: padding that never wins a maximum."""
-    return -(1 << (ring.LOWEST_BITS + frac_bits - FRAC_BITS)) if party.rank == KEEPER else 0
+    return -(1 << (party.comparison_bits - 2 + frac_bits - FRAC_BITS)) if party.rank == KEEPER else 0
 
 
 def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from protocols import compare
 from protocols.errors import InputError
 
 KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE = "keeper", "user", "authority"
@@ -32,6 +33,9 @@ class Config:
         store: folder in which correlations made in advance wait at keeper and user, sealed, while `ahead` hands (at
             least one) wait in memory; made when absent. What a session writes there is gone when the session closes
             or, where it was killed, when the next one starts. None keeps everything in memory.
+        comparison_bits: bits k of comparisons by keys, 20 to 40: whatever is compared stays below 2**(k - 17) in
+            magnitude, and an input below 2**(k - 18). Fewer are quicker, each by 16 bytes of key; `check --sample` and
+            a bundle's headroom tell how many a model needs.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +47,7 @@ class Config:
     chunk_elements: int = 5 << 17
     ahead: int = 1
     store: str | os.PathLike[str] | None = None
+    comparison_bits: int = compare.BITS
 
     def __post_init__(self) -> None:
         for name in ("keeper_port", "authority_port"):
@@ -52,6 +57,10 @@ class Config:
             raise InputError(f"store must be a folder's path or None; got a {type(self.store).__name__}")
         if self.ahead < 0:
             raise InputError(f"ahead must be 0 or more; got {self.ahead}")
+        if not compare.FEWEST_BITS <= self.comparison_bits <= compare.MOST_BITS:
+            raise InputError(
+                f"comparison_bits must lie in {compare.FEWEST_BITS}..{compare.MOST_BITS}; got {self.comparison_bits}"
+            )
         for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive; got {getattr(self, name)}")

@@ -1,5 +1,6 @@
 """What a model takes: arrays of one batch by name, in the range of fixed point; and what may be told of them before."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,26 +11,28 @@ from torch import Tensor
 
 from protocols.errors import InputError, RangeError, ShapeError
 from protocols.program import Shape
-from protocols.ring import CLIP_LIMIT
+from protocols.ring import input_limit
 
 Floats = NDArray[np.floating]
-NUMBERS = ("bool", "float16", "float32", "float64") + tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
+NUMBERS = ("bool", "float16", "float32", "float64", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 
 
 def input_arrays(
     shapes: Mapping[str, Shape],
     x: Any,
-    low: float = -CLIP_LIMIT,
-    high: float = CLIP_LIMIT,
+    low: float = -math.inf,
+    high: float = math.inf,
     *,
     whole: bool = False,
+    limit: float = input_limit(),
 ) -> dict[str, Floats]:
     """Return a model's inputs as arrays of one batch.
 
     Args:
         shapes: name -> shape of one sample.
         x: float array or tensor of shape (n, *sample), n >= 1; for several inputs a mapping of names to such arrays.
-        low, high: allowed values; fixed point narrows them to +-2**14.
+        low, high: allowed values, beside those that fixed point holds.
+        limit: largest magnitude that fixed point holds.
         whole: whether the arrays are of shape `sample`, without a batch; they are returned as a batch of one.
 
     Raises:
@@ -44,7 +47,7 @@ def input_arrays(
         x = {next(iter(shapes)): x}
     if set(x) != set(shapes):
         raise InputError(f"the inputs must be {', '.join(shapes)}; got {', '.join(map(str, x)) or 'none'}")
-    bounds = max(low, -CLIP_LIMIT), min(high, CLIP_LIMIT)
+    bounds = max(low, -limit), min(high, limit)
     arrays = {name: _array(name, shape, x[name], bounds, whole=whole) for name, shape in shapes.items()}
     if len({len(v) for v in arrays.values()}) != 1:
         raise ShapeError(f"all inputs must have the same batch; got {[len(v) for v in arrays.values()]}")

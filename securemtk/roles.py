@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols import ranges, ring, runner
+from protocols import compare, ranges, ring, runner
 from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
-from protocols.errors import InputError, KeyRefused, NeedsInputs, PeerLost, ProtocolAbort, SecureError
+from protocols.errors import InputError, IntegrityError, KeyRefused, NeedsInputs, PeerLost, ProtocolAbort, SecureError
 from protocols.party import Party
 from protocols.pool import Deal, PlanKey, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -56,7 +56,12 @@ class KeptModel:
 
     program: Program
     gated: bool
+    comparison_bits: int
     weights: Mapping[str, Tensor] = field(repr=False)
+
+    def plan(self, protocol: str, batch: int) -> Plan:
+        """Return what is run for a batch."""
+        return Plan(self.program, protocol, batch, self.gated, self.comparison_bits)
 
 
 class Keeper:
@@ -109,6 +114,9 @@ class Keeper:
 
     def _load(self, meta: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
         self._step("load")
+        bits = int(meta["comparison_bits"])
+        if not compare.FEWEST_BITS <= bits <= compare.MOST_BITS:
+            raise IntegrityError(f"the user must ask for comparisons of a width that keys have; got {bits} bits")
         try:
             manifest, data = read_model(str(meta["path"])) if "path" in meta else (None, arrays[0].tobytes())
             known = KnownInputs.from_message(meta, arrays)
@@ -117,7 +125,7 @@ class Keeper:
                     "a bundle says all that is to be known of its inputs; shapes and public must be absent"
                 )
             if manifest is not None and manifest.headroom is not None:
-                ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])))
+                ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])), bits)
             imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
             protocol = runner.protocol_module(str(meta["protocol"]))
@@ -131,10 +139,11 @@ class Keeper:
             return
         gated = manifest is not None and any(task.secured for task in manifest.tasks)
         number = len(self._models)
-        self._models.append(KeptModel(program, gated, weights))
+        self._models.append(KeptModel(program, gated, bits, weights))
         public = {
             "model": number,
             "protocol": str(meta["protocol"]),
+            "comparison_bits": bits,
             "program": program.to_json(),
             "manifest": None if manifest is None else manifest.to_json(),
         }
@@ -154,7 +163,7 @@ class Keeper:
             KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
         )
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
-        plan = Plan(model.program, protocol, batch, model.gated)
+        plan = model.plan(protocol, batch)
         self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
         self._user.enter("online")
         runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
@@ -180,6 +189,7 @@ class KnownModel:
 
     program: Program
     manifest: Manifest | None
+    comparison_bits: int
     masks: Mapping[str, Tensor] = field(repr=False)
 
     @property
@@ -232,7 +242,7 @@ class Authority:
         program = Program.from_json(str(meta["program"]))
         masks = self._dealer.masks(int(meta["model"]), program)
         runner.protocol_module(str(meta["protocol"])).pack_weights(program, masks)
-        self._models.append(KnownModel(program, manifest, masks))
+        self._models.append(KnownModel(program, manifest, int(meta["comparison_bits"]), masks))
         self._user.send("loaded")
 
     def _prepare(self, meta: Mapping[str, Any]) -> None:
@@ -249,7 +259,7 @@ class Authority:
         key = (number, protocol, batch)
         packed = None
         if key not in self._plans:
-            self._plans[key] = runner.requests(Plan(model.program, protocol, batch, model.gated))
+            self._plans[key] = runner.requests(Plan(model.program, protocol, batch, model.gated, model.comparison_bits))
             packed = pack(self._plans[key])
         for link in self._supply:
             link.send("deal", Deal(prediction, key, packed).to_json())

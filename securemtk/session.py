@@ -189,6 +189,7 @@ class Model:
 
     def _arrays(self, x: Any) -> dict[str, Tensor]:
         bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
+        bounds["limit"] = ring.input_limit(self._session._config.comparison_bits)
         arrays = input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
         return {name: ring.encode(array, what=f"input {name!r}") for name, array in arrays.items()}
 
@@ -402,7 +403,7 @@ class Session:
         # With nothing held: a caller may have made errors of warnings.
         if model.manifest is not None and model.manifest.headroom is not None:
             steps = ranges.steps_of(self._protocol)
-            if text := ranges.warning(model.manifest.headroom, steps):
+            if text := ranges.warning(model.manifest.headroom, steps, self._config.comparison_bits):
                 warnings.warn(text, RangeWarning, stacklevel=2)
         return model
 
@@ -426,7 +427,7 @@ class Session:
         about, arrays = known.to_message()
         self._drop_ordered()
         self._take_grants(None)
-        request = {"task": "load", "protocol": self._protocol} | about
+        request = {"task": "load", "protocol": self._protocol, "comparison_bits": self._config.comparison_bits} | about
         if isinstance(source, bytes):
             self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8), *arrays])
         else:
@@ -501,7 +502,7 @@ class Session:
         )
         zeros = [Stream(seed).derive(f"prediction {prediction}") for seed in self._zero_seeds]
         party = Party(USER, TensorWire(self._keeper), hand, zeros[0], zeros[1], Stream())
-        plan = Plan(model.program, self._protocol, wish.batch, model.gated)
+        plan = Plan(model.program, self._protocol, wish.batch, model.gated, self._config.comparison_bits)
         self._keeper.enter("online")
         self._keeper.reset_counters()
         self._keeper.waited_s = 0.0

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from simulate import combine, simulate, split
 
 from protocols import aes, compare, dcf, fused
-from protocols.correlation import Request, correction_shapes
+from protocols.correlation import correction_shapes
 from protocols.prg import Stream
 
-BITS = compare.POINT_BITS
+BITS = compare.BITS - 1
 
 
 def points(values) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_a_comparison_costs_each_party_at_most_460_bytes():
     for kind, per in (("sign", 1), ("pairs", 2)):
         for bits in (0, 16):
             n = 8192
-            request = Request(kind, ((2, n // 2) if kind == "pairs" else (n,),), (("bits", bits),))
+            request = compare.request_of(kind, (2, n // 2) if kind == "pairs" else (n,), bits)
             for rank in (0, 1):
                 n_bytes = 8 * sum(int(np.prod(shape)) for shape in correction_shapes(request, rank))
                 assert n_bytes / (n // per) <= 460, (kind, bits, rank)
@@ -120,10 +120,33 @@ def test_relu_is_exact_at_its_declared_cost(values):
     def program(p):
         return compare.relu(p, shares[p.rank], 0), p.wire.bytes, p.wire.clock
 
-    (k, sent0, rounds), (u, sent1, _) = simulate([Request("sign", (tuple(t.shape),), (("bits", 0),))], program)
+    (k, sent0, rounds), (u, sent1, _) = simulate([compare.request_of("sign", t.shape, 0)], program)
     assert torch.equal(k + u, t.clamp(min=0))
     cost = compare.relu.cost(t.numel())
     assert (rounds, sent0 + sent1) == (cost.rounds, cost.payload_bytes)
+
+
+@pytest.mark.parametrize("k", [20, 24, 39, 40])
+@pytest.mark.parametrize("cut", [0, 16])
+def test_values_are_compared_on_any_number_of_bits(k, cut):
+    most = 2 ** (k - 1) - 1
+    t = torch.tensor([0, 1, -1, 2, -2, most, -most, most - 1, 1 - most, most // 3, -most // 7])
+    shares = split(t << cut)
+
+    def program(p):
+        p.comparison_bits = k
+        return compare.relu(p, shares[p.rank], cut)
+
+    got = combine(simulate([compare.request_of("sign", t.shape, cut, k)], program))
+    assert ((got - t.clamp(min=0)).abs() <= (cut > 0)).all()
+    # One bit more, and the answer is that for another sign: the bound is where it is said to be.
+    beyond = split(torch.full((64,), most + 2) << cut)
+
+    def wrong(p):
+        p.comparison_bits = k
+        return compare.relu(p, beyond[p.rank], cut)
+
+    assert (combine(simulate([compare.request_of("sign", (64,), cut, k)], wrong)) == 0).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,7 +158,7 @@ def test_the_sign_bit_is_exact_at_its_declared_cost(values):
     def program(p):
         return compare.is_negative(p, shares[p.rank]), p.wire.bytes, p.wire.clock
 
-    (k, sent0, rounds), (u, sent1, _) = simulate([Request("sign", (tuple(t.shape),), (("bits", 0),))], program)
+    (k, sent0, rounds), (u, sent1, _) = simulate([compare.request_of("sign", t.shape, 0)], program)
     assert torch.equal(k + u, (t < 0).long())
     cost = compare.is_negative.cost(t.numel())
     assert (rounds, sent0 + sent1) == (cost.rounds, cost.payload_bytes)
@@ -146,7 +169,7 @@ def test_the_sign_bit_is_exact_at_its_declared_cost(values):
 def test_relu_with_truncation_is_the_relu_of_the_floor_or_one_above(pairs):
     z = torch.tensor([(a << 16) + b for a, b in pairs if a < 2**31 - 1] or [0])
     shares = split(z)
-    request = Request("sign", (tuple(z.shape),), (("bits", 16),))
+    request = compare.request_of("sign", z.shape, 16)
     got = combine(simulate([request], lambda p: compare.relu(p, shares[p.rank], 16)))
     floor = z >> 16
     assert bool(((got == floor.clamp(min=0)) | (got == (floor + 1).clamp(min=0))).all())
@@ -163,7 +186,7 @@ def test_maxima_of_pairs_are_right_at_the_declared_cost(bits, width):
     def program(p):
         return compare.max_of_pairs(p, shares[p.rank], bits), p.wire.bytes, p.wire.clock
 
-    (k, sent0, rounds), (u, sent1, _) = simulate([Request("pairs", (tuple(z.shape),), (("bits", bits),))], program)
+    (k, sent0, rounds), (u, sent1, _) = simulate([compare.request_of("pairs", z.shape, bits)], program)
     half = width // 2
     expected = torch.cat([torch.maximum(t[:half], t[half : 2 * half]), t[2 * half :]])
     error = k + u - expected
@@ -182,7 +205,7 @@ def test_what_a_comparison_sends_is_uniform_whatever_the_value(value):
     z = torch.full((2, 8192), value)
     zero = torch.zeros_like(z)
     for kind, protocol in (("sign", compare.relu), ("pairs", compare.max_of_pairs)):
-        request = Request(kind, (tuple(z.shape),), (("bits", 16),))
+        request = compare.request_of(kind, z.shape, 16)
 
         def program(p, protocol=protocol):
             protocol(p, z if p.rank == 0 else zero, 16)

@@ -8,7 +8,6 @@ from typing import Any
 from protocols.errors import BundleError
 from protocols.program import Layer, Shape
 from protocols.ranges import LayerRange, measure
-from protocols.ring import CLIP_LIMIT
 from securemtk.inputs import input_arrays
 from securemtk.onnx.graph import Graph, Node, ValueInfo
 from securemtk.onnx.importer import Params, assemble, layers_of, out_of_range, understand
@@ -84,7 +83,7 @@ class Report:
         return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
 
 
-def check(source: Source, sample: Any = None, *, low: float = -CLIP_LIMIT, high: float = CLIP_LIMIT) -> Report:
+def check(source: Source, sample: Any = None, *, low: float = -math.inf, high: float = math.inf) -> Report:
     """Tell whether a model can be run, without raising for one that cannot.
 
     Args:
