@@ -17,10 +17,10 @@ from program_oracle import run
 from torch import nn
 
 from protocols import plain
-from protocols.errors import BundleError, RangeError, ShapeError, UnsupportedError
+from protocols.errors import BundleError, InputError, RangeError, ShapeError, UnsupportedError
 from protocols.program import OPERATORS, Program
 from securemtk.onnx.export import export_onnx
-from securemtk.onnx.importer import load_onnx
+from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.reading import NEWEST_OPSET
 from securemtk.onnx.registry import RULES
 from securemtk.onnx.runtime import start
@@ -198,6 +198,11 @@ def test_a_value_may_be_added_to_itself():
         (None, None, "reshape", 0),
         (-3.4e38, 1.0, "spline", 1),
         (0.0, 3.4e38, "relu", 0),
+        (-65504.0, 65504.0, "reshape", 0),
+        (-1.0, 65504.0, "spline", 1),
+        (-65504.0, -1.0, "spline", 1),
+        (0.0, 40000.0, "relu", 0),
+        (20000.0, 65504.0, "spline", 1),
     ],
 )
 @pytest.mark.parametrize("opset", [9, 11, 13])
@@ -803,7 +808,11 @@ NOT_SUPPORTED = {
             {"x": ["n", 3]},
             ["y", "z"],
         ),
-        "must not depend on the batch",
+        "must have the batch as its first axis",
+    ),
+    "a constant output without a batch": (
+        build([node("Relu", ["x"], ["y"]), node("Relu", ["w"], ["z"])], {"x": ["n", 3]}, ["y", "z"], {"w": floats(3)}),
+        "must have the batch as its first axis",
     ),
     "complex inputs": (
         build([node("Identity", ["x"], ["y"])], {"x": ["n", 3]}, ["y"], dtype=TensorProto.COMPLEX64),
@@ -962,6 +971,163 @@ def test_a_file_that_is_absent_or_no_file_is_refused(tmp_path):
     fails_with(BundleError, tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "regular" in fails_with(BundleError, tmp_path / "pipe")
+
+
+# --- as a whole
+
+
+def agrees_whole(model: onnx.ModelProto, atol: float = 1e-5, **given: object) -> Imported:
+    """Import a model as a whole and assert that its program says what onnxruntime says."""
+    imported = load_onnx(model.SerializeToString(), **given)
+    session = start(model.SerializeToString())
+    feeds = {x.name: np.asarray(floats(*x.shape, seed=i, scale=2.0), x.dtype) for i, x in enumerate(imported.inputs)}
+    got = run(imported.program, imported.params, {name: value[None] for name, value in feeds.items()})
+    inner = plain.run(imported.program, imported.params, {name: value[None] for name, value in feeds.items()})
+    assert imported.program.whole
+    assert {x.name: x.shape for x in imported.inputs} == dict(imported.program.inputs)
+    for want, info in zip(session.run(None, feeds | dict(given.get("public", {}))), imported.outputs, strict=True):
+        assert (want.shape, want.dtype.name) == (info.shape, info.dtype)
+        for values in (got, inner):
+            np.testing.assert_allclose(values[info.name][0], want, atol=atol, rtol=1e-5)
+    return imported
+
+
+WHOLE = {
+    "a batch transposed away": (
+        build(
+            [
+                node("Transpose", ["x"], ["t"], perm=[1, 0]),
+                node("MatMul", ["t", "w"], ["m"]),
+                node("Relu", ["m"], ["y"]),
+            ],
+            {"x": [4, 3]},
+            ["y"],
+            {"w": floats(4, 2)},
+        ),
+        ["transpose", "matmul", "relu"],
+    ),
+    "a vector": (
+        build([node("MatMul", ["x", "w"], ["y"])], {"x": [5]}, ["y"], {"w": floats(5, 3)}),
+        None,
+    ),
+    "a number": (build([node("Relu", ["x"], ["y"])], {"x": []}, ["y"]), ["relu"]),
+    "two batches": (
+        build([node("Relu", ["x"], ["y"]), node("Relu", ["z"], ["w"])], {"x": [1, 3], "z": [5, 3]}, ["y", "w"]),
+        ["relu", "relu"],
+    ),
+    "a mean over all": (one("ReduceMean", [2, 3]), ["mean"]),
+    "a softmax over the first axis": (
+        one("Softmax", [3, 4], axis=0),
+        ["max", "sub", "spline", "sum", "spline", "mul"],
+    ),
+    "rows made samples": (one("Reshape", [2, 3, 4], [np.array([-1, 4])]), ["reshape"]),
+    "joined along the first axis": (
+        build([node("Concat", ["x", "z"], ["y"], axis=0)], {"x": [2, 3], "z": [4, 3]}, ["y"]),
+        ["concat"],
+    ),
+    "a matrix turned by Gemm": (
+        build(
+            [node("Gemm", ["x", "w", "b"], ["y"], transA=1)], {"x": [4, 3]}, ["y"], {"w": floats(4, 2), "b": floats(2)}
+        ),
+        ["transpose", "matmul"],
+    ),
+    "a convolution behind a transpose": (
+        build(
+            [node("Transpose", ["x"], ["t"], perm=[3, 2, 0, 1]), node("Conv", ["t", "w"], ["y"], pads=[1, 1, 1, 1])],
+            {"x": [5, 6, 2, 3]},
+            ["y"],
+            {"w": floats(4, 2, 3, 3)},
+        ),
+        ["transpose", "conv2d"],
+    ),
+    "a row of its own for each": (one("Add", [3, 4], [floats(3, 4)]), ["shift"]),
+    "a constant output": (
+        build([node("Relu", ["x"], ["y"]), node("Relu", ["w"], ["z"])], {"x": [2, 3]}, ["y", "z"], {"w": floats(3, 2)}),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_model_of_fixed_shapes_without_samples_is_understood_as_a_whole(case):
+    model, operators = WHOLE[case]
+    imported = agrees_whole(model, 5e-4 if "softmax" in case else 1e-5)
+    assert operators is None or ops(imported) == operators
+    assert imported.batch is None
+    assert Program.from_json(imported.program.to_json()) == imported.program
+
+
+def test_a_model_of_fixed_shapes_that_has_samples_is_understood_by_them():
+    imported = agrees(one("Relu", [4, 3]), batches=(4,))
+    assert not imported.program.whole
+    assert imported.program.inputs == {"x": (3,)}
+
+
+FREE = build([node("Transpose", ["x"], ["t"]), node("MatMul", ["t", "z"], ["y"])], {"x": [4, "n"], "z": [4, 2]}, ["y"])
+
+
+def test_free_sizes_are_given_by_the_caller():
+    model = one("Transpose", [4, "n"], perm=[1, 0])
+    fails_with(ShapeError, model)
+    for n in (1, 5):
+        assert agrees_whole(model, shapes={"x": (4, n)}).outputs[0].shape == (n, 4)
+
+
+def test_a_public_input_is_a_constant():
+    imported = agrees_whole(FREE, shapes={"x": (4, 3)}, public={"z": floats(4, 2, seed=9)})
+    assert ops(imported) == ["transpose", "matmul"]
+    assert [x.name for x in imported.inputs] == ["x"]
+    by_samples = build([node("Mul", ["x", "z"], ["y"])], {"x": ["n", 3], "z": [3]}, ["y"])
+    imported = load_onnx(by_samples.SerializeToString(), public={"z": np.array([1.0, 2.0, 3.0])})
+    np.testing.assert_allclose(run(imported.program, imported.params, {"x": np.ones((2, 3))})["y"], [[1, 2, 3]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shapes": {"q": (4, 3)}}, "got q"),
+        ({"shapes": {"z": (4, 2)}}, "leaves free"),
+        ({"shapes": {"x": (5, 3)}}, "form (4, n), at least 1; got (5, 3)"),
+        ({"shapes": {"x": (4,)}}, "got (4,)"),
+        ({"shapes": {"x": (4, 0)}}, "got (4, 0)"),
+        ({"shapes": {"x": (4, -3)}}, "got (4, -3)"),
+        ({"public": {"w": np.zeros(3)}}, "got w"),
+        ({"public": {"z": np.zeros((4, 2), complex)}}, "float32; got complex128"),
+        ({"public": {"z": np.array("text")}}, "float32; got <U4"),
+        ({"public": {"z": np.zeros(4)}}, "got (4,)"),
+        ({"public": {"z": np.zeros((4, 2))}, "shapes": {"z": (4, 2)}}, "got z"),
+    ],
+)
+def test_shapes_and_public_inputs_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(InputError) as caught:
+        load_onnx(FREE.SerializeToString(), **given)
+    assert message in str(caught.value)
+
+
+def test_an_output_that_is_the_same_for_all_samples_is_answered_for_each():
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("ConstantOfShape", ["s"], ["z"], value=numpy_helper.from_array(np.float32([2.5]))),
+        node("Relu", ["x"], ["y"]),
+    ]
+    agrees(build(nodes, {"x": ["n", 3]}, ["z", "y"]))
+    fixed = build(
+        [node("Relu", ["x"], ["y"]), node("Relu", ["w"], ["z"])], {"x": [1, 3]}, ["y", "z"], {"w": floats(1, 4)}
+    )
+    imported = agrees(fixed, batches=(1,))
+    assert [x.shape for x in imported.outputs] == [(3,), (4,)]
+    got = run(imported.program, imported.params, {"x": floats(2, 3)})
+    np.testing.assert_allclose(got["z"], np.maximum(np.repeat(floats(1, 4), 2, 0), 0))
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL])
+def test_an_input_may_be_of_any_type_of_numbers(dtype):
+    model = build([node("Cast", ["x"], ["y"], to=1)], {"x": ["n", 3]}, ["y"], dtype=dtype)
+    imported = load_onnx(model.SerializeToString())
+    name = helper.tensor_dtype_to_np_dtype(dtype).name
+    assert [(x.shape, x.dtype) for x in imported.inputs] == [((3,), name)]
+    x = np.array([[0, 1, 1]], name)
+    np.testing.assert_array_equal(run(imported.program, imported.params, {"x": x})["y"], x.astype(np.float32))
 
 
 # --- external data
