@@ -15,7 +15,7 @@ FRAC_BITS = 16
 LIMIT_BITS = RING_BITS - 2
 # Comparisons may work on 32 bits: padding of a maximum is -2**30, values stay below 2**30 in magnitude.
 LOWEST_BITS = 30
-# A bound of a clip beyond this is no bound.
+# Inputs stay below it.
 CLIP_LIMIT = 2.0 ** (LOWEST_BITS - FRAC_BITS)
 
 

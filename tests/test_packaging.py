@@ -41,7 +41,7 @@ PACKAGES = {
             "value",
             "moves",
         ),
-        *("ranges", "stock", "fss", "runner"),
+        *("stock", "fss", "runner", "ranges"),
     ],
     "securemtk": ["tasks", "files", "config", "inputs"],
     "securemtk.data": ["base", "digits", "shapes", ""],
