@@ -24,8 +24,8 @@ from protocols.program import Attribute, Layer, Program
 from protocols.runner import Plan
 
 SIZES = (8, 1_000, 1_000_000)
-# How the arguments of a declared cost follow from the number n of elements.
-ARGUMENTS: dict[str, Callable[[int], int]] = {"n": lambda n: n, "pairs": lambda n: n // 2}
+# How the arguments of a declared cost follow from the number n of elements; a sigmoid has 21 knots.
+ARGUMENTS: dict[str, Callable[[int], int]] = {"n": lambda n: n, "pairs": lambda n: n // 2, "knots": lambda n: 21}
 # Comparisons in each sample program below; a multiple of what keys come in.
 N_RELU, POOL_SIDE = 1024, 64
 
@@ -35,7 +35,8 @@ Printed by `python -m benchmarks.costs`, from what the functions declare (`proto
 with what really crosses the wire. Change it there, then `python -m benchmarks.costs > docs/costs.md`.
 
 Bytes are those of tensors, both directions together, without frame headers and TLS records. A round is a message, or a
-simultaneous exchange, that has to wait for the one before. n is the number of elements that go in.
+simultaneous exchange, that has to wait for the one before. n is the number of elements that go in; a
+piecewise function has 21 knots here, as many as a sigmoid.
 """
 
 KEYS_HEAD = f"""

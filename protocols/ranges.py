@@ -5,7 +5,8 @@ Each step of a protocol is right only for values below a bound:
 - a comparison for |t| < 2**(k-1) at scale 2**f, where t is what is compared: the value itself at a ReLU, its distance
   from a knot at a piecewise function, the difference of two values at a maximum; padding of a maximum is a value
   itself, which no other may come near;
-- a truncation for |z| < 2**62 at its scale: that is for each result of a product, and of a piecewise function.
+- a truncation for |z| < 2**62 at its scale: that is for each result that has more than f fraction bits, which those
+  of products and piecewise functions have, and what is made of them by sums, means and public factors.
 
 The values are those of a run in float64 in the clear: whoever holds the weights and the data may ask.
 """
@@ -20,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols import plain, ring
+from protocols import plain, ring, runner
 from protocols.errors import RangeError
 from protocols.program import Layer, Program
+from protocols.runner import Plan
 
 COMPARED = 2.0 ** (ring.COMPARISON_BITS - 1 - ring.FRAC_BITS)
-TRUNCATED = 2.0 ** (ring.LIMIT_BITS - 2 * ring.FRAC_BITS)
 PADDING = ring.input_limit()
 
 STEPS = ("comparison", "truncation")
@@ -33,7 +34,8 @@ STEPS = ("comparison", "truncation")
 MOST_HEADROOM = 8
 # Values of all layers that are held at a time, 8 bytes each.
 _CHUNK_ELEMENTS = 1 << 24
-_PRODUCTS = ("conv2d", "matmul", "affine", "mul", "dot", "mean", "avg_pool2d")
+_PRODUCTS = ("conv2d", "matmul", "affine", "mul", "dot", "scale", "mean", "avg_pool2d")
+_SUMS = ("add", "sub", "shift", "sum", "sum_pool2d")
 
 Headroom = Mapping[str, Mapping[str, int]]
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -82,17 +84,19 @@ def measure(
         comparison_bits: bits on which values are compared, as in `Config`.
 
     Returns:
-        An entry for each layer with a bound of its own, in the program's order. Layers that only move or add values
-        have none: what they make is measured where it is used.
+        An entry for each layer with a bound of its own, in the program's order. Layers that only move values have
+        none, nor have sums of values that need no truncation: what they make is measured where it is used.
 
     Cost: a forward pass in float64; memory is the parameters in float64, and the values of one sample or 128 MiB.
     """
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in params.items()}
+    scales = runner.scales(Plan(program, "fss", 1, False))
     most: dict[str, LayerRange] = {}
     for part in (part for batch in batches for part in _parts(program, batch)):
         values = {name: torch.from_numpy(value) for name, value in plain.run(program, weights, part).items()}
         for layer in program.layers:
-            for step, largest, bound in _loads(layer, [values[x] for x in layer.inputs], values[layer.output]):
+            inputs, output = [values[x] for x in layer.inputs], values[layer.output]
+            for step, largest, bound in _loads(layer, scales[layer.name], inputs, output):
                 wider = comparison_bits - ring.COMPARISON_BITS if step == "comparison" else 0
                 found = LayerRange(layer.name, layer.op, step, largest, bound * 2.0**wider)
                 if layer.name not in most or found.share > most[layer.name].share:
@@ -145,13 +149,13 @@ def _parts(program: Program, batch: Arrays) -> Iterator[Arrays]:
         yield {name: x[begin : begin + size] for name, x in batch.items()}
 
 
-def _loads(layer: Layer, inputs: list[Tensor], output: Tensor) -> Iterator[_Load]:
-    """Give the steps of a layer's protocol with what comes to them."""
-    if layer.op in _PRODUCTS:
-        yield "truncation", _largest(output), TRUNCATED
+def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -> Iterator[_Load]:
+    """Give the steps of a layer's protocol with what comes to them; its result has `frac_bits` fraction bits."""
+    if layer.op in _PRODUCTS + _SUMS:
+        if frac_bits > ring.FRAC_BITS:
+            yield "truncation", _largest(output), 2.0 ** (ring.LIMIT_BITS - frac_bits)
     elif layer.op == "relu":
         yield "comparison", _largest(inputs[0]), COMPARED
-        yield "truncation", _largest(output), TRUNCATED
     elif layer.op == "spline":
         yield from _spline_loads(layer, inputs[0], output)
     elif layer.op == "max_pool2d":

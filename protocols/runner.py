@@ -70,6 +70,7 @@ class Probe:
     traffic: Callable[[], tuple[int, int]] = lambda: (0, 0)
     enter: Callable[[str], None] = lambda name: None
     layers: list[LayerCost] = field(default_factory=list)
+    scales: dict[str, int] = field(default_factory=dict)
 
     def measure(self, name: str, op: str, work: Callable[[], None]) -> None:
         """Run `work` and note what it cost."""
@@ -112,6 +113,7 @@ def run(
     def apply(layer: Layer) -> None:
         arguments = [values[name] for name in layer.inputs]
         values[layer.output] = operators[layer.op](party, layer, weights, *arguments)
+        probe.scales[layer.name] = values[layer.output].frac_bits
 
     def reveal() -> None:
         outputs = [
@@ -166,12 +168,21 @@ def requests(plan: Plan) -> list[Request]:
     A protocol's messages and correlations never depend on values, so that this list, made from
     public data, is the same for the dealer and both parties.
     """
-    recorder = _Recorder()
+    return _rehearse(plan)[0]
+
+
+def scales(plan: Plan) -> dict[str, int]:
+    """Return layer -> fraction bits of what it makes; each use may truncate it, to no more than that."""
+    return _rehearse(plan)[1].scales
+
+
+def _rehearse(plan: Plan) -> tuple[list[Request], Probe]:
+    recorder, probe = _Recorder(), Probe()
     nothing = Stream(bytes(16))  # draws no secret: meta tensors take no values
     party = Party(KEEPER, _Silence(), recorder, nothing, nothing, nothing, dry=True)
     weights = {name: _empty(shape) for name, shape in plan.program.params.items()}
-    run(party, plan, weights, dict.fromkeys(plan.program.inputs), Probe())
-    return recorder.requests
+    run(party, plan, weights, dict.fromkeys(plan.program.inputs), probe)
+    return recorder.requests, probe
 
 
 def warm_recorder() -> None:

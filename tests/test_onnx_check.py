@@ -8,8 +8,10 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import build, floats, one
 
+from protocols import functions
 from protocols.errors import BundleError, UnsupportedError
-from securemtk.onnx.check import check
+from protocols.program import Layer
+from securemtk.onnx.check import _costs, check
 from securemtk.onnx.importer import load_onnx
 from securemtk.onnx.rules import operator_table
 
@@ -68,15 +70,37 @@ def test_a_model_that_runs_is_reported_layer_by_layer():
     assert rows == {
         "conv": ("conv2d", (6, 6, 6), 6 * 2 * 9 + 6, 6 * 36 * 2 * 9, 0),
         "pool": ("max_pool2d", (6, 3, 3), 0, 0, 3 * 54),
-        "clip": ("clip", (6, 3, 3), 0, 0, 2 * 54),
+        "clip": ("spline", (6, 3, 3), 0, 0, 2 * 54),
         "flat": ("reshape", (54,), 0, 0, 0),
         "dense": ("matmul", (6,), 54 * 6 + 6, 54 * 6, 0),
         "square": ("mul", (6,), 0, 6, 0),
-        "sum": ("affine", (6,), 7, 6, 0),
+        "sum": ("shift", (6,), 6, 0, 0),
     }
     status = {x.name: x.status for x in report.nodes}
     assert {name for name in status if status[name] == "constant"} == {"constant", "another"}
     assert {name for name in status if status[name] == "supported"} == {*rows, "norm"}
+
+
+def test_products_and_comparisons_of_secrets_are_counted():
+    nodes = [
+        node("Softmax", ["x"], ["a"], name="soft"),
+        node("Mul", ["a", "z"], ["b"], name="times"),
+        node("Tanh", ["b"], ["y"], name="smooth"),
+    ]
+    report = check(build(nodes, {"x": ["n", 4, 5], "z": ["n", 4, 5]}, ["y"]).SerializeToString())
+    rows = {row.name: (row.op, row.macs, row.comparisons) for row in report.layers}
+    knots = {row.name: row.comparisons // 20 for row in report.layers if row.op == "spline"}
+    assert rows["soft/max"] == ("max", 0, 4 * 4)
+    assert rows["soft"] == rows["times"] == ("mul", 20, 0)
+    assert rows["soft/sum"] == ("sum", 0, 0)
+    assert knots["smooth"] == len(functions.pieces("tanh").knots)
+    assert all(n > 1 for n in knots.values())
+
+
+def test_a_product_of_secret_matrices_has_its_multiplications():
+    layer = Layer("dot", "d", ("x", "z"), "y", (2, 3, 5))
+    (row,) = _costs([layer], {}, {"x": (2, 3, 7), "z": (1, 7, 5)})
+    assert row.macs == 2 * 3 * 5 * 7
 
 
 def test_the_report_of_a_model_is_json_with_totals():
@@ -125,7 +149,7 @@ def test_what_check_reports_is_what_import_raises():
 
 BIG = one("MatMul", ["n", 2], [np.full((2, 2), 1e20, np.float32)])
 FREE = build([node("Relu", ["x"], ["y"], name="r"), node("Erf", ["y"], ["z"], name="e")], {"x": ["n", "h"]}, ["z"])
-INTEGER = build([node("Cast", ["x"], ["y"], to=1)], {"x": ["n", 3]}, ["y"], dtype=TensorProto.INT64)
+TEXT = build([node("Identity", ["x"], ["y"])], {"x": ["n", 3]}, ["y"], dtype=TensorProto.STRING)
 BAKED = build([node("Reshape", ["x", "s"], ["y"])], {"x": ["n", 3, 4]}, ["y"], {"s": np.array([2, 12])})
 
 
@@ -134,7 +158,7 @@ BAKED = build([node("Reshape", ["x", "s"], ["y"])], {"x": ["n", 3, 4]}, ["y"], {
     [
         (BIG, ["parameter"], "weight"),
         (FREE, ["Erf", "model"], "'h'"),
-        (INTEGER, ["input"], "int64"),
+        (TEXT, ["input"], "array of numbers"),
         (BAKED, ["model"], "batch"),
     ],
 )

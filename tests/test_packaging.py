@@ -41,7 +41,7 @@ PACKAGES = {
             "value",
             "moves",
         ),
-        *("ranges", "stock", "fss", "runner", "demand", "reused", "eager"),
+        *("stock", "fss", "runner", "ranges", "demand", "reused", "eager"),
     ],
     "securemtk": ["tasks", "files", "config", "inputs", "values"],
     "securemtk.data": ["base", "digits", "shapes", ""],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import simulate
 
-from protocols import functions, plain, ring, runner
+from protocols import functions, party, plain, ring, runner, spline
 from protocols.correlation import USER, Secrets
 from protocols.errors import IntegrityError, UnsupportedError
 from protocols.prg import Stream
@@ -19,7 +19,6 @@ from protocols.spline import Pieces
 RNG = np.random.default_rng(0)
 PROTOCOLS = sorted(runner.PROTOCOLS)
 LOCAL = {"add", "sub", "shift", "scale", "sum", "sum_pool2d", "reshape", "transpose", "concat", "take", "expand"}
-POSITIVE = {"sqrt", "log", "reciprocal"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
 # min(max(x, 0), 6), and [x >= 0] as a number without fraction.
@@ -164,6 +163,44 @@ def test_every_operator_agrees_with_the_plain_oracle(protocol, op, number):
     np.testing.assert_allclose(got["y"], expected, atol=2e-3)
 
 
+# operator -> rounds of fss until the user has the result, for each case. Revealing is one of them and so is the
+# truncation of what has more than 16 fraction bits; the user's message of a linear layer travels with that of its
+# truncation. A comparison takes 2 rounds, a level of a maximum too, of an argmax 3 with the choice.
+REVEAL, TRUNCATION, PRODUCT, COMPARISON = 1, 1, 1, 2
+ROUNDS = {
+    **dict.fromkeys(("conv2d", "matmul", "affine"), lambda number: PRODUCT + REVEAL),
+    **dict.fromkeys(LOCAL - {"scale"}, lambda number: REVEAL),
+    "scale": lambda number: (TRUNCATION if number == 1 else 0) + REVEAL,
+    **dict.fromkeys(("mean", "avg_pool2d"), lambda number: TRUNCATION + REVEAL),
+    **dict.fromkeys(("mul", "dot"), lambda number: PRODUCT + TRUNCATION + REVEAL),
+    "relu": lambda number: COMPARISON + REVEAL,
+    # The last one keeps 24 bits first.
+    "spline": lambda number: COMPARISON + (0, 0, TRUNCATION, 2 * TRUNCATION)[number] + REVEAL,
+    "max": lambda number: (3, 2)[number] * COMPARISON + REVEAL,
+    "argmax": lambda number: (3, 2)[number] * (COMPARISON + PRODUCT) + REVEAL,
+    "max_pool2d": lambda number: (2, 4)[number] * COMPARISON + REVEAL,
+}
+
+
+@pytest.mark.parametrize(("op", "number"), [(op, i) for op, cases in CASES.items() for i in range(len(cases))])
+def test_every_operator_takes_the_rounds_that_are_written_of_it(op, number):
+    program, params = single(op, CASES[op][number])
+    inputs = {k: RNG.uniform(-2, 2, (1, *s)).astype(np.float32) for k, s in program.inputs.items()}
+    assert secure("fss", program, params, inputs)[1] == ROUNDS[op](number)
+
+
+def test_a_spline_sends_what_it_declares():
+    for number, (_, shape, _, attrs) in enumerate(CASES["spline"]):
+        program, params = single("spline", CASES["spline"][number])
+        x = RNG.uniform(-2, 2, (3, *shape)).astype(np.float32)
+        _, _, sent = secure("fss", program, params, {"x0": x})
+        truncations = (attrs["frac_bits"] > attrs["keep_bits"]) + (min(attrs["frac_bits"], attrs["keep_bits"]) > 16)
+        declared = [spline.evaluate.cost(x.size, len(attrs["knots"])), party.reveal_to_user.cost(x.size)]
+        declared += [party.truncate.cost(x.size)] * truncations
+        measured = sum(t.numel() * t.element_size() for each in sent for _, t in each)
+        assert measured == sum(cost.payload_bytes for cost in declared)
+
+
 def test_results_of_linear_layers_are_added_and_joined_before_they_are_truncated():
     layers = [
         Layer("matmul", "a", ("x",), "a", (4,), {"weight": "w", "bias": "b"}),
@@ -195,10 +232,7 @@ def chi_square(data: bytes) -> float:
 @pytest.mark.parametrize("op", CASES)
 def test_all_that_a_party_sends_is_uniform_whatever_the_secrets(protocol, op, value):
     program, params = single(op, CASES[op][0])
-    inputs = {
-        k: np.full((100, *shape), abs(value) + 1 if op in POSITIVE else value, np.float32)
-        for k, shape in program.inputs.items()
-    }
+    inputs = {k: np.full((100, *shape), value, np.float32) for k, shape in program.inputs.items()}
     params = {k: np.full_like(w, value) for k, w in params.items()}
     pooled: dict[tuple[int, str], bytes] = {}
     for rank, sent in enumerate(secure(protocol, program, params, inputs)[2]):
@@ -216,7 +250,7 @@ def test_all_that_a_party_sends_is_uniform_whatever_the_secrets(protocol, op, va
 
 
 def test_every_operator_of_a_program_has_a_case_and_an_implementation():
-    assert set(CASES) == set(OPERATORS) == set(plain.OPERATORS)
+    assert set(CASES) == set(ROUNDS) == set(OPERATORS) == set(plain.OPERATORS)
     for protocol in PROTOCOLS:
         assert set(runner.protocol_module(protocol).OPERATORS) == set(OPERATORS)
 

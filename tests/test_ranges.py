@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx_models import build, floats
+from onnx_models import one as onnx_one
 from test_protocols import CASES, CONV, secure, single
 
 from protocols import plain, ranges
@@ -15,9 +16,13 @@ from protocols.errors import RangeError
 from protocols.program import OPERATORS, Layer, Program
 from protocols.ranges import LayerRange, headroom, measure
 from securemtk.onnx.check import check
+from securemtk.onnx.importer import load_onnx
+from securemtk.onnx.lower import lower
+from securemtk.onnx.registry import Step
 
 node = helper.make_node
 WHOLE = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}
+AVERAGE = WHOLE | {"count_include_pad": 0}
 PADDED = {"kernel": (2, 2), "stride": (1, 1), "pads": (0, 1, 0, 0)}
 
 
@@ -25,8 +30,15 @@ def rows(program: Program, params: dict, *batches: np.ndarray) -> list[LayerRang
     return list(measure(program, params, [{"x0": np.asarray(x, np.float32)} for x in batches]))
 
 
+def lowered(op: str, attrs: dict) -> tuple[str, dict]:
+    """Return an operator of a program, and its attributes, for a step in a model's words."""
+    (step,) = lower([Step(op, op, ("x0",), "y", (1,), attrs=attrs)])
+    return step.op, dict(step.attrs)
+
+
 def one(op: str, x: np.ndarray, out: tuple, attrs: dict) -> tuple[LayerRange, float]:
     """Return what is measured of one layer on x, and how far the protocol's answer is from the right one."""
+    op, attrs = lowered(op, attrs)
     program, params = single(op, ([x.shape[1:]], out, {}, attrs))
     (row,) = rows(program, params, x)
     got = secure("fss", program, params, {"x0": x})[0]["y"]
@@ -47,15 +59,18 @@ BOUNDS = [
     ("relu", {}, (2,), vector(-32767.5, 1), vector(-33000, 1), 32767.5, 33000),
     ("leaky_relu", {"slope": 0.5}, (2,), vector(32767, -1), vector(33000, -1), 32767, 33000),
     ("clip", {"low": -10000.0, "high": 9.0}, (2,), vector(20000, 0), vector(24000, 0), 30000, 34000),
-    ("clip", {"low": -9.0, "high": 10000.0}, (2,), vector(-30000, 0), vector(-33000, 0), 29991, 32991),
+    ("clip", {"low": -9.0, "high": 10000.0}, (2,), vector(-22000, 0), vector(-23000, 0), 32000, 33000),
     ("clip", {"low": -9.0, "high": 10000.0}, (2,), vector(32758, -9), vector(32760, -9), 32767, 32769),
-    ("clip", {"low": float("-inf"), "high": 16000.0}, (2,), vector(-16000, 0), vector(-17000, 0), 32000, 33000),
+    ("clip", {"low": -65504.0, "high": 16000.0}, (2,), vector(-16000, 0), vector(-17000, 0), 32000, 33000),
+    ("indicator", {"knots": (1 << 16,), "below": 0}, (2,), vector(-32000, 3), vector(-32768, 3), 32001, 32769),
     ("max_pool2d", WHOLE, (1, 1, 1), image(16000, 16000, -16000, -16000), image(17000, 1, -17000, 1), 32000, 34000),
     ("max_pool2d", PADDED, (1, 1, 2), image(-16000, 1, -16000, 1), image(-17000, 1, -17000, 1), 16000, 17000),
     ("max_pool2d", PADDED, (1, 1, 2), image(16000, 1, 1, 1), image(17000, 1, 1, 1), 16000, 17000),
-    ("sigmoid", {}, (2,), vector(-490, 490), vector(-600, 1), 490, 600),
-    ("tanh", {}, (2,), vector(-245, 245), vector(-300, 1), 245, 300),
-    ("softmax", {"axis": 1}, (2,), vector(-245, 245), vector(-300, 300), 490, 600),
+    ("sigmoid", {}, (2,), vector(-32000, 32000), vector(32760, 1), 32012, 32772),
+    ("tanh", {}, (2,), vector(-32000, 32000), vector(-32764, 1), 32006, 32770),
+    ("gelu", {}, (2,), vector(-32000, 32000), vector(-32764, 1), 32005, 32769),
+    ("max", {"axis": 1}, (1,), vector(16000, 1, -16000, 1), vector(17000, 1, -17000, 1), 32000, 34000),
+    ("argmax", {"axis": 1, "last": 0}, (1,), vector(16000, -16000, 1), vector(17000, -17000, 1), 32000, 34000),
 ]
 
 
@@ -67,10 +82,49 @@ def test_answers_are_right_below_a_bound_and_wrong_beyond_it(op, attrs, out, ins
     assert (row.largest, row.headroom < 0, error > 0.2) == (pytest.approx(breaks), True, True)
 
 
-def test_a_softmax_over_more_near_equal_values_than_its_reciprocal_takes_is_reported_and_wrong():
-    for n, fits in ((200, True), (300, False)):
-        row, error = one("softmax", np.zeros((1, n), np.float32), (n,), {"axis": 1})
-        assert (row.largest, row.bound, row.headroom >= 0, error < 0.002) == (n, ranges.DENOMINATOR, fits, fits)
+def test_a_softmax_is_right_for_any_number_of_near_equal_values():
+    for n in (2, 300):
+        imported = load_onnx(onnx_one("Softmax", ["n", n], axis=1).SerializeToString())
+        x = np.concatenate([np.zeros((1, n)), np.eye(1, n) * 16000, floats(1, n)]).astype(np.float32)
+        found = measure(imported.program, imported.params, [{"x": x}])
+        assert min(row.headroom for row in found) >= 0
+        got = secure("fss", imported.program, imported.params, {"x": x})[0]["y"]
+        weights = np.exp(x - x.max(1, keepdims=True))
+        np.testing.assert_allclose(got, weights / weights.sum(1, keepdims=True), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "bits"),
+    [
+        ([("avg_pool2d", (1, 1, 1), AVERAGE)], 48),
+        ([("mean", (1, 1, 1), {"axes": (2, 3), "keepdims": 1})], 34),
+        ([("scale", (1, 2, 2), {"factor": 1.5, "offset": 0})], 48),
+        ([("sum", (1, 1, 1), {"axes": (2, 3), "keepdims": 1})], 32),
+        ([("sum", (1, 1, 1), {"axes": (2, 3), "keepdims": 1}), ("scale", (1, 1, 1), {"factor": 3, "offset": 0})], 32),
+        ([("scale", (1, 2, 2), {"factor": 1.5, "offset": 0}), ("relu", (1, 2, 2), {})], 48),
+    ],
+)
+def test_a_value_behind_a_product_is_bounded_by_its_scale_until_it_is_truncated(layers, bits):
+    names = ["h", *(f"v{i}" for i in range(len(layers) - 1)), "y"]
+    made = [Layer("affine", "first", ("x0",), "h", (1, 2, 2), {"scale": "s", "shift": "t"})]
+    for i, (op, shape, attrs) in enumerate(layers):
+        made.append(Layer(op, f"layer{i}", (names[i],), names[i + 1], shape, {}, attrs))
+    program = Program({"x0": (1, 2, 2)}, ("y",), tuple(made), {"s": (1, 1, 1, 1), "t": (1, 1, 1, 1)})
+    params = {"s": np.full((1, 1, 1, 1), 2.0**12, np.float32), "t": np.zeros((1, 1, 1, 1), np.float32)}
+    probe = np.ones((64, 1, 2, 2), np.float32)
+    largest = {row.name: row.largest for row in rows(program, params, probe) if row.step == "truncation"}
+    bounded = [row for row in rows(program, params, probe) if row.step == "truncation"][-1]
+    assert bounded.bound == 2.0 ** (62 - bits)
+    # Half of the bound is right; at almost twice the bound some of 64 masks break it.
+    for share, right in ((0.5, True), (1.9, False)):
+        x = (probe * share * bounded.bound / largest[bounded.name]).astype(np.float32)
+        if layers[-1][0] == "relu" and right:
+            x = x.clip(max=7.9)
+        found = rows(program, params, x)
+        assert all(row.headroom >= 0 for row in found) == right
+        got = secure("fss", program, params, {"x0": x})[0]["y"]
+        want = plain.run(program, params, {"x0": x})["y"]
+        assert bool(np.abs(got - want).max() <= 1e-3 * want.max()) == right
 
 
 def test_a_network_whose_inner_value_is_beyond_is_reported_by_layer_and_gives_a_wrong_relu():
@@ -129,10 +183,12 @@ def test_crypten_compares_what_is_beyond_the_bound_of_comparison_keys():
 def test_every_operator_that_works_on_values_has_a_bound():
     bounded = set()
     for op, cases in CASES.items():
-        program, params = single(op, cases[0])
-        batch = {name: floats(3, *shape) for name, shape in program.inputs.items()}
-        bounded |= {row.op for row in measure(program, params, [batch])}
-    assert bounded == set(OPERATORS) - {"add", "sub", "reshape", "transpose", "concat"}
+        for case in cases:
+            program, params = single(op, case)
+            batch = {name: floats(3, *shape) for name, shape in program.inputs.items()}
+            bounded |= {row.op for row in measure(program, params, [batch])}
+    sums = {"add", "sub", "shift", "sum", "sum_pool2d"}
+    assert bounded == set(OPERATORS) - sums - {"reshape", "transpose", "concat", "take", "expand"}
 
 
 def test_the_largest_of_all_samples_and_batches_counts_whatever_the_chunks(monkeypatch):

@@ -35,7 +35,7 @@ class LayerCost:
         shape: shape of its result.
         parameters: number of the keeper's values.
         macs: multiplications of secret by secret or by a parameter.
-        comparisons: of secret values; those inside approximations of smooth functions are not counted.
+        comparisons: of secret values, one for each knot of a piecewise function.
     """
 
     op: str
@@ -148,25 +148,28 @@ def _costs(layers: Sequence[Layer], params: Params, known: Mapping[str, Shape]) 
     for layer in layers:
         shapes[layer.output] = layer.shape
         sizes = {role: params[name].shape for role, name in layer.params.items()}
+        source = shapes[layer.inputs[0]]
         costs.append(
             LayerCost(
                 op=layer.op,
                 name=layer.name,
                 shape=layer.shape,
                 parameters=sum(math.prod(size) for size in sizes.values()),
-                macs=math.prod(layer.shape) * _macs(layer, sizes),
-                comparisons=_comparisons(layer, shapes[layer.inputs[0]]),
+                macs=math.prod(layer.shape) * _macs(layer, source, sizes),
+                comparisons=_comparisons(layer, source),
             )
         )
     return tuple(costs)
 
 
-def _macs(layer: Layer, sizes: Mapping[str, Shape]) -> int:
+def _macs(layer: Layer, source: Shape, sizes: Mapping[str, Shape]) -> int:
     """Return the multiplications for each element of a layer's result."""
     if layer.op == "conv2d":
         return math.prod(sizes["weight"][1:])
     if layer.op == "matmul":
         return sizes["weight"][0]
+    if layer.op == "dot":
+        return source[-1]
     return int(layer.op in ("affine", "mul"))
 
 

@@ -116,7 +116,13 @@ class Graph:
 
     def output_info(self) -> tuple[ValueInfo, ...]:
         """Return the model's outputs with their shapes."""
-        return tuple(ValueInfo(x, self.shapes.get(x), self.dtypes.get(x, "unknown")) for x in self.outputs)
+        return tuple(self._info(x) for x in self.outputs)
+
+    def _info(self, name: str) -> ValueInfo:
+        constant = None if name in self.activations else self.constants.get(name)
+        if constant is not None:
+            return ValueInfo(name, constant.shape[not self.whole :], constant.dtype.name)
+        return ValueInfo(name, self.shapes.get(name), self.dtypes.get(name, "unknown"))
 
 
 def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Shape] | None = None) -> Graph:
@@ -136,7 +142,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
     """
     protos = _needed(model)
     weights = {t.name: initializer(t) for t in model.graph.initializer}
-    inputs = [x for x in model.graph.input if x.name not in weights]
+    inputs = _real_inputs(model)
     failure, batch = None, None
     try:
         if shapes is None:
@@ -169,18 +175,34 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
     if failure is None:
         _observe(graph, model, protos, runnable)
     for name in graph.outputs:
-        if name not in activations and name not in graph.constants and graph.failure is None:
-            reason = "an output that does not depend on the input's numbers must not depend on the batch either"
+        if name not in activations and graph.failure is None and not _is_same_for_all(graph, name):
+            reason = "an output that does not depend on the input's numbers must have the batch as its first axis, and "
+            reason += "say the same for each of its samples"
             graph.problems.append(Problem(name, "output", reason, "remove it: it says the same to every caller"))
     return graph
 
 
-def fixed_shapes(model: ModelProto) -> dict[str, Shape] | None:
-    """Return the whole shape of each input of a model, None where one is not fixed."""
-    weights = {t.name for t in model.graph.initializer}
+def _is_same_for_all(graph: Graph, name: str) -> bool:
+    """Return whether a constant output is one value for all samples."""
+    value = graph.constants.get(name)
+    if value is None or graph.whole:
+        return value is not None
+    if value.shape[:1] == (1,) and graph.seen.get(name, ())[:1] == _BATCHES[:1]:
+        return True
+    return value.shape[:1] == (graph.batch,) and _same(value, np.repeat(value[:1], len(value), 0))
+
+
+def fixed_shapes(model: ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape] | None:
+    """Return the whole shape of each input of a model, given or from the file; None where one is not fixed.
+
+    Raises:
+        ShapeError: a given shape contradicts the file.
+    """
     shapes: dict[str, Shape] = {}
-    for x in model.graph.input:
-        if x.name in weights:
+    for x in _real_inputs(model):
+        if x.name in given:
+            shapes[x.name] = tuple(given[x.name])
+            _check_shape(f"the shape of input {x.name!r}", x, shapes[x.name])
             continue
         kind = x.type.tensor_type
         if not kind.HasField("shape") or any(not d.HasField("dim_value") or d.dim_value < 1 for d in kind.shape.dim):
@@ -190,16 +212,42 @@ def fixed_shapes(model: ModelProto) -> dict[str, Shape] | None:
 
 
 def bound(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
-    """Return the model with some of its inputs made constants."""
+    """Return the model with some of its inputs made constants.
+
+    Raises:
+        InputError: a value's type or shape is not that of the input.
+    """
     copy: ModelProto = ModelProto.FromString(model.SerializeToString())
+    made = [_as_declared(x, values[x.name]) for x in _real_inputs(model) if x.name in values]
     kept = [x for x in copy.graph.input if x.name not in values]
     del copy.graph.input[:]
     copy.graph.input.extend(kept)
-    replaced = [t for t in copy.graph.initializer if t.name not in values]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(replaced)
-    copy.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items())
+    copy.graph.initializer.extend(made)
     return copy
+
+
+def _real_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """Return the inputs that no initializer fills."""
+    weights = {t.name for t in model.graph.initializer}
+    return [x for x in model.graph.input if x.name not in weights]
+
+
+def _as_declared(x: ValueInfoProto, value: Array) -> onnx.TensorProto:
+    array, dtype = np.asarray(value), _dtype(x)
+    if dtype == "unknown" or not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise InputError(f"public input {x.name!r} must be an array of {dtype}; got {array.dtype}")
+    _check_shape(f"the shape of public input {x.name!r}", x, array.shape)
+    return onnx.numpy_helper.from_array(array.astype(dtype), x.name)
+
+
+def _check_shape(what: str, x: ValueInfoProto, shape: Shape) -> None:
+    """Raise ShapeError unless a shape has the sizes that the file fixes."""
+    kind = x.type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    fits = not kind.HasField("shape") or len(sizes) == len(shape)
+    if not fits or min(shape, default=1) < 1 or any(n not in (0, m) for n, m in zip(sizes, shape, strict=False)):
+        names = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in kind.shape.dim]
+        raise ShapeError(f"{what} must be of the form ({', '.join(map(str, names))}), at least 1; got {tuple(shape)}")
 
 
 def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | None]:

@@ -52,13 +52,14 @@ def load_onnx(
     Args:
         source: path of a .onnx file, or its bytes.
         shapes: the whole shape of each input, for a model whose activations do not have the batch as their first axis
-            and whose file leaves sizes free.
+            and whose file leaves sizes free; those that the file fixes may be left out.
         public: input name -> value that takes the input's place in the clear.
 
     Returns:
         The program, its parameters, and the names, shapes and types of inputs and outputs.
 
     Raises:
+        InputError: `shapes` or `public` do not fit the model's inputs.
         BundleError: the file is missing, damaged, cyclic, of an unknown opset, or no ONNX model.
         ShapeError: an axis other than the batch is free, or the model does not keep the samples of a batch apart.
         UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
@@ -116,7 +117,8 @@ def understand(
 
     Args:
         model: as `read_proto` returns it.
-        shapes: the whole shape of each input; None for those that the file fixes, if it does.
+        shapes: the whole shape of each input whose sizes the file leaves free; None for those that the file fixes, if
+            it does.
         public: input name -> value that takes the input's place in the clear.
 
     Raises:
@@ -126,10 +128,11 @@ def understand(
     if public:
         _check_names("a public input", public, model)
         model = bound(model, public)
-    if shapes is not None:
-        _check_names("a shape", shapes, model)
+    _check_names("a shape", shapes or {}, model)
+    whole_shapes = fixed_shapes(model, shapes or {})
+    if shapes is not None and whole_shapes is None:
+        raise InputError("the shapes must be given of all inputs whose sizes the file leaves free")
     by_samples = _translated(analyse(model, RULES))
-    whole_shapes = fixed_shapes(model) if shapes is None else shapes
     if by_samples.ok or not whole_shapes:
         return by_samples
     whole = _translated(analyse(model, RULES, whole_shapes))

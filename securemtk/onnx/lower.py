@@ -11,10 +11,11 @@ from protocols import functions
 from protocols.program import Attribute
 from protocols.ring import FRAC_BITS
 from protocols.spline import Pieces
-from securemtk.onnx.registry import LIMIT, Step
+from securemtk.onnx.registry import Step
 
-_ONE = 1 << FRAC_BITS
 _F = 2.0**FRAC_BITS
+# Values that comparisons decide stay below it.
+_REACH = round(functions.WIDEST * _F)
 
 
 def lower(steps: Sequence[Step]) -> list[Step]:
@@ -23,6 +24,8 @@ def lower(steps: Sequence[Step]) -> list[Step]:
 
 
 def _lowered(step: Step) -> Step:
+    if step.op == "clip":
+        step = _without_far_bounds(step)
     if step.op in _WITH_ATTRIBUTES:
         return _spline(step, _WITH_ATTRIBUTES[step.op](step), FRAC_BITS)
     if step.op in functions.FUNCTIONS:
@@ -35,7 +38,30 @@ def _lowered(step: Step) -> Step:
     return step
 
 
+def _without_far_bounds(clip: Step) -> Step:
+    """Return what is left of a clip without bounds that no value reaches which comparisons decide."""
+    near = [abs(round(clip.number(x) * _F)) < _REACH for x in ("low", "high")]
+    if not any(near):
+        return replace(clip, op="reshape", attrs={"shape": clip.shape})
+    if near == [True, False] and clip.number("low") == 0.0:
+        return replace(clip, op="relu", attrs={})
+    return clip
+
+
+def _decidable(pieces: Pieces) -> Pieces:
+    """Drop knots from which a value would be further than comparisons reach: no value passes them."""
+    rows = [pieces.coefficients[i : i + 3] for i in range(0, len(pieces.coefficients), 3)]
+    below = sum(k <= -_REACH for k in pieces.knots)
+    kept = [k for k in pieces.knots if abs(k) < _REACH]
+    rows = rows[below : below + len(kept) + 1]
+    if rows[0][2]:
+        return pieces
+    # A function has one knot at least.
+    return Pieces(tuple(kept or (0,)), tuple(c for row in (rows if kept else rows * 2) for c in row), pieces.frac_bits)
+
+
 def _spline(step: Step, pieces: Pieces, keep_bits: int) -> Step:
+    pieces = _decidable(pieces)
     attrs: Mapping[str, Attribute] = {
         "knots": pieces.knots,
         "coefficients": pieces.coefficients,
@@ -57,10 +83,6 @@ def lines(knots: Sequence[float], *pieces: tuple[float, float]) -> Pieces:
 
 def _clip(step: Step) -> Pieces:
     low, high = step.number("low"), step.number("high")
-    if high >= LIMIT:
-        return lines((low,), (low, 0.0), (0.0, 1.0))
-    if low <= -LIMIT:
-        return lines((high,), (0.0, 1.0), (high, 0.0))
     if round(low * _F) >= round(high * _F):
         return lines((low,), (high, 0.0), (high, 0.0))
     return lines((low, high), (low, 0.0), (0.0, 1.0), (high, 0.0))

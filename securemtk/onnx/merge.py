@@ -31,7 +31,7 @@ def _axis(step: Step) -> int:
 def _products(step: Step) -> int:
     """Return the multiplications for one sample."""
     if step.op == "conv2d":
-        return math.prod(step.shape[1:]) * step.params["weight"].size
+        return math.prod(step.shape) // step.shape[-3] * step.params["weight"].size
     return math.prod(step.shape[:-1]) * step.params["weight"].size if step.op == "matmul" else 0
 
 
@@ -50,7 +50,7 @@ def _pays(parts: Sequence[Step], products: int, weights: int) -> bool:
 def affine_into_previous(net: Net) -> Net:
     """An affine layer (batch normalisation; a sum, difference, product or quotient with a constant) goes into the \
 affine layer, or if it has a number for each channel, into the convolution or product before it that only it uses; \
-2 rounds."""
+2 rounds, none for a sum alone."""
     return join_pairs(net, _into_previous)
 
 
@@ -83,7 +83,7 @@ def _is_channelwise(value: Array, axis: int) -> bool:
 
 def affine_before_reshape(net: Net) -> Net:
     """An affine layer moves before a reshape that only adds or drops axes of size 1, where it then goes into a \
-convolution or product; 2 rounds."""
+convolution or product; 2 rounds, none for a sum alone."""
     makers, uses = {step.output: step for step in net.steps}, net.uses()
 
     def rule(before: Step, affine: Step) -> list[Step] | None:
@@ -135,7 +135,7 @@ def _moved_inputs(net: Net) -> set[str]:
     """Return the model's inputs and what is made of them without arithmetic."""
     found = set(net.inputs)
     for step in net.steps:
-        if step.op in ("reshape", "transpose", "concat") and found.issuperset(step.inputs):
+        if step.op in ("reshape", "transpose", "concat", "take", "expand") and found.issuperset(step.inputs):
             found.add(step.output)
     return found
 
@@ -235,7 +235,7 @@ def _fan_in(step: Step) -> int:
 def linear_into_linear(net: Net) -> Net:
     """Two products, two convolutions (the second one not padded, or the first one 1x1 without bias), or a convolution \
 and an average of its result become one, if nothing else uses what is between them and that takes at most 2**16 \
-products, and twice the weights and 2**16, more; 1 or 2 rounds."""
+products, and twice the weights and 2**16, more; 2 rounds, bytes for an average."""
     return join_pairs(net, _into_linear)
 
 
@@ -265,11 +265,11 @@ def _as_conv(before: Step, step: Step) -> Step | None:
         return step
     if step.op == "avg_pool2d" and not any(step.ints("pads")):
         kernel, stride, shape = step.ints("kernel"), step.ints("stride"), step.shape
-    elif step.op == "mean" and step.ints("axes") == (2, 3) and len(before.shape) == 3:
-        kernel, stride, shape = before.shape[1:], (1, 1), (before.shape[0], 1, 1)
+    elif step.op == "mean" and before.op == "conv2d" and step.ints("axes") == (_axis(before) + 1, _axis(before) + 2):
+        kernel, stride, shape = before.shape[-2:], (1, 1), (*before.shape[:-2], 1, 1)
     else:
         return None
-    channels = shape[0]
+    channels = shape[-3]
     weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel))
     attrs: dict[str, Attribute] = {"stride": stride, "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": channels}
     return Step("conv2d", step.name, step.inputs, step.output, shape, {"weight": weight}, attrs)
@@ -296,7 +296,7 @@ def _join_convs(first: Step, second: Step) -> Step | None:
     each = w2.shape[1] == 1 and len(w2) == len(w1) == second.attrs["groups"]
     n_in = w1.shape[1] * (1 if each else int(first.number("groups")))
     weights = len(w2) * n_in * math.prod(size)
-    if not _pays((first, second), math.prod(second.shape[1:]) * weights, weights):
+    if not _pays((first, second), math.prod(second.shape) // second.shape[-3] * weights, weights):
         return None
     w1, w2 = (w1, w2) if each else (_dense(first), _dense(second))
     weight = np.zeros((len(w2), n_in, *size))
@@ -377,7 +377,7 @@ def _aligned(convs: Sequence[Step], shape: Shape) -> list[Step] | None:
 
     Args:
         convs: of the same values.
-        shape: (channels, height, width) of one sample of those.
+        shape: (..., channels, height, width) of one sample of those.
     """
     if len({(x.ints("stride"), x.number("groups")) for x in convs}) > 1:
         return None
@@ -388,12 +388,12 @@ def _aligned(convs: Sequence[Step], shape: Shape) -> list[Step] | None:
     if any(d > 1 < n for x, k in zip(convs, sizes, strict=True) for d, n in zip(x.ints("dilation"), k, strict=True)):
         return None
     before, after, width = [0, 0], [0, 0], [0, 0]
-    stride, made = convs[0].ints("stride"), convs[0].shape[1:]
+    stride, made, size_in = convs[0].ints("stride"), convs[0].shape[-2:], shape[-2:]
     for i in (0, 1):
         before[i] = max(x.ints("pads")[i] for x in convs)
         width[i] = before[i] + max(size[i] - x.ints("pads")[i] for x, size in zip(convs, sizes, strict=True))
-        after[i] = max((made[i] - 1) * stride[i] + width[i] - shape[1 + i] - before[i], 0)
-        if (shape[1 + i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
+        after[i] = max((made[i] - 1) * stride[i] + width[i] - size_in[i] - before[i], 0)
+        if (size_in[i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
             return None
     attrs = {**convs[0].attrs, "pads": (*before, *after), "dilation": (1, 1)}
     found = []

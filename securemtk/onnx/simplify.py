@@ -81,7 +81,7 @@ def drop_dead(net: Net) -> Net:
 
 
 def join_clips(net: Net) -> Net:
-    """`Relu` and `Clip` in a row become one of them; 2 rounds for each bound less."""
+    """`Relu` and `Clip` in a row become one of them; 2 rounds."""
     return join_pairs(net, _join_clips)
 
 
