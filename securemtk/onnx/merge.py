@@ -31,8 +31,13 @@ def _axis(step: Step) -> int:
 def _products(step: Step) -> int:
     """Return the multiplications for one sample."""
     if step.op == "conv2d":
-        return math.prod(step.shape[1:]) * step.params["weight"].size
+        return math.prod(_places(step)) * step.params["weight"].size
     return math.prod(step.shape[:-1]) * step.params["weight"].size if step.op == "matmul" else 0
+
+
+def _places(conv: Step) -> Shape:
+    """Return the shape of a convolution's result for one sample but for its channels: (..., H, W)."""
+    return (*conv.shape[:-3], *conv.shape[-2:])
 
 
 def _weights(step: Step) -> int:
@@ -249,8 +254,8 @@ def _into_linear(before: Step, step: Step) -> list[Step] | None:
         if "bias" in before.params or "bias" in step.params:
             params["bias"] = param(before, "bias") @ second + param(step, "bias")
         return [replace(before, output=step.output, shape=step.shape, params=params)]
-    second_conv = _as_conv(before, step)
-    joined = None if before.op != "conv2d" or second_conv is None else _join_convs(before, second_conv)
+    second_conv = _as_conv(before, step) if before.op == "conv2d" else None
+    joined = None if second_conv is None else _join_convs(before, second_conv)
     if joined is None:
         return None
     if joined.shape == step.shape:
@@ -260,16 +265,16 @@ def _into_linear(before: Step, step: Step) -> list[Step] | None:
 
 
 def _as_conv(before: Step, step: Step) -> Step | None:
-    """Return a convolution, or an average of a convolution's result as one: a kernel for each channel."""
+    """Return a convolution, or an average of the convolution's result `before` as one: a kernel for each channel."""
     if step.op == "conv2d":
         return step
     if step.op == "avg_pool2d" and not any(step.ints("pads")):
         kernel, stride, shape = step.ints("kernel"), step.ints("stride"), step.shape
-    elif step.op == "mean" and step.ints("axes") == (2, 3) and len(before.shape) == 3:
-        kernel, stride, shape = before.shape[1:], (1, 1), (before.shape[0], 1, 1)
+    elif step.op == "mean" and step.ints("axes") == (len(before.shape) - 1, len(before.shape)):
+        kernel, stride, shape = before.shape[-2:], (1, 1), (*before.shape[:-2], 1, 1)
     else:
         return None
-    channels = shape[0]
+    channels = shape[-3]
     weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel))
     attrs: dict[str, Attribute] = {"stride": stride, "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": channels}
     return Step("conv2d", step.name, step.inputs, step.output, shape, {"weight": weight}, attrs)
@@ -296,7 +301,7 @@ def _join_convs(first: Step, second: Step) -> Step | None:
     each = w2.shape[1] == 1 and len(w2) == len(w1) == second.attrs["groups"]
     n_in = w1.shape[1] * (1 if each else int(first.number("groups")))
     weights = len(w2) * n_in * math.prod(size)
-    if not _pays((first, second), math.prod(second.shape[1:]) * weights, weights):
+    if not _pays((first, second), math.prod(_places(second)) * weights, weights):
         return None
     w1, w2 = (w1, w2) if each else (_dense(first), _dense(second))
     weight = np.zeros((len(w2), n_in, *size))
@@ -377,7 +382,7 @@ def _aligned(convs: Sequence[Step], shape: Shape) -> list[Step] | None:
 
     Args:
         convs: of the same values.
-        shape: (channels, height, width) of one sample of those.
+        shape: (..., channels, height, width) of one sample of those.
     """
     if len({(x.ints("stride"), x.number("groups")) for x in convs}) > 1:
         return None
@@ -388,12 +393,12 @@ def _aligned(convs: Sequence[Step], shape: Shape) -> list[Step] | None:
     if any(d > 1 < n for x, k in zip(convs, sizes, strict=True) for d, n in zip(x.ints("dilation"), k, strict=True)):
         return None
     before, after, width = [0, 0], [0, 0], [0, 0]
-    stride, made = convs[0].ints("stride"), convs[0].shape[1:]
+    stride, made, sizes_in = convs[0].ints("stride"), convs[0].shape[-2:], shape[-2:]
     for i in (0, 1):
         before[i] = max(x.ints("pads")[i] for x in convs)
         width[i] = before[i] + max(size[i] - x.ints("pads")[i] for x, size in zip(convs, sizes, strict=True))
-        after[i] = max((made[i] - 1) * stride[i] + width[i] - shape[1 + i] - before[i], 0)
-        if (shape[1 + i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
+        after[i] = max((made[i] - 1) * stride[i] + width[i] - sizes_in[i] - before[i], 0)
+        if (sizes_in[i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
             return None
     attrs = {**convs[0].attrs, "pads": (*before, *after), "dilation": (1, 1)}
     found = []
