@@ -87,36 +87,71 @@ def _is_channelwise(value: Array, axis: int) -> bool:
 
 
 def affine_before_reshape(net: Net) -> Net:
-    """An affine layer moves before a reshape that only adds or drops axes of size 1, where it then goes into a \
-convolution or product; 2 rounds."""
-    makers, uses = {step.output: step for step in net.steps}, net.uses()
+    """An affine layer moves before reshapes, transposes and cuts behind a convolution or product, if it then goes \
+into that one; 2 rounds."""
+    makers, uses, shapes = {step.output: step for step in net.steps}, net.uses(), net.shapes()
+    for affine in net.steps:
+        if affine.op != "affine" or shapes[affine.inputs[0]] != affine.shape:
+            continue
+        moved, path = affine, [affine]
+        while (maker := makers.get(moved.inputs[0])) is not None and uses[maker.output] == 1:
+            if len(path) > 1 and _folds(maker, moved):
+                return affine_before_reshape(_moved_to_front(net, moved, path))
+            source = shapes[maker.inputs[0]]
+            earlier = {k: _before(maker, source, v) for k, v in moved.params.items()}
+            params = {k: v for k, v in earlier.items() if v is not None}
+            if len(params) < len(earlier):
+                break
+            moved = replace(moved, inputs=maker.inputs, shape=source, params=params)
+            path.append(maker)
+    return net
 
-    def rule(before: Step, affine: Step) -> list[Step] | None:
-        maker = makers.get(before.inputs[0])
-        if before.op != "reshape" or affine.op != "affine" or maker is None or uses[maker.output] != 1:
-            return None
-        values = {k: _reshaped(v, affine.shape, maker.shape) for k, v in affine.params.items()}
-        params = {k: v for k, v in values.items() if v is not None}
-        moved = replace(affine, inputs=before.inputs, output=before.output, shape=maker.shape, params=params)
-        if len(params) < len(values) or not _folds(maker, moved):
-            return None
-        return [moved, replace(before, inputs=(moved.output,), output=affine.output)]
 
-    return join_pairs(net, rule)
+def _moved_to_front(net: Net, moved: Step, path: Sequence[Step]) -> Net:
+    """Return the net with `moved` in place of the first of the steps (last one first) and each of them one further."""
+    changed = {path[-1].output: replace(moved, output=path[-1].output)}
+    for step, behind in zip(path[1:], path, strict=False):
+        changed[behind.output] = replace(step, inputs=(step.output,), output=behind.output)
+    return net.having([changed.get(step.output, step) for step in net.steps])
 
 
-def _reshaped(value: Array, shape: Shape, new: Shape) -> Array | None:
-    """Return what broadcasts against samples of the `new` shape as `value` does against `shape`; None if nothing does.
+def _before(step: Step, source: Shape, value: Array) -> Array | None:
+    """Return what does to the input of a step, of shape `source`, what `value` does to its result; None if nothing."""
+    if step.op == "transpose":
+        return value.transpose(np.argsort(step.ints("perm")))
+    if step.op == "reshape":
+        return _reshaped(value, step.shape, source)
+    # What a cut has put in would be changed by a shift.
+    cut = step.op == "take" and value.shape[int(step.number("axis"))] == 1 and min(step.ints("indices")) >= 0
+    return value if cut else None
 
-    A number stays one and axes of size 1 come and go; behind any other reshape each element has its own.
+
+def _reshaped(value: Array, shape: Shape, new: Shape) -> Array:
+    """Return what broadcasts against samples of the `new` shape as `value` does against `shape`.
+
+    It stays as small as may be: an axis, or axes that become others, over which it is the same keep the size 1.
     """
-    if value.size == 1:
-        return value.reshape((1,) * (len(new) + 1))
-    wide = [(have, n) for have, n in zip(value.shape[1:], shape, strict=True) if n > 1]
-    if [n for _, n in wide] == [n for n in new if n > 1]:
-        sizes = iter(have for have, _ in wide)
-        return value.reshape((1, *(1 if n == 1 else next(sizes) for n in new)))
-    return None
+    wide, form = [1], [1]
+    for old, axes in _regrouped(shape, new):
+        have = [value.shape[1 + i] for i in old]
+        sizes = [shape[i] for i in old]
+        same = all(n == 1 for n in have)
+        wide += have if same else sizes
+        form += [1 if same else new[i] for i in axes]
+    return np.broadcast_to(value, wide).reshape(form)
+
+
+def _regrouped(shape: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest groups of axes in a row that a reshape makes of each other."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(shape) or j < len(new):
+        old, axes = i, j
+        i, j = min(i + 1, len(shape)), min(j + 1, len(new))
+        while (a := math.prod(shape[old:i])) != (b := math.prod(new[axes:j])):
+            i, j = (i + 1, j) if a < b else (i, j + 1)
+        groups.append((list(range(old, i)), list(range(axes, j))))
+    return groups
 
 
 def affine_into_next(net: Net) -> Net:
@@ -175,8 +210,7 @@ def _push(net: Net, value: str, shape: Shape, factors: Mapping[str, Array]) -> d
 def _moved(step: Step, shape: Shape, value: Array) -> Array:
     if step.op == "transpose":
         return value.transpose(step.ints("perm"))
-    kept = _reshaped(value, shape, step.shape)
-    return np.broadcast_to(value, (1, *shape)).reshape((1, *step.shape)) if kept is None else kept
+    return _reshaped(value, shape, step.shape)
 
 
 def _scaled(step: Step, shape: Shape, factors: Mapping[str, Array]) -> Step | None:

@@ -19,10 +19,7 @@ Pair = tuple[Axis, Axis]
 
 
 def _pool_axes(node: Node, graph: Graph) -> tuple[Axis, ...]:
-    axes = window(node, graph, numbers(node, "kernel_shape", n_spatial(node, graph)))
-    if not all(_inside(x).any(1).all() for x in axes):
-        raise Refused("a window must not lie in the padding alone", "pad less than the kernel's size")
-    return axes
+    return window(node, graph, numbers(node, "kernel_shape", n_spatial(node, graph)))
 
 
 def _global_axes(node: Node, graph: Graph) -> tuple[Axis, ...]:
@@ -83,8 +80,12 @@ def _emit(chain: Chain, op: str, pair: Pair, **more: int) -> None:
 def max_pool(node: Node, graph: Graph) -> list[Step]:
     """1-D to 3-D, any strides, pads, auto_pad, dilations and ceil_mode; no indices."""
     only_first_output(node, graph)
+    axes = _pool_axes(node, graph)
+    if not all(_inside(x).any(1).all() for x in axes):
+        # Such a window has no maximum: onnxruntime gives the least float32 there.
+        raise Refused("a window must not lie in the padding alone", "pad less than the kernel's size")
     chain = Chain.at(node, graph)
-    _over(chain, _pool_axes(node, graph), _maximum)
+    _over(chain, axes, _maximum)
     return chain.end(graph)
 
 
@@ -123,9 +124,9 @@ def average_pool(node: Node, graph: Graph) -> list[Step]:
 
 
 def _counts(axis: Axis, *, counted: bool) -> Array:
-    """Return what each window is divided by, int64 (made,)."""
+    """Return what each window is divided by, int64 (made,); one in the padding alone is 0, as in onnxruntime."""
     counts: Array = _inside(axis, *((axis.before, axis.after) if counted else ())).sum(1)
-    return counts
+    return counts.clip(min=1)
 
 
 def _average(chain: Chain, pair: Pair, *, counted: bool) -> None:
