@@ -124,10 +124,12 @@ class Chain:
 
 
 def n_spatial(node: Node, graph: Graph) -> int:
-    """Return the number of a node's spatial axes; refuse more than the rules know."""
+    """Return the number of a node's spatial axes; refuse more than the rules know, and results without elements."""
     n = graph.rank(activation_input(node, graph)) - 2
     if not 1 <= n <= MOST_AXES:
         raise Refused(f"it must be 1-D, 2-D or 3-D; got {n}-D", "join axes, or use layers of fewer axes")
+    if 0 in output_shape(node, graph):
+        raise Refused("a window must fit into the padded input", "use a larger input or a smaller kernel")
     return n
 
 
