@@ -10,8 +10,9 @@ from onnx_models import agrees, build, floats, one, ops
 from program_oracle import run
 from test_protocols import secure
 
-from protocols import runner
+from protocols import ranges, runner
 from protocols.errors import UnsupportedError
+from protocols.program import Program
 from securemtk.onnx.graph import analyse, fixed_shapes
 from securemtk.onnx.importer import Imported, assemble, load_onnx
 from securemtk.onnx.reading import read_proto
@@ -170,7 +171,7 @@ def geometry(draw: st.DrawFn, op: str) -> dict:
     attrs["pads"] = [draw(st.integers(0, m)) for m in most * 2]
     size = [(k - 1) * d + 1 + draw(st.integers(0, 4)) for k, d in zip(kernel, dilation, strict=True)]
     if op == "ConvTranspose":
-        attrs["output_padding"] = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+        attrs["output_padding"] = [draw(st.integers(0, s - 1)) for s in stride]
         size = draw(several)
         ends = zip(
             size, stride, kernel, dilation, attrs["output_padding"], attrs["pads"][:n], attrs["pads"][n:], strict=True
@@ -273,6 +274,27 @@ def test_a_convolution_of_a_mean_is_right_as_a_whole(n):
     agrees_both_ways(build(nodes, {"x": ["n", 2, *SIZES[n]]}, ["y"], weights), 1e-4)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_convolutions_side_by_side_become_one_as_a_whole(n):
+    weights = {"w": floats(3, 2, *[3] * n), "v": floats(3, 2, *[1] * n)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="wide", pads=[1] * 2 * n),
+        helper.make_node("Conv", ["x", "v"], ["d"], name="narrow"),
+        helper.make_node("Add", ["c", "d"], ["y"], name="sum"),
+    ]
+    for imported in agrees_both_ways(build(nodes, {"x": ["n", 2, *SIZES[n]]}, ["y"], weights), 1e-4):
+        assert ops(imported).count("conv2d") == 1
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_ranges_are_those_of_the_same_pool_by_samples(op):
+    attrs = {"ceil_mode": 1, "strides": [2, 2], "kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    by_samples, whole = agrees_both_ways(window(op, 2, **attrs))
+    x = floats(BATCH, 2, *SIZES[2])
+    (one_by_one,) = ranges.measure(by_samples.program, {}, [{"x": x}])
+    assert (one_by_one,) == ranges.measure(whole.program, {}, [{"x": x[None]}])
+
+
 @pytest.mark.parametrize("op", ["MaxUnpool", "MaxRoiPool", "RoiAlign", "DeformConv", "Col2Im"])
 def test_what_has_no_rule(op):
     assert op not in RULES
@@ -322,6 +344,7 @@ def test_two_parties_agree_with_the_program_in_float(protocol, whole, model):
     fixed = onnx.ModelProto.FromString(model.SerializeToString())
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = BATCH
     imported = as_a_whole(fixed) if whole else load_onnx(model.SerializeToString())
+    assert Program.from_json(imported.program.to_json()) == imported.program
     x = {"x": floats(1 if whole else BATCH, *imported.inputs[0].shape)}
     got, *_ = secure(protocol, imported.program, imported.params, x)
     want = run(imported.program, imported.params, x)["y"]
