@@ -92,7 +92,7 @@ def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0)
     if layer.number("count_include_pad"):
         return Value(total * public(1 / (kernel[0] * kernel[1]), FRAC_BITS), bits + FRAC_BITS)
-    ones = ring.pad2d(torch.ones((1, 1, *share.shape[2:]), dtype=torch.int64), pads)
+    ones = ring.pad2d(torch.ones(share.shape[-2:], dtype=torch.int64), pads)
     counts = ring.windows(ones, kernel, stride).sum(0)
     factors = ring.encode(1 / counts.double().clamp(min=1)).to(share.device)
     return Value(total * factors, bits + FRAC_BITS)

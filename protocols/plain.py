@@ -36,18 +36,21 @@ def conv2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
 def avg_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Average pooling; padding counts if count_include_pad."""
     kernel, stride = layer.ints("kernel"), layer.ints("stride")
-    total = F.avg_pool2d(pad(x, layer), kernel, stride, divisor_override=1)
-    ones = torch.ones_like(x[:1, :1])
-    counted = F.pad(ones, [0, 0, 0, 0]) if not layer.number("count_include_pad") else ones
-    counts = F.avg_pool2d(
-        pad(counted, layer, float(layer.number("count_include_pad"))), kernel, stride, divisor_override=1
-    )
-    return total / counts
+    ones = pad(torch.ones((1, *x.shape[-2:]), dtype=x.dtype), layer, layer.number("count_include_pad"))
+    return sum_pool2d(layer, w, x) / F.avg_pool2d(ones, kernel, stride, divisor_override=1)
+
+
+def sum_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Sums over windows."""
+    images = pad(x.reshape(-1, *x.shape[-3:]), layer)
+    total = F.avg_pool2d(images, layer.ints("kernel"), layer.ints("stride"), divisor_override=1)
+    return total.reshape(x.shape[0], *layer.shape)
 
 
 def max_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Maximum over windows."""
-    return F.max_pool2d(pad(x, layer, -torch.inf), layer.ints("kernel"), layer.ints("stride"))
+    images = pad(x.reshape(-1, *x.shape[-3:]), layer, -torch.inf)
+    return F.max_pool2d(images, layer.ints("kernel"), layer.ints("stride")).reshape(x.shape[0], *layer.shape)
 
 
 def spline(layer: Layer, w: Weights, x: Tensor) -> Tensor:
@@ -95,9 +98,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "expand": lambda layer, w, x: x.expand(x.shape[0], *layer.ints("shape")),
     "relu": lambda layer, w, x: x.clamp(min=0),
     "mean": lambda layer, w, x: x.mean(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
-    "sum_pool2d": lambda layer, w, x: F.avg_pool2d(
-        pad(x, layer), layer.ints("kernel"), layer.ints("stride"), divisor_override=1
-    ),
+    "sum_pool2d": sum_pool2d,
     "sum": lambda layer, w, x: x.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "reshape": lambda layer, w, x: x.reshape(x.shape[0], *layer.ints("shape")),
     "transpose": lambda layer, w, x: x.permute(layer.ints("perm")),

@@ -42,14 +42,15 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     # axis counted with the batch, not 0; it stays with size 1. last 0 or 1: which of equals wins.
     "max": (1, (), ("axis",)),
     "argmax": (1, (), ("axis", "last")),
-    # kernel (kh, kw), stride, pads as in conv2d; padding never wins the maximum.
+    # (..., C, H, W) -> (..., C, H', W'); kernel (kh, kw), stride, pads as in conv2d; padding never wins the maximum.
     "max_pool2d": (1, (), ("kernel", "stride", "pads")),
-    # count_include_pad 0 or 1.
+    # The same with the mean; count_include_pad 0 or 1.
     "avg_pool2d": (1, (), ("kernel", "stride", "pads", "count_include_pad")),
+    # The same with the sum.
+    "sum_pool2d": (1, (), ("kernel", "stride", "pads")),
     # axes counted with the batch as axis 0 (never 0 itself), keepdims 0 or 1.
     "mean": (1, (), ("axes", "keepdims")),
     # The same without the division.
-    "sum_pool2d": (1, (), ("kernel", "stride", "pads")),
     "sum": (1, (), ("axes", "keepdims")),
     # shape of one sample after it.
     "reshape": (1, (), ("shape",)),

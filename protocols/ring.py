@@ -67,8 +67,8 @@ def pad2d(x: Tensor, pads: tuple[int, ...], value: int = 0) -> Tensor:
 
 
 def windows(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Return sliding windows of (n, c, h, w) as (kh * kw, n, c, h', w')."""
+    """Return sliding windows of (..., h, w) as (kh * kw, ..., h', w')."""
     (kh, kw), (sh, sw) = kernel, stride
-    h, w = (x.shape[2] - kh) // sh + 1, (x.shape[3] - kw) // sw + 1
-    parts = [x[:, :, i : i + sh * h : sh, j : j + sw * w : sw] for i in range(kh) for j in range(kw)]
-    return torch.stack([part[:, :, :h, :w] for part in parts])
+    h, w = (x.shape[-2] - kh) // sh + 1, (x.shape[-1] - kw) // sw + 1
+    parts = [x[..., i : i + sh * h : sh, j : j + sw * w : sw] for i in range(kh) for j in range(kw)]
+    return torch.stack([part[..., :h, :w] for part in parts])

@@ -12,15 +12,15 @@ Array = NDArray[np.float64]
 
 
 def _windows(x: Array, kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> Array:
-    """(n, c, h, w) -> (n, c, h', w', kh, kw)."""
+    """(..., h, w) -> (..., h', w', kh, kw)."""
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    view = sliding_window_view(x, reach, axis=(2, 3))[:, :, :: stride[0], :: stride[1]]
+    view = sliding_window_view(x, reach, axis=(-2, -1))[..., :: stride[0], :: stride[1], :, :]
     return view[..., :: dilation[0], :: dilation[1]]
 
 
 def _pad(x: Array, pads: tuple, value: float) -> Array:
     top, left, bottom, right = pads
-    return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
+    return np.pad(x, (*[(0, 0)] * (x.ndim - 2), (top, bottom), (left, right)), constant_values=value)
 
 
 def _conv2d(a: Mapping, x: Array, weight: Array, bias: Array) -> Array:

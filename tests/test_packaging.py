@@ -57,6 +57,8 @@ PACKAGES = {
             "elementwise",
             "linear",
             "windows",
+            "convolutions",
+            "pools",
             "shapes",
             "rules",
             "net",

@@ -86,7 +86,7 @@ def _ask_for_inputs(
 ) -> None:
     """Raise NeedsInputs where a model that cannot be understood might be, if more were known of its inputs."""
     missing = [name for name in public_inputs(model) if name not in public]
-    needs_shapes = shapes is None and fixed_shapes(model) is None
+    needs_shapes = shapes is None and fixed_shapes(model, {}) is None
     unknown = any(p.op_type not in RULES and p.op_type not in ("input", "output") for p in understood.problems)
     if unknown or not (missing or needs_shapes):
         return

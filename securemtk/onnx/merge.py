@@ -31,8 +31,13 @@ def _axis(step: Step) -> int:
 def _products(step: Step) -> int:
     """Return the multiplications for one sample."""
     if step.op == "conv2d":
-        return math.prod(step.shape) // step.shape[-3] * step.params["weight"].size
+        return math.prod(_places(step)) * step.params["weight"].size
     return math.prod(step.shape[:-1]) * step.params["weight"].size if step.op == "matmul" else 0
+
+
+def _places(conv: Step) -> Shape:
+    """Return the shape of a convolution's result for one sample but for its channels: (..., H, W)."""
+    return (*conv.shape[:-3], *conv.shape[-2:])
 
 
 def _weights(step: Step) -> int:
@@ -82,36 +87,71 @@ def _is_channelwise(value: Array, axis: int) -> bool:
 
 
 def affine_before_reshape(net: Net) -> Net:
-    """An affine layer moves before a reshape that only adds or drops axes of size 1, where it then goes into a \
-convolution or product; 2 rounds, none for a sum alone."""
-    makers, uses = {step.output: step for step in net.steps}, net.uses()
+    """An affine layer moves before reshapes, transposes and cuts behind a convolution or product, if it then goes \
+into that one; 2 rounds, none for a sum alone."""
+    makers, uses, shapes = {step.output: step for step in net.steps}, net.uses(), net.shapes()
+    for affine in net.steps:
+        if affine.op != "affine" or shapes[affine.inputs[0]] != affine.shape:
+            continue
+        moved, path = affine, [affine]
+        while (maker := makers.get(moved.inputs[0])) is not None and uses[maker.output] == 1:
+            if len(path) > 1 and _folds(maker, moved):
+                return affine_before_reshape(_moved_to_front(net, moved, path))
+            source = shapes[maker.inputs[0]]
+            earlier = {k: _before(maker, source, v) for k, v in moved.params.items()}
+            params = {k: v for k, v in earlier.items() if v is not None}
+            if len(params) < len(earlier):
+                break
+            moved = replace(moved, inputs=maker.inputs, shape=source, params=params)
+            path.append(maker)
+    return net
 
-    def rule(before: Step, affine: Step) -> list[Step] | None:
-        maker = makers.get(before.inputs[0])
-        if before.op != "reshape" or affine.op != "affine" or maker is None or uses[maker.output] != 1:
-            return None
-        values = {k: _reshaped(v, affine.shape, maker.shape) for k, v in affine.params.items()}
-        params = {k: v for k, v in values.items() if v is not None}
-        moved = replace(affine, inputs=before.inputs, output=before.output, shape=maker.shape, params=params)
-        if len(params) < len(values) or not _folds(maker, moved):
-            return None
-        return [moved, replace(before, inputs=(moved.output,), output=affine.output)]
 
-    return join_pairs(net, rule)
+def _moved_to_front(net: Net, moved: Step, path: Sequence[Step]) -> Net:
+    """Return the net with `moved` in place of the first of the steps (last one first) and each of them one further."""
+    changed = {path[-1].output: replace(moved, output=path[-1].output)}
+    for step, behind in zip(path[1:], path, strict=False):
+        changed[behind.output] = replace(step, inputs=(step.output,), output=behind.output)
+    return net.having([changed.get(step.output, step) for step in net.steps])
 
 
-def _reshaped(value: Array, shape: Shape, new: Shape) -> Array | None:
-    """Return what broadcasts against samples of the `new` shape as `value` does against `shape`; None if nothing does.
+def _before(step: Step, source: Shape, value: Array) -> Array | None:
+    """Return what does to the input of a step, of shape `source`, what `value` does to its result; None if nothing."""
+    if step.op == "transpose":
+        return value.transpose(np.argsort(step.ints("perm")))
+    if step.op == "reshape":
+        return _reshaped(value, step.shape, source)
+    # What a cut has put in would be changed by a shift.
+    cut = step.op == "take" and value.shape[int(step.number("axis"))] == 1 and min(step.ints("indices")) >= 0
+    return value if cut else None
 
-    A number stays one and axes of size 1 come and go; behind any other reshape each element has its own.
+
+def _reshaped(value: Array, shape: Shape, new: Shape) -> Array:
+    """Return what broadcasts against samples of the `new` shape as `value` does against `shape`.
+
+    It stays as small as may be: an axis, or axes that become others, over which it is the same keep the size 1.
     """
-    if value.size == 1:
-        return value.reshape((1,) * (len(new) + 1))
-    wide = [(have, n) for have, n in zip(value.shape[1:], shape, strict=True) if n > 1]
-    if [n for _, n in wide] == [n for n in new if n > 1]:
-        sizes = iter(have for have, _ in wide)
-        return value.reshape((1, *(1 if n == 1 else next(sizes) for n in new)))
-    return None
+    wide, form = [1], [1]
+    for old, axes in _regrouped(shape, new):
+        have = [value.shape[1 + i] for i in old]
+        sizes = [shape[i] for i in old]
+        same = all(n == 1 for n in have)
+        wide += have if same else sizes
+        form += [1 if same else new[i] for i in axes]
+    return np.broadcast_to(value, wide).reshape(form)
+
+
+def _regrouped(shape: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest groups of axes in a row that a reshape makes of each other."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(shape) or j < len(new):
+        old, axes = i, j
+        i, j = min(i + 1, len(shape)), min(j + 1, len(new))
+        while (a := math.prod(shape[old:i])) != (b := math.prod(new[axes:j])):
+            i, j = (i + 1, j) if a < b else (i, j + 1)
+        groups.append((list(range(old, i)), list(range(axes, j))))
+    return groups
 
 
 def affine_into_next(net: Net) -> Net:
@@ -170,8 +210,7 @@ def _push(net: Net, value: str, shape: Shape, factors: Mapping[str, Array]) -> d
 def _moved(step: Step, shape: Shape, value: Array) -> Array:
     if step.op == "transpose":
         return value.transpose(step.ints("perm"))
-    kept = _reshaped(value, shape, step.shape)
-    return np.broadcast_to(value, (1, *shape)).reshape((1, *step.shape)) if kept is None else kept
+    return _reshaped(value, shape, step.shape)
 
 
 def _scaled(step: Step, shape: Shape, factors: Mapping[str, Array]) -> Step | None:
@@ -249,8 +288,8 @@ def _into_linear(before: Step, step: Step) -> list[Step] | None:
         if "bias" in before.params or "bias" in step.params:
             params["bias"] = param(before, "bias") @ second + param(step, "bias")
         return [replace(before, output=step.output, shape=step.shape, params=params)]
-    second_conv = _as_conv(before, step)
-    joined = None if before.op != "conv2d" or second_conv is None else _join_convs(before, second_conv)
+    second_conv = _as_conv(before, step) if before.op == "conv2d" else None
+    joined = None if second_conv is None else _join_convs(before, second_conv)
     if joined is None:
         return None
     if joined.shape == step.shape:
@@ -260,12 +299,12 @@ def _into_linear(before: Step, step: Step) -> list[Step] | None:
 
 
 def _as_conv(before: Step, step: Step) -> Step | None:
-    """Return a convolution, or an average of a convolution's result as one: a kernel for each channel."""
+    """Return a convolution, or an average of the convolution's result `before` as one: a kernel for each channel."""
     if step.op == "conv2d":
         return step
     if step.op == "avg_pool2d" and not any(step.ints("pads")):
         kernel, stride, shape = step.ints("kernel"), step.ints("stride"), step.shape
-    elif step.op == "mean" and before.op == "conv2d" and step.ints("axes") == (_axis(before) + 1, _axis(before) + 2):
+    elif step.op == "mean" and step.ints("axes") == (len(before.shape) - 1, len(before.shape)):
         kernel, stride, shape = before.shape[-2:], (1, 1), (*before.shape[:-2], 1, 1)
     else:
         return None
@@ -296,7 +335,7 @@ def _join_convs(first: Step, second: Step) -> Step | None:
     each = w2.shape[1] == 1 and len(w2) == len(w1) == second.attrs["groups"]
     n_in = w1.shape[1] * (1 if each else int(first.number("groups")))
     weights = len(w2) * n_in * math.prod(size)
-    if not _pays((first, second), math.prod(second.shape) // second.shape[-3] * weights, weights):
+    if not _pays((first, second), math.prod(_places(second)) * weights, weights):
         return None
     w1, w2 = (w1, w2) if each else (_dense(first), _dense(second))
     weight = np.zeros((len(w2), n_in, *size))
@@ -388,12 +427,12 @@ def _aligned(convs: Sequence[Step], shape: Shape) -> list[Step] | None:
     if any(d > 1 < n for x, k in zip(convs, sizes, strict=True) for d, n in zip(x.ints("dilation"), k, strict=True)):
         return None
     before, after, width = [0, 0], [0, 0], [0, 0]
-    stride, made, size_in = convs[0].ints("stride"), convs[0].shape[-2:], shape[-2:]
+    stride, made, sizes_in = convs[0].ints("stride"), convs[0].shape[-2:], shape[-2:]
     for i in (0, 1):
         before[i] = max(x.ints("pads")[i] for x in convs)
         width[i] = before[i] + max(size[i] - x.ints("pads")[i] for x, size in zip(convs, sizes, strict=True))
-        after[i] = max((made[i] - 1) * stride[i] + width[i] - size_in[i] - before[i], 0)
-        if (size_in[i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
+        after[i] = max((made[i] - 1) * stride[i] + width[i] - sizes_in[i] - before[i], 0)
+        if (sizes_in[i] + before[i] + after[i] - width[i]) // stride[i] + 1 != made[i]:
             return None
     attrs = {**convs[0].attrs, "pads": (*before, *after), "dilation": (1, 1)}
     found = []

@@ -106,16 +106,18 @@ _MONOTONE = ("relu", "clip", "sigmoid", "tanh")
 
 
 def pool_first(net: Net) -> Net:
-    """A maximum over windows moves before a monotone function (`Relu`, `Clip`, `Sigmoid`, `Tanh`) that only it uses; \
-the function works on fewer elements."""
-    return join_pairs(net, _pool_first)
+    """A maximum over windows, with a reshape for it, moves before a monotone function (`Relu`, `Clip`, `Sigmoid`, \
+`Tanh`) that only it uses; the function works on fewer elements."""
 
+    def rule(before: Step, step: Step) -> list[Step] | None:
+        users = net.users(step.output)
+        pool = step.op == "max_pool2d" or (step.op == "reshape" and [x.op for x in users] == ["max_pool2d"])
+        if not pool or before.op not in _MONOTONE or (step.op == "reshape" and step.output in net.outputs):
+            return None
+        first = replace(step, inputs=before.inputs, output=before.output)
+        return [first, replace(before, inputs=(before.output,), output=step.output, shape=step.shape)]
 
-def _pool_first(before: Step, step: Step) -> list[Step] | None:
-    if step.op != "max_pool2d" or before.op not in _MONOTONE:
-        return None
-    pool = replace(step, inputs=before.inputs, output=before.output)
-    return [pool, replace(before, inputs=(before.output,), output=step.output, shape=step.shape)]
+    return join_pairs(net, rule)
 
 
 # What each of them makes has still to be truncated; a comparison does so by itself.
