@@ -196,7 +196,7 @@ FUNCTIONS: Mapping[str, Function] = {
         left=(-(2.0**-11), 0.0),
         right=(2.0**-11, 0.0),
         absolute=1e-6,
-        relative=1e-4,
+        relative=2.5e-4,
         breaks=(-(2.0**-4), 0.0, 2.0**-4),
         keep_bits=24,
     ),
@@ -209,7 +209,7 @@ FUNCTIONS: Mapping[str, Function] = {
         absolute=1e-4,
         breaks=(0.0,),
     ),
-    "hard_swish": Function(lambda x: x * (x + 3) / 6, -3, 3, right=_UP, absolute=1e-5),
+    "hard_swish": Function(lambda x: x * (x + 3) / 6, -3, 3, right=_UP, absolute=1e-4),
     "rsqrt": Function(
         lambda x: x**-0.5,
         2**-10,

@@ -27,7 +27,7 @@ def multiplication(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Div")
 def division(node: Node, graph: Graph) -> list[Step]:
-    """By a constant without zeros, or by an activation of 1/16 to 2048 in magnitude (1 / x within 0.0001 / x)."""
+    """By a constant without zeros, or by an activation of 1/16 to 2048 in magnitude (1 / x within 0.00025 / |x|)."""
     formula = Formula(node, graph)
     if np.dtype(graph.dtypes[node.outputs[0]]).kind != "f":
         raise Refused("a division of integers rounds", "cast its operands to float32")

@@ -60,7 +60,7 @@ _plain("Softsign", "softsign", "Any shape; within 0.0003 everywhere.")
 _plain("Exp", "exp", "Of -12 to 10, within 0.00002 + 0.0001 e**x; 0 below, e**10 above.")
 _plain("Log", "log", "Of 1/256 to 4096, within 0.0005; beyond as at the end.")
 _plain("Sqrt", "sqrt", "Of 0 to 16384, within 0.0001 + 0.0003 sqrt(x); below 1/1024 a line to 0.")
-_plain("Reciprocal", "reciprocal", "Of 1/16 to 2048 in magnitude, of both signs, within 0.0001 / |x|.")
+_plain("Reciprocal", "reciprocal", "Of 1/16 to 2048 in magnitude, of both signs, within 0.00025 / |x|.")
 
 
 @rule("LeakyRelu")
@@ -157,10 +157,10 @@ def elu(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Celu")
 def celu(node: Node, graph: Graph) -> list[Step]:
-    """Any alpha of 0.01 to 1000; it is public. Within 0.0001 everywhere."""
+    """Any alpha of 0.01 to 16; it is public. Within 0.0001 everywhere."""
     alpha = float(node.attrs.get("alpha", 1.0))
-    if not 0.01 <= alpha <= 1000:
-        raise Refused(f"alpha must lie in 0.01..1000; got {alpha}", "mend the attribute")
+    if not 0.01 <= alpha <= 16:
+        raise Refused(f"alpha must lie in 0.01..16; got {alpha}", "mend the attribute")
     return [_function(node, graph, custom("celu", alpha))]
 
 
@@ -172,14 +172,14 @@ def gelu(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Swish")
 def swish(node: Node, graph: Graph) -> list[Step]:
-    """Any alpha of 1/512 to 512 in magnitude, or 0; it is public. Within 0.0001 everywhere."""
+    """Any alpha of 1/8 to 64 in magnitude, or 0; it is public. Within 0.0001 everywhere."""
     alpha = float(node.attrs.get("alpha", 1.0))
     if alpha == 1.0:
         return [one_step(node, graph, "silu")]
     if not alpha:
         return [one_step(node, graph, "scale", factor=0.5, offset=0)]
-    if not 1 / 512 <= abs(alpha) <= 512:
-        raise Refused(f"alpha must lie in 1/512..512 in magnitude; got {alpha}", "mend the attribute")
+    if not 1 / 8 <= abs(alpha) <= 64:
+        raise Refused(f"alpha must lie in 1/8..64 in magnitude; got {alpha}", "mend the attribute")
     return [_function(node, graph, custom("swish", alpha))]
 
 

@@ -1,6 +1,7 @@
 """Formulas over the operands of one node: activations and constants that broadcast to its result as in numpy.
 
-By samples an activation of a lower rank than the result is refused: its batch would meet an axis of another operand.
+By samples no operand can mix the batch: where one of another rank did, the result would not have the batch as its first
+axis, or the model would not run with every batch, and either is refused before.
 """
 
 from collections.abc import Callable
@@ -38,19 +39,12 @@ class Formula:
         self._shapes: dict[str, Shape] = {}
 
     def operand(self, index: int, what: str = "an operand") -> Operand:
-        """Return an input with the result's rank; it may still have axes of 1 where the result has more.
-
-        Raises:
-            Refused: it does not belong to the samples one by one.
-        """
+        """Return an input with the result's rank; it may still have axes of 1 where the result has more."""
         name = self._node.input(index)
         if name in self._graph.activations:
             return self._activation(name)
         value = constant_input(self._node, self._graph, index, what).astype(np.float64)
-        value = value.reshape((1,) * (len(self.shape) + 1 - value.ndim) + value.shape)
-        if len(value) > 1 and not (value == value[:1]).all():
-            raise Refused("a constant must be the same for all samples", "use one row of it")
-        return value[:1]
+        return value.reshape((1,) * (len(self.shape) + 1 - value.ndim) + value.shape)
 
     def operands(self) -> list[Operand]:
         """Return all inputs."""
@@ -58,18 +52,11 @@ class Formula:
 
     def _activation(self, name: str) -> str:
         shape = self._graph.shapes[name]
-        missing = len(self.shape) - len(shape)
         self._shapes[name] = shape
-        if not missing:
+        if len(shape) == len(self.shape):
             return name
-        if not self._graph.whole:
-            reason = f"operands must have one rank; got samples of shapes {shape} and {self.shape}"
-            raise Refused(f"{reason}, whose batch would meet another axis", "reshape one of them")
-        return self._reshaped(name, (1,) * missing + shape)
-
-    def _reshaped(self, x: str, shape: Shape) -> str:
-        step = reshaped(self._name(self._node.name), x, self._name(self._node.outputs[0]), shape)
-        return self._made(step)
+        aligned = (1,) * (len(self.shape) - len(shape)) + shape
+        return self._made(reshaped(self._name(self._node.name), name, self._name(self._node.outputs[0]), aligned))
 
     def _name(self, of: str) -> str:
         return f"{of}/{len(self._steps)}"
