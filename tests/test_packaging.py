@@ -63,6 +63,7 @@ PACKAGES = {
             "shapes",
             "rules",
             "net",
+            "patterns",
             "simplify",
             "merge",
             "tidy",

@@ -174,7 +174,8 @@ def is_integral(name: str, graph: Graph) -> bool:
 
 # How many inputs must be whole for the result to be.
 _KEEP_WHOLE = {
-    **dict.fromkeys(("Cast", "CastLike", "Identity", "Sign", "Neg", "Abs", "Relu", "Reshape", "Transpose"), 1),
+    **dict.fromkeys(("Cast", "CastLike", "Identity", "Floor", "Ceil", "Round", "Sign", "Neg", "Abs", "Relu"), 1),
+    **dict.fromkeys(("Reshape", "Transpose"), 1),
     **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze", "Gather", "Slice", "Expand", "ReduceSum", "ReduceMax"), 1),
     **dict.fromkeys(("Add", "Sub", "Mul"), 2),
     **dict.fromkeys(("Max", "Min", "Sum", "Concat"), None),

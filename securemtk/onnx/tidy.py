@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protocols.program import Shape
-from securemtk.onnx import merge, simplify
+from securemtk.onnx import merge, patterns, simplify
 from securemtk.onnx.net import Net, Pass
 from securemtk.onnx.registry import Step
 
 SIMPLIFY: tuple[Pass, ...] = (
     simplify.shorten_reshapes,
+    patterns.known_functions,
+    patterns.root_then_reciprocal,
     simplify.join_transposes,
     simplify.drop_dead,
     simplify.join_clips,
