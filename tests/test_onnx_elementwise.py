@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import IR_VERSION, ops
 from program_oracle import run
+from test_protocols import PROTOCOLS, secure
 
 from protocols.errors import UnsupportedError
 from securemtk.onnx.graph import analyse, fixed_shapes
@@ -406,3 +407,77 @@ def test_what_is_refused_says_why(op, inputs, attrs, reason):
     assert [p.op_type for p in problems] == [op]
     assert reason in problems[0].reason
     assert problems[0].remedy
+
+
+def encrypted(protocol: str, imported: Imported, examples: dict) -> np.ndarray:
+    return secure(protocol, imported.program, imported.params, examples)[0]["y"]
+
+
+NODE = helper.make_node
+CHAINS = {
+    "comparisons and choices": chain(
+        NODE("Greater", ["x", "half"], ["big"]),
+        NODE("Less", ["x", "low"], ["small"]),
+        NODE("Or", ["big", "small"], ["either"]),
+        NODE("Not", ["either"], ["neither"]),
+        NODE("Xor", ["neither", "flags"], ["odd"]),
+        NODE("Where", ["odd", "x", "half"], ["chosen"]),
+        NODE("Max", ["chosen", "low", "x"], ["most"]),
+        NODE("Cast", ["odd"], ["number"], to=TensorProto.FLOAT),
+        NODE("Add", ["most", "number"], ["y"]),
+        half=np.float32(0.5),
+        low=np.float32(-1),
+        flags=np.arange(12) % 2 == 0,
+    ),
+    "functions": chain(
+        NODE("Gelu", ["x"], ["a"]),
+        NODE("Shrink", ["a"], ["b"], lambd=0.25, bias=0.1),
+        NODE("PRelu", ["b", "slope"], ["c"]),
+        NODE("Softsign", ["c"], ["d"]),
+        NODE("HardSwish", ["d"], ["e"]),
+        NODE("Abs", ["e"], ["y"]),
+        slope=np.linspace(-1, 1, 12).astype(np.float32),
+    ),
+    "quotients and powers": chain(
+        NODE("Pow", ["x", "two"], ["a"]),
+        NODE("Add", ["a", "one"], ["b"]),
+        NODE("Div", ["x", "b"], ["c"]),
+        NODE("Mean", ["c", "x"], ["d"]),
+        NODE("Reciprocal", ["b"], ["e"]),
+        NODE("Mul", ["d", "e"], ["y"]),
+        two=np.float32(2),
+        one=np.float32(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_encrypted_chains_agree(name, protocol):
+    model, examples = CHAINS[name], {"x": f(2, 12)}
+    got = encrypted(protocol, agrees_both_ways(model, atol=5e-4), examples)
+    np.testing.assert_allclose(got, expected(model, examples), atol=2e-3)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("op", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"])
+def test_encrypted_comparisons_are_exact(op, protocol):
+    unit = 2.0**-16
+    x = [np.float32([[1, 1, 1, -2, 0, 5, -5]])]
+    y = np.float32([[1, 1 + unit, 1 - unit, -2, unit, -5, 5]])
+    for second in ([y], y):
+        model, examples = case(op, x, second)
+        got = encrypted(protocol, load_onnx(model.SerializeToString()), examples)
+        np.testing.assert_array_equal(got, expected(model, examples))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("op", ["And", "Or", "Xor"])
+def test_encrypted_truth_values_are_exact(op, protocol):
+    x = np.array([[False, False, True, True]])
+    y = np.array([[False, True, False, True]])
+    for second in ([y], y):
+        model, examples = case(op, [x], second)
+        numbers = {k: v.astype(np.float32) for k, v in examples.items()}
+        got = encrypted(protocol, load_onnx(model.SerializeToString()), numbers)
+        np.testing.assert_array_equal(got, expected(model, examples))

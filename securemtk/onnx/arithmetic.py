@@ -33,7 +33,10 @@ def division(node: Node, graph: Graph) -> list[Step]:
         raise Refused("a division of integers rounds", "cast its operands to float32")
     x, y = formula.operands()
     if isinstance(y, str):
-        return formula.steps(formula.mul(x, formula.apply("reciprocal", y)))
+        inverse = formula.apply("reciprocal", y)
+        # 1 / x is how a reciprocal is written: that the number is 1 says nothing about weights.
+        written = not isinstance(x, str) and x.size == 1 and x.item() == 1.0
+        return formula.steps(inverse if written else formula.mul(x, inverse))
     if not y.all():
         raise Refused("the divisor must not hold a zero", "mend the constant")
     return formula.steps(formula.mul(x, 1.0 / y))
