@@ -63,7 +63,7 @@ PACKAGES = {
             "shapes",
             "rules",
             "net",
-            "patterns",
+            "formulas",
             "simplify",
             "merge",
             "tidy",

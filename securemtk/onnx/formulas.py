@@ -9,13 +9,13 @@ knows, and that it is there becomes public; no other constant shows.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from protocols.program import Attribute
 from securemtk.onnx.lower import custom, straight
-from securemtk.onnx.net import Net, join_pairs
+from securemtk.onnx.net import Net
 from securemtk.onnx.registry import Step
 
 Polynomial = tuple[float, ...]
@@ -73,17 +73,6 @@ the rounds of the products in them."""
             if found is not None:
                 return known_functions(net.having([found if s.output == found.output else s for s in net.steps]))
     return net
-
-
-def root_then_reciprocal(net: Net) -> Net:
-    """`Sqrt` and a reciprocal of nothing else become one function; 4 rounds, and the error of one of them."""
-    return join_pairs(net, _root_then_reciprocal)
-
-
-def _root_then_reciprocal(before: Step, step: Step) -> list[Step] | None:
-    if before.op != "sqrt" or step.op != "reciprocal":
-        return None
-    return [replace(step, op="rsqrt", inputs=before.inputs)]
 
 
 def _heart(step: Step, makers: Mapping[str, Step]) -> tuple[str, str]:
