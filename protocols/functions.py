@@ -188,6 +188,28 @@ FUNCTIONS: Mapping[str, Function] = {
         relative=5e-4,
         keep_bits=24,
     ),
+    # Of both signs; between -1/16 and 1/16 it stays where it is.
+    "reciprocal": Function(
+        lambda x: np.where(np.abs(x) < 2**-4, np.where(x < 0, -16.0, 16.0), 1 / np.where(x == 0, 1.0, x)),
+        -(2**11),
+        2**11,
+        left=(-(2.0**-11), 0.0),
+        right=(2.0**-11, 0.0),
+        absolute=1e-6,
+        relative=2.5e-4,
+        breaks=(-(2.0**-4), 0.0, 2.0**-4),
+        keep_bits=24,
+    ),
+    "softsign": Function(
+        lambda x: x / (1 + np.abs(x)),
+        -(2**11),
+        2**11,
+        left=(-1 + 2.0**-12, 0.0),
+        right=(1 - 2.0**-12, 0.0),
+        absolute=1e-4,
+        breaks=(0.0,),
+    ),
+    "hard_swish": Function(lambda x: x * (x + 3) / 6, -3, 3, right=_UP, absolute=1e-4),
     "rsqrt": Function(
         lambda x: x**-0.5,
         2**-10,
@@ -228,6 +250,13 @@ def _celu(alpha: float) -> Function:
     )
 
 
+def _swish(alpha: float) -> Function:
+    """x * sigmoid(alpha x), alpha not 0."""
+    end = 14 / abs(alpha)
+    left, right = ((0.0, 0.0), _UP) if alpha > 0 else (_UP, (0.0, 0.0))
+    return Function(lambda x: x * _sigmoid(alpha * x), -end, end, left=left, right=right, absolute=1e-4)
+
+
 def _exp_of_differences(n: int) -> Function:
     """e**x of numbers that are 0 at most, with room for the sum of n of them: untruncated until it is summed."""
     return replace(FUNCTIONS["exp_negative"], largest=float(n), keep_bits=62)
@@ -266,6 +295,7 @@ def _rsqrt(epsilon: float) -> Function:
 CUSTOM: Mapping[str, Callable[..., Function]] = {
     "scaled_exp": _scaled_exp,
     "celu": _celu,
+    "swish": _swish,
     "exp_of_differences": lambda n: _exp_of_differences(int(n)),
     "reciprocal_of_sum": lambda n: _reciprocal_of_sum(int(n)),
     "log_of_sum": lambda n: _log_of_sum(int(n)),

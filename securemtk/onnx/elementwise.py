@@ -1,12 +1,17 @@
-"""Rules of operators that work on each element, and of softmax."""
+"""Rules of functions of each element, of softmax, and of batch normalisation."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from protocols.program import Shape
-from securemtk.onnx.graph import Array, Graph, Node
-from securemtk.onnx.lower import custom
+from protocols.functions import WIDEST
+from protocols.program import Attribute, Shape
+from protocols.ring import FRAC_BITS
+from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.lower import custom, straight
+from securemtk.onnx.operands import Formula, is_integral, without_infinity
 from securemtk.onnx.registry import (
     LIMIT,
     Refused,
@@ -14,7 +19,6 @@ from securemtk.onnx.registry import (
     activation_input,
     affine,
     constant_input,
-    fit,
     one_step,
     only_first_output,
     output_shape,
@@ -23,23 +27,40 @@ from securemtk.onnx.registry import (
     sample_axis,
 )
 
-
-@rule("Relu")
-def relu(node: Node, graph: Graph) -> list[Step]:
-    """Any shape."""
-    return [one_step(node, graph, "relu")]
+_UNIT = 2.0**-FRAC_BITS
 
 
-@rule("Sigmoid")
-def sigmoid(node: Node, graph: Graph) -> list[Step]:
-    """Any shape."""
-    return [one_step(node, graph, "sigmoid")]
+def _plain(op_type: str, op: str, what: str, **attrs: Attribute) -> None:
+    """Register an operator that is one step, the same for every node."""
+
+    def function(node: Node, graph: Graph) -> list[Step]:
+        return [replace(one_step(node, graph, op), attrs=attrs)]
+
+    function.__doc__ = what
+    rule(op_type)(function)
 
 
-@rule("Tanh")
-def tanh(node: Node, graph: Graph) -> list[Step]:
-    """Any shape."""
-    return [one_step(node, graph, "tanh")]
+def _function(node: Node, graph: Graph, attrs: Mapping[str, Attribute]) -> Step:
+    return replace(one_step(node, graph, "function"), attrs=attrs)
+
+
+_EVERYWHERE = "Any shape; within 0.0001 everywhere."
+_plain("Identity", "identity", "Nothing happens.")
+_plain("Relu", "relu", "Any shape.")
+_plain("Neg", "scale", "Any shape.", factor=-1, offset=0)
+_plain("Abs", "function", "Any shape; exact.", **straight((0.0,), (0.0, -1.0), (0.0, 1.0)))
+_plain("Sign", "function", "Any shape; exact.", **straight((0.0, _UNIT), (-1.0, 0.0), (0.0, 0.0), (1.0, 0.0)))
+_plain("Sigmoid", "sigmoid", _EVERYWHERE)
+_plain("Tanh", "tanh", _EVERYWHERE)
+_plain("Erf", "erf", _EVERYWHERE)
+_plain("Softplus", "softplus", _EVERYWHERE)
+_plain("Mish", "mish", _EVERYWHERE)
+_plain("HardSwish", "hard_swish", "Any shape; within 0.0001 everywhere.")
+_plain("Softsign", "softsign", "Any shape; within 0.0003 everywhere.")
+_plain("Exp", "exp", "Of -12 to 10, within 0.00002 + 0.0001 e**x; 0 below, e**10 above.")
+_plain("Log", "log", "Of 1/256 to 4096, within 0.0005; beyond as at the end.")
+_plain("Sqrt", "sqrt", "Of 0 to 16384, within 0.0001 + 0.0003 sqrt(x); below 1/1024 a line to 0.")
+_plain("Reciprocal", "reciprocal", "Of 1/16 to 2048 in magnitude, of both signs, within 0.00025 / |x|.")
 
 
 @rule("LeakyRelu")
@@ -50,7 +71,9 @@ def leaky_relu(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Clip")
 def clip(node: Node, graph: Graph) -> list[Step]:
-    """Bounds as attributes or as constant inputs, either may be absent (then 2**30); the bounds are public."""
+    """Bounds as attributes or as inputs, either may be absent; constant bounds are public, others are activations."""
+    if any(node.input(i) in graph.activations for i in (1, 2)):
+        return _clip_by_values(node, graph)
     low, high = _bound(node, graph, 1, "min", -1.0), _bound(node, graph, 2, "max", 1.0)
     if low is None and high is None:
         return [one_step(node, graph, "identity")]
@@ -62,8 +85,18 @@ def clip(node: Node, graph: Graph) -> list[Step]:
     return [one_step(node, graph, "clip", low=low, high=high)]
 
 
+def _clip_by_values(node: Node, graph: Graph) -> list[Step]:
+    formula = Formula(node, graph)
+    x = formula.operand(0)
+    if node.input(1):
+        x = formula.largest(x, without_infinity(formula.operand(1)))
+    if node.input(2):
+        x = formula.smallest(x, without_infinity(formula.operand(2)))
+    return formula.steps(x)
+
+
 def _bound(node: Node, graph: Graph, index: int, name: str, sign: float) -> float | None:
-    """Return a bound of Clip, None when it is absent or beyond every number that fixed point holds."""
+    """Return a bound of Clip, None when it is absent or beyond every number that a comparison decides."""
     value = sign * math.inf
     if node.opset < 11:
         value = float(node.attrs.get(name, value))
@@ -71,19 +104,111 @@ def _bound(node: Node, graph: Graph, index: int, name: str, sign: float) -> floa
         value = float(constant_input(node, graph, index, f"its bound {name!r}").item())
     if math.isnan(value) or sign * value <= -LIMIT:
         raise Refused(f"its bound {name!r} must leave values that fixed point holds; got {value}", "mend the bound")
-    return value if abs(value) < LIMIT else None
+    return value if abs(value) < WIDEST else None
 
 
-@rule("Identity", "Dropout", "Cast")
-def identity(node: Node, graph: Graph) -> list[Step]:
-    """Nothing happens: Dropout outside training, Cast between float32 and float64."""
+@rule("HardSigmoid")
+def hard_sigmoid(node: Node, graph: Graph) -> list[Step]:
+    """Any alpha and beta; both are public. Exact."""
+    alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+    if not alpha:
+        return [one_step(node, graph, "scale", factor=0, offset=min(max(beta, 0.0), 1.0))]
+    return [_function(node, graph, slope_between(alpha, beta))]
+
+
+def slope_between(alpha: float, beta: float) -> dict[str, Attribute]:
+    """Return the attributes of a step for min(max(alpha x + beta, 0), 1), alpha not 0."""
+    below, above = (0.0, 1.0) if alpha > 0 else (1.0, 0.0)
+    return straight(((below - beta) / alpha, (above - beta) / alpha), (below, 0.0), (beta, alpha), (above, 0.0))
+
+
+@rule("ThresholdedRelu")
+def thresholded_relu(node: Node, graph: Graph) -> list[Step]:
+    """Any alpha; it is public. Exact."""
+    knot = _behind(float(node.attrs.get("alpha", 1.0)))
+    return [_function(node, graph, straight((knot,), (0.0, 0.0), (0.0, 1.0)))]
+
+
+@rule("Shrink")
+def shrink(node: Node, graph: Graph) -> list[Step]:
+    """Any bias and any lambd of 0 at least; both are public. Exact."""
+    bias, lambd = float(node.attrs.get("bias", 0.0)), float(node.attrs.get("lambd", 0.5))
+    if lambd < 0:
+        raise Refused(f"lambd must not be negative; got {lambd}", "mend the attribute")
+    # -lambd itself belongs to the middle, the first number above lambd no more.
+    knots = (_UNIT - _behind(lambd), _behind(lambd))
+    return [_function(node, graph, straight(knots, (bias, 1.0), (0.0, 0.0), (-bias, 1.0)))]
+
+
+def _behind(value: float) -> float:
+    """Return the first number of fixed point above a value."""
+    return (math.floor(value / _UNIT) + 1) * _UNIT
+
+
+@rule("Elu", "Selu")
+def elu(node: Node, graph: Graph) -> list[Step]:
+    """Any alpha and gamma; both are public. Within 0.0001 everywhere."""
+    alpha, scale = float(node.attrs.get("alpha", 1.0)), 1.0
+    if node.op_type == "Selu":
+        alpha = float(node.attrs.get("alpha", 1.67326319217681884765625))
+        scale = float(node.attrs.get("gamma", 1.05070102214813232421875))
+    return [_function(node, graph, custom("scaled_exp", alpha, scale))]
+
+
+@rule("Celu")
+def celu(node: Node, graph: Graph) -> list[Step]:
+    """Any alpha of 0.01 to 16; it is public. Within 0.0001 everywhere."""
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if not 0.01 <= alpha <= 16:
+        raise Refused(f"alpha must lie in 0.01..16; got {alpha}", "mend the attribute")
+    return [_function(node, graph, custom("celu", alpha))]
+
+
+@rule("Gelu")
+def gelu(node: Node, graph: Graph) -> list[Step]:
+    """Both approximations; within 0.0001 everywhere."""
+    return [one_step(node, graph, "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu")]
+
+
+@rule("Swish")
+def swish(node: Node, graph: Graph) -> list[Step]:
+    """Any alpha of 1/8 to 64 in magnitude, or 0; it is public. Within 0.0001 everywhere."""
+    alpha = float(node.attrs.get("alpha", 1.0))
+    if alpha == 1.0:
+        return [one_step(node, graph, "silu")]
+    if not alpha:
+        return [one_step(node, graph, "scale", factor=0.5, offset=0)]
+    if not 1 / 8 <= abs(alpha) <= 64:
+        raise Refused(f"alpha must lie in 1/8..64 in magnitude; got {alpha}", "mend the attribute")
+    return [_function(node, graph, custom("swish", alpha))]
+
+
+@rule("Dropout")
+def dropout(node: Node, graph: Graph) -> list[Step]:
+    """Nothing happens; not in training mode."""
     only_first_output(node, graph)
-    if node.op_type == "Dropout" and node.input(2) and constant_input(node, graph, 2, "training_mode").any():
+    if node.input(2) and constant_input(node, graph, 2, "training_mode").any():
         raise Refused("Dropout in training mode draws random numbers", "export the model in evaluation mode")
-    step = one_step(node, graph, "identity")
-    if node.op_type == "Cast" and graph.dtypes[step.output] not in ("float32", "float64"):
-        raise Refused(f"a cast to {graph.dtypes[step.output]} rounds", "keep every activation in float32")
-    return [step]
+    return [one_step(node, graph, "identity")]
+
+
+@rule("Cast", "CastLike")
+def cast(node: Node, graph: Graph) -> list[Step]:
+    """Between floats, from bool or integers to anything, from floats to bool, and to integers what is whole anyway."""
+    source, target = activation_input(node, graph), np.dtype(graph.dtypes[node.outputs[0]])
+    if target.kind == "b" and graph.dtypes[source] != "bool":
+        return [one_step(node, graph, "indicator", knots=(0, 1), below=1)]
+    if target.kind in "iu" and not is_integral(source, graph):
+        raise Refused(f"a cast to {target} rounds", "keep the value in float32")
+    return [one_step(node, graph, "identity")]
+
+
+@rule("Floor", "Ceil", "Round")
+def rounding(node: Node, graph: Graph) -> list[Step]:
+    """Nothing happens, of what is whole by construction; others are refused."""
+    if not is_integral(activation_input(node, graph), graph):
+        raise Refused("rounding is not supported", "leave it out, or round the outputs after the prediction")
+    return [one_step(node, graph, "identity")]
 
 
 @rule("Pad")
@@ -93,46 +218,6 @@ def pad(node: Node, graph: Graph) -> list[Step]:
     if pads.any():
         raise Refused("padding as a layer of its own is not supported", "give it to the convolution or pool behind it")
     return [one_step(node, graph, "identity")]
-
-
-@rule("Add", "Sub", "Mul")
-def arithmetic(node: Node, graph: Graph) -> list[Step]:
-    """With a constant that broadcasts to the activation, or of two activations of one rank that broadcast."""
-    op = node.op_type.lower()
-    if all(x in graph.activations for x in node.inputs):
-        _same_rank(node, graph)
-        return [one_step(node, graph, op, (activation_input(node, graph, 0), activation_input(node, graph, 1)))]
-    source, other = _activation_and_constant(node, graph)
-    if op == "mul":
-        scale, shift = other, None
-    elif op == "add":
-        scale, shift = None, other
-    else:
-        scale, shift = (None, -other) if node.inputs[0] == source else (-np.ones(()), other)
-    return [affine(node.name, source, node.outputs[0], output_shape(node, graph), scale=scale, shift=shift)]
-
-
-@rule("Div")
-def div(node: Node, graph: Graph) -> list[Step]:
-    """By a constant that broadcasts to the activation and has no zero."""
-    divisor = fit(node, graph, constant_input(node, graph, 1, "the divisor"), activation_input(node, graph))
-    if not divisor.all():
-        raise Refused("the divisor must not hold a zero", "mend the constant")
-    source, shape = activation_input(node, graph), output_shape(node, graph)
-    return [affine(node.name, source, node.outputs[0], shape, scale=1.0 / divisor)]
-
-
-def _same_rank(node: Node, graph: Graph) -> None:
-    shapes = [graph.shapes[x] for x in node.inputs]
-    if len({len(s) for s in shapes}) > 1:
-        # With another rank the batch of one would meet an axis of the other.
-        raise Refused(f"two activations must have the same rank; got samples {shapes}", "reshape one of them")
-
-
-def _activation_and_constant(node: Node, graph: Graph) -> tuple[str, Array]:
-    index = 0 if node.inputs[0] in graph.activations else 1
-    source = activation_input(node, graph, index)
-    return source, fit(node, graph, constant_input(node, graph, 1 - index, "the other operand"), source)
 
 
 @rule("Softmax", "LogSoftmax")

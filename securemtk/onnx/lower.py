@@ -75,8 +75,10 @@ def _spline(step: Step, pieces: Pieces, keep_bits: int) -> Step:
 
 
 def lines(knots: Sequence[float], *pieces: tuple[float, float]) -> Pieces:
-    """Return a function of straight pieces (c0, c1); whole slopes need no truncation, and are exact."""
+    """Return a function of straight pieces (c0, c1); whole slopes, and whole constants, make it exact."""
     bits = FRAC_BITS if all(c1 == int(c1) for _, c1 in pieces) else 2 * FRAC_BITS
+    if all(c1 == 0 and c0 == int(c0) for c0, c1 in pieces):
+        bits = 0
     rows = [(round(c0 * 2.0**bits), round(c1 * 2.0 ** (bits - FRAC_BITS)), 0) for c0, c1 in pieces]
     return Pieces(tuple(round(k * _F) for k in knots), tuple(c for row in rows for c in row), bits)
 
@@ -116,8 +118,16 @@ def custom(name: str, *numbers: float) -> dict[str, Attribute]:
     return {"name": name, **{f"n{i}": value for i, value in enumerate(numbers)}}
 
 
+def straight(knots: Sequence[float], *pieces: tuple[float, float]) -> dict[str, Attribute]:
+    """Return the attributes of a step "function" that is `lines`."""
+    return custom("straight", *knots, *(c for piece in pieces for c in piece))
+
+
 def _custom(step: Step) -> tuple[Pieces, int]:
     numbers = tuple(step.number(f"n{i}") for i in range(len(step.attrs) - 1))
+    if step.attrs["name"] == "straight":
+        m = (len(numbers) - 2) // 3
+        return lines(numbers[:m], *zip(numbers[m::2], numbers[m + 1 :: 2], strict=True)), FRAC_BITS
     function = _made(str(step.attrs["name"]), numbers)
     return functions.fit(function), function.keep_bits
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from securemtk.onnx import convolutions, elementwise, linear, pools, shapes
+from securemtk.onnx import arithmetic, convolutions, elementwise, linear, logic, pools, shapes
 from securemtk.onnx.graph import Graph, Node, unique
 from securemtk.onnx.problems import Problem
 from securemtk.onnx.registry import RULES, Refused, Step
 
 # Named so that no tool takes these imports for unused: importing a module registers its rules.
-MODULES = (elementwise, linear, convolutions, pools, shapes)
+MODULES = (arithmetic, convolutions, elementwise, linear, logic, pools, shapes)
 
 
 # What overflows or is not a number is found, by its name, when parameters are checked.
@@ -55,7 +55,7 @@ def _own_names(steps: list[Step], node: Node, taken: set[str]) -> list[Step]:
 
 _REMEDY = "replace it by supported operators (docs/onnx.md), or run this part of the model in the clear"
 _REMEDIES = {
-    **dict.fromkeys(("Gelu", "HardSwish", "Elu", "Selu", "Celu", "Mish", "PRelu", "Erf"), "train with ReLU instead"),
+    **dict.fromkeys(("Sin", "Cos", "Tan", "Mod"), "compute it in the clear, before or behind the model"),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan"), "use convolutions or a fixed number of unrolled steps"),
     **dict.fromkeys(("ArgMax", "TopK"), "end the model at the scores and choose after the prediction"),
     "If": "export again with the branch that is meant, so that nothing is decided at run time",

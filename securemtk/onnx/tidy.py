@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protocols.program import Shape
-from securemtk.onnx import merge, simplify
+from securemtk.onnx import formulas, merge, simplify
 from securemtk.onnx.net import Net, Pass
 from securemtk.onnx.registry import Step
 
+# Before any other pass changes how a formula is written; identities within it are in the way.
+FORMULAS: tuple[Pass, ...] = (simplify.shorten_reshapes, formulas.known_functions)
 SIMPLIFY: tuple[Pass, ...] = (
     simplify.shorten_reshapes,
     simplify.join_transposes,
@@ -44,7 +46,7 @@ def tidy(
         outputs: names that must still be made.
         merging: whether passes may compute new parameters.
     """
-    passes = SIMPLIFY + MERGE * merging
+    passes = FORMULAS + SIMPLIFY + MERGE * merging
     net = settle(Net(tuple(steps), inputs, tuple(outputs)), passes)
     # Last: a value that two steps share is in the way of passes that need it for themselves.
     return list(settle(net, (*passes, simplify.share_equal)).steps)
@@ -63,7 +65,7 @@ def settle(net: Net, passes: Sequence[Pass]) -> Net:
 def pass_table() -> str:
     """Return the passes as a Markdown table, the one in docs/onnx.md."""
     rows = []
-    for each in (*SIMPLIFY, simplify.share_equal, *MERGE):
+    for each in (*FORMULAS[1:], *SIMPLIFY, simplify.share_equal, *MERGE):
         what, saved = " ".join((each.__doc__ or "").split("\n\n")[0].split()).removesuffix(".").rsplit("; ", 1)
         rows.append(f"| `{each.__name__}` | {what}. | {saved} |")
     return "\n".join(["| pass | what it does | what it saves |", "| --- | --- | --- |", *rows])

@@ -1,0 +1,133 @@
+"""Rules of operators that compute with several values, which broadcast as in numpy."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from securemtk.onnx.graph import Array, Graph, Node
+from securemtk.onnx.operands import Formula, Operand, without_infinity
+from securemtk.onnx.registry import Refused, Step, constant_input, rule
+
+
+@rule("Add", "Sub")
+def addition(node: Node, graph: Graph) -> list[Step]:
+    """Activations and constants that broadcast; a constant of -1e8 or less is a mask, and counts as -4096."""
+    formula = Formula(node, graph)
+    x, y = (without_infinity(v, below_only=True) for v in formula.operands())
+    return formula.steps(formula.add(x, y) if node.op_type == "Add" else formula.sub(x, y))
+
+
+@rule("Mul")
+def multiplication(node: Node, graph: Graph) -> list[Step]:
+    """Activations and constants that broadcast; a single number of +-1e8 or more counts as +-4096, as in masks."""
+    formula = Formula(node, graph)
+    x, y = (without_infinity(v) if isinstance(v, str) or v.size == 1 else v for v in formula.operands())
+    return formula.steps(formula.mul(x, y))
+
+
+@rule("Div")
+def division(node: Node, graph: Graph) -> list[Step]:
+    """By a constant without zeros, or by an activation of 1/16 to 2048 in magnitude (1 / x within 0.00025 / |x|)."""
+    formula = Formula(node, graph)
+    if np.dtype(graph.dtypes[node.outputs[0]]).kind != "f":
+        raise Refused("a division of integers rounds", "cast its operands to float32")
+    x, y = formula.operands()
+    if isinstance(y, str):
+        inverse = formula.apply("reciprocal", y)
+        # 1 / x is how a reciprocal is written: that the number is 1 says nothing about weights.
+        written = not isinstance(x, str) and x.size == 1 and x.item() == 1.0
+        return formula.steps(inverse if written else formula.mul(x, inverse))
+    if not y.all():
+        raise Refused("the divisor must not hold a zero", "mend the constant")
+    return formula.steps(formula.mul(x, 1.0 / y))
+
+
+@rule("Sum", "Mean")
+def total(node: Node, graph: Graph) -> list[Step]:
+    """Any number of activations and constants that broadcast."""
+    formula = Formula(node, graph)
+    x = formula.all_by(formula.add, formula.operands())
+    n = len(node.inputs)
+    return formula.steps(formula.scale(x, 1.0 / n) if node.op_type == "Mean" and n > 1 else x)
+
+
+@rule("Max", "Min")
+def extreme(node: Node, graph: Graph) -> list[Step]:
+    """Any number of activations and constants that broadcast; infinite constants count as 4096."""
+    formula = Formula(node, graph)
+    op = formula.largest if node.op_type == "Max" else formula.smallest
+    return formula.steps(formula.all_by(op, [without_infinity(x) for x in formula.operands()]))
+
+
+@rule("Where")
+def where(node: Node, graph: Graph) -> list[Step]:
+    """Condition and both branches activations or constants that broadcast; infinite constants count as 4096."""
+    formula = Formula(node, graph)
+    condition, x, y = (without_infinity(v) for v in formula.operands())
+    return formula.steps(_chosen(formula, condition, x, y))
+
+
+def _chosen(formula: Formula, condition: Operand, x: Operand, y: Operand) -> Operand:
+    if isinstance(condition, str) or (isinstance(x, str) and isinstance(y, str)):
+        return formula.add(y, formula.mul(condition, formula.sub(x, y)))
+    yes, no = condition, 1.0 - condition
+    if isinstance(x, str):
+        return formula.linear(x, yes, no * np.asarray(y))
+    return formula.linear(y, no, yes * np.asarray(x))
+
+
+@rule("PRelu")
+def prelu(node: Node, graph: Graph) -> list[Step]:
+    """Slopes constant or an activation, of any shape that broadcasts."""
+    formula = Formula(node, graph)
+    x, slope = formula.operands()
+    positive = formula.relu(x)
+    return formula.steps(formula.add(positive, formula.mul(slope, formula.sub(x, positive))))
+
+
+_ROOTS = {0.5: "sqrt", -0.5: "rsqrt"}
+_MOST = 64
+
+
+@rule("Pow")
+def power(node: Node, graph: Graph) -> list[Step]:
+    """Exponent one constant: whole, -64 to 64, 0.5 or -0.5; or the base one positive constant (domain of `Exp`)."""
+    formula = Formula(node, graph)
+    if node.inputs[0] not in graph.activations:
+        return formula.steps(_exponential(node, graph, formula))
+    base = formula.operand(0)
+    exponents = np.unique(constant_input(node, graph, 1, "the exponent").astype(np.float64))
+    if exponents.size != 1:
+        raise Refused("the exponent must be one number for all elements", "split the power by exponents")
+    exponent = float(exponents[0])
+    if exponent in _ROOTS:
+        return formula.steps(formula.apply(_ROOTS[exponent], base))
+    if exponent != int(exponent) or abs(exponent) > _MOST:
+        rule_ = f"the exponent must be whole, {-_MOST} to {_MOST}, or 0.5 or -0.5; got {exponent}"
+        raise Refused(rule_, "write it as exp and log")
+    if not exponent:
+        return formula.steps(formula.scale(base, 0.0, 1.0))
+    if exponent < 0:
+        base = formula.apply("reciprocal", base)
+    return formula.steps(_whole_power(base, abs(int(exponent)), formula.mul))
+
+
+def _whole_power(x: Operand, n: int, mul: Callable[[Operand, Operand], Operand]) -> Operand:
+    """Return x**n by repeated squaring."""
+    result: Operand | None = None
+    while True:
+        if n & 1:
+            result = x if result is None else mul(result, x)
+        n >>= 1
+        if not n:
+            return x if result is None else result
+        x = mul(x, x)
+
+
+def _exponential(node: Node, graph: Graph, formula: Formula) -> Operand:
+    base: Array = constant_input(node, graph, 0, "the base").astype(np.float64)
+    if base.size != 1 or base.item() <= 0:
+        raise Refused("a constant base must be one positive number", "write it as exp and log")
+    exponent = formula.operand(1)
+    scale = np.full((1,) * (len(formula.shape) + 1), np.log(base.item()))
+    return formula.apply("exp", formula.linear(exponent, scale, None))

@@ -1,0 +1,58 @@
+"""Rules of comparisons and of what is done with truth values, which are whole numbers: 0 and 1.
+
+Numbers are compared as fixed point holds them, at 2**-16: a constant is rounded to it, and what comes from a product
+may be one unit off.
+"""
+
+from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.operands import Formula, Operand, without_infinity
+from securemtk.onnx.registry import Step, one_step, rule
+
+# Where x - y changes its truth, in units of 2**-16, and what it is below the first of these.
+_TRUTHS = {
+    "Greater": ((1,), 0),
+    "GreaterOrEqual": ((0,), 0),
+    "Less": ((0,), 1),
+    "LessOrEqual": ((1,), 1),
+    "Equal": ((0, 1), 0),
+}
+
+
+@rule(*_TRUTHS)
+def comparison(node: Node, graph: Graph) -> list[Step]:
+    """Activations and constants that broadcast, |x - y| below 2**15; numbers nearer than 2**-16 are equal."""
+    formula = Formula(node, graph)
+    x, y = (without_infinity(v) for v in formula.operands())
+    knots, below = _TRUTHS[node.op_type]
+    return formula.steps(formula.apply("indicator", formula.sub(x, y), knots=knots, below=below))
+
+
+@rule("Not")
+def negation(node: Node, graph: Graph) -> list[Step]:
+    """Any shape."""
+    return [one_step(node, graph, "scale", factor=-1, offset=1)]
+
+
+@rule("And", "Or", "Xor")
+def connective(node: Node, graph: Graph) -> list[Step]:
+    """Activations and constants that broadcast."""
+    formula = Formula(node, graph)
+    x, y = formula.operands()
+    if not isinstance(x, str):
+        x, y = y, x
+    return formula.steps(_connected(node.op_type, formula, x, y))
+
+
+def _connected(op: str, formula: Formula, x: Operand, y: Operand) -> Operand:
+    if op == "And":
+        return formula.mul(x, y)
+    twice = 2.0 if op == "Xor" else 1.0
+    if not isinstance(y, str):
+        return formula.linear(x, 1.0 - twice * y, y)
+    return formula.sub(formula.add(x, y), formula.scale(formula.mul(x, y), twice))
+
+
+@rule("IsNaN", "IsInf")
+def never(node: Node, graph: Graph) -> list[Step]:
+    """Always false: fixed point has no such numbers."""
+    return [one_step(node, graph, "scale", factor=0, offset=0)]
