@@ -20,7 +20,7 @@ from securemtk.onnx.registry import RULES
 from securemtk.onnx.rules import translate
 from securemtk.onnx.runtime import start
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 SIZES = {1: [9], 2: [7, 6], 3: [5, 6, 5]}
 BATCH = 2
 
@@ -274,15 +274,14 @@ def test_a_convolution_of_a_mean_is_right_as_a_whole(n):
     agrees_both_ways(build(nodes, {"x": ["n", 2, *SIZES[n]]}, ["y"], weights), 1e-4)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_convolutions_side_by_side_become_one_as_a_whole(n):
-    weights = {"w": floats(3, 2, *[3] * n), "v": floats(3, 2, *[1] * n)}
+def test_convolutions_side_by_side_become_one_as_a_whole():
+    weights = {"w": floats(3, 2, 3, 3), "v": floats(3, 2, 1, 1)}
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="wide", pads=[1] * 2 * n),
+        helper.make_node("Conv", ["x", "w"], ["c"], name="wide", pads=[1] * 4),
         helper.make_node("Conv", ["x", "v"], ["d"], name="narrow"),
         helper.make_node("Add", ["c", "d"], ["y"], name="sum"),
     ]
-    for imported in agrees_both_ways(build(nodes, {"x": ["n", 2, *SIZES[n]]}, ["y"], weights), 1e-4):
+    for imported in agrees_both_ways(build(nodes, {"x": ["n", 2, *SIZES[2]]}, ["y"], weights), 1e-4):
         assert ops(imported).count("conv2d") == 1
 
 

@@ -97,6 +97,8 @@ into that one; 2 rounds, none for a sum alone."""
         while (maker := makers.get(moved.inputs[0])) is not None and uses[maker.output] == 1:
             if len(path) > 1 and _folds(maker, moved):
                 return affine_before_reshape(_moved_to_front(net, moved, path))
+            if maker.op not in ("reshape", "transpose", "take"):
+                break
             source = shapes[maker.inputs[0]]
             earlier = {k: _before(maker, source, v) for k, v in moved.params.items()}
             params = {k: v for k, v in earlier.items() if v is not None}
@@ -116,14 +118,17 @@ def _moved_to_front(net: Net, moved: Step, path: Sequence[Step]) -> Net:
 
 
 def _before(step: Step, source: Shape, value: Array) -> Array | None:
-    """Return what does to the input of a step, of shape `source`, what `value` does to its result; None if nothing."""
+    """Return what broadcasts to a reshape's, transpose's or take's input, of shape `source`, as `value` to its result.
+
+    None when nothing does.
+    """
     if step.op == "transpose":
         return value.transpose(np.argsort(step.ints("perm")))
     if step.op == "reshape":
         return _reshaped(value, step.shape, source)
-    # What a cut has put in would be changed by a shift.
-    cut = step.op == "take" and value.shape[int(step.number("axis"))] == 1 and min(step.ints("indices")) >= 0
-    return value if cut else None
+    # Numbers that a take has put in would be changed by a shift.
+    same = value.shape[int(step.number("axis"))] == 1 and min(step.ints("indices")) >= 0
+    return value if same else None
 
 
 def _reshaped(value: Array, shape: Shape, new: Shape) -> Array:
