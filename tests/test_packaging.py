@@ -58,6 +58,8 @@ PACKAGES = {
             "linear",
             "windows",
             "shapes",
+            "reductions",
+            "norms",
             "rules",
             "net",
             "simplify",

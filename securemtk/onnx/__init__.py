@@ -1,5 +1,6 @@
 """ONNX files and bundles: read, check, import, export. The project's only door to onnx and onnxruntime.
 
 A file here imports only those above it: problems, reading, runtime, graph, registry,
-elementwise, linear, windows, shapes, rules, net, simplify, merge, tidy, importer, check, export, bundle.
+lower, elementwise, linear, windows, shapes, reductions, norms, rules, net, simplify, merge, tidy, importer, check,
+export, bundle.
 """

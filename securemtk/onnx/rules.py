@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from securemtk.onnx import elementwise, linear, shapes, windows
+from securemtk.onnx import elementwise, linear, norms, reductions, shapes, windows
 from securemtk.onnx.graph import Graph, Node, unique
 from securemtk.onnx.problems import Problem
 from securemtk.onnx.registry import RULES, Refused, Step
 
 # Named so that no tool takes these imports for unused: importing a module registers its rules.
-MODULES = (elementwise, linear, shapes, windows)
+MODULES = (elementwise, linear, windows, shapes, reductions, norms)
 
 
 # What overflows or is not a number is found, by its name, when parameters are checked.

@@ -1,4 +1,6 @@
-"""Rules of operators that move, join or average values, without a product of secrets."""
+"""Rules of operators that move, choose and join values: nothing is sent for them."""
+
+import numpy as np
 
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.registry import (
@@ -19,19 +21,6 @@ def global_average_pool(node: Node, graph: Graph) -> list[Step]:
     """Any number of spatial axes."""
     rank = graph.rank(activation_input(node, graph))
     return [one_step(node, graph, "mean", axes=tuple(graph.axis(i, rank) for i in range(2, rank)), keepdims=1)]
-
-
-@rule("ReduceMean")
-def reduce_mean(node: Node, graph: Graph) -> list[Step]:
-    """Axes as attribute or as constant input, without the batch; keepdims."""
-    rank = graph.rank(activation_input(node, graph))
-    axes = tuple(int(x) for x in node.attrs.get("axes", ()))
-    if node.opset >= 18 and node.input(1):
-        axes = tuple(int(x) for x in constant_input(node, graph, 1, "axes").ravel())
-    if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        return [one_step(node, graph, "identity")]
-    axes = tuple(sorted({sample_axis(graph, x, rank, "a mean") for x in axes or range(rank)}))
-    return [one_step(node, graph, "mean", axes=axes, keepdims=int(node.attrs.get("keepdims", 1)))]
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -61,3 +50,12 @@ def concat(node: Node, graph: Graph) -> list[Step]:
     if not all(x in graph.activations for x in node.inputs):
         raise Refused("a constant must not be joined to activations", "add it behind the model, or as an input")
     return [one_step(node, graph, "concat", tuple(node.inputs), axis=axis)]
+
+
+@rule("Pad")
+def pad(node: Node, graph: Graph) -> list[Step]:
+    """By nothing, as torch writes it before AveragePool in old opsets."""
+    pads = constant_input(node, graph, 1, "pads") if node.opset >= 11 else np.asarray(node.attrs["pads"])
+    if pads.any():
+        raise Refused("padding as a layer of its own is not supported", "give it to the convolution or pool behind it")
+    return [one_step(node, graph, "identity")]
