@@ -54,6 +54,7 @@ PACKAGES = {
             "graph",
             "registry",
             "lower",
+            "draft",
             "elementwise",
             "linear",
             "windows",

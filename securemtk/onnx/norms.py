@@ -4,15 +4,16 @@ import math
 
 import numpy as np
 
-from protocols.program import Shape
+from securemtk.onnx.draft import ABSENT, Draft
 from securemtk.onnx.graph import Graph, Node
-from securemtk.onnx.lower import custom
+from securemtk.onnx.reductions import Axes, sum_square
 from securemtk.onnx.registry import (
     Refused,
     Step,
     activation_input,
     affine,
     constant_input,
+    fit,
     only_first_output,
     output_shape,
     reshaped,
@@ -24,42 +25,21 @@ from securemtk.onnx.registry import (
 @rule("Softmax", "LogSoftmax")
 def softmax(node: Node, graph: Graph) -> list[Step]:
     """Any axis but the batch; before opset 13 over all axes from `axis` on, as the standard says."""
-    source, output, shape = activation_input(node, graph), node.outputs[0], output_shape(node, graph)
-    rank = graph.rank(output)
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    shape, rank = output_shape(node, graph), graph.rank(source)
     axis = sample_axis(graph, int(node.attrs.get("axis", -1 if node.opset >= 13 else 1)), rank, node.op_type)
-    log = node.op_type == "LogSoftmax"
-    if node.opset >= 13 or axis == len(shape):
-        return softmax_steps(node.name, source, output, shape, axis, log=log)
-    flat = (*shape[: axis - 1], math.prod(shape[axis - 1 :]))
-    return [
-        reshaped(f"{node.name}/flatten", source, f"{output}/flat", flat),
-        *softmax_steps(node.name, f"{output}/flat", f"{output}/soft", flat, axis, log=log),
-        reshaped(f"{node.name}/restore", f"{output}/soft", output, shape),
-    ]
-
-
-def softmax_steps(name: str, source: str, output: str, shape: Shape, axis: int, *, log: bool = False) -> list[Step]:
-    """Return steps for the softmax, or its logarithm, of x: with d = x - max(x), e**d / sum e**d or d - log(sum e**d).
-
-    Args:
-        name, source, output: of the node and its values.
-        shape: of one sample.
-        axis: ours, the batch at 0.
-        log: whether the logarithm is wanted.
-    """
-    n = shape[axis - 1]
-    row = (*shape[: axis - 1], 1, *shape[axis:])
-    largest, less, powers, total, last = (f"{output}/{x}" for x in ("max", "less", "exp", "sum", "of_sum"))
-    steps = [
-        Step("max", f"{name}/max", (source,), largest, row, attrs={"axis": axis}),
-        Step("sub", f"{name}/less", (source, largest), less, shape),
-        Step("function", f"{name}/exp", (less,), powers, shape, attrs=custom("exp_of_differences", n)),
-        Step("sum", f"{name}/sum", (powers,), total, row, attrs={"axes": (axis,), "keepdims": 1}),
-    ]
-    of_sum = custom("log_of_sum" if log else "reciprocal_of_sum", n)
-    steps.append(Step("function", f"{name}/of_sum", (total,), last, row, attrs=of_sum))
-    both = (less, last) if log else (powers, last)
-    return [*steps, Step("sub" if log else "mul", name, both, output, shape)]
+    flat = shape if node.opset >= 13 else (*shape[: axis - 1], math.prod(shape[axis - 1 :]))
+    value = draft.reshape(source, flat)
+    # With d = x - max(x): e**d / sum e**d, or d - log(sum e**d).
+    n = flat[axis - 1]
+    less = draft.binary("sub", value, draft.largest(value, (axis,)))
+    powers = draft.function(less, "exp_of_differences", n)
+    total = draft.reduce("sum", powers, (axis,))
+    if node.op_type == "LogSoftmax":
+        made = draft.binary("sub", less, draft.function(total, "log_of_sum", n))
+    else:
+        made = draft.binary("mul", powers, draft.function(total, "reciprocal_of_sum", n))
+    return draft.made(draft.reshape(made, shape))
 
 
 @rule("BatchNormalization")
@@ -89,3 +69,124 @@ def batch_normalization(node: Node, graph: Graph) -> list[Step]:
         ),
         reshaped(f"{node.name}/drop", f"{output}/normal", output, shape),
     ]
+
+
+# --- statistics of the sample itself --------------------------------------------------------------------------------
+
+# A variance is looked up this many times larger: so many more of its fraction bits count, and 2**12 is the largest.
+_FINER = 8
+
+
+def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool = True) -> str:
+    """Add (x - mean) / sqrt(variance + epsilon) over axes; not centred, x / sqrt(mean square + epsilon)."""
+    away = draft.binary("sub", x, draft.reduce("mean", x, axes)) if centred else x
+    variance = draft.reduce("mean", draft.binary("mul", away, away), axes)
+    return draft.binary("mul", away, inverse_root(draft, variance, epsilon))
+
+
+def inverse_root(draft: Draft, x: str, epsilon: float) -> str:
+    """Add 1 / sqrt(x + epsilon) for 0 <= x <= 2**12."""
+    return draft.function(draft.scale(x, _FINER), "rsqrt", epsilon, _FINER)
+
+
+def _scaled(node: Node, graph: Graph, draft: Draft, x: str, form: tuple[int, ...], first: int = 1) -> str:
+    """Multiply by the constant scale, input `first`, and add the shift behind it, if there is one.
+
+    Args:
+        node, graph, draft: what is translated.
+        x: what is scaled.
+        form: shape of the constants against a sample of x.
+        first: index of the scale.
+    """
+    scale = constant_input(node, graph, first, "the scale").reshape((1, *form))
+    shift = constant_input(node, graph, first + 1, "the shift").reshape((1, *form)) if node.input(first + 1) else None
+    return draft.affine(x, scale=scale, shift=shift)
+
+
+def _spatial(graph: Graph, rank: int) -> Axes:
+    return tuple(graph.axis(i, rank) for i in range(2, rank))
+
+
+@rule("InstanceNormalization")
+def instance_normalization(node: Node, graph: Graph) -> list[Step]:
+    """Constant scale and shift; variances up to 2**12."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    rank = graph.rank(source)
+    normal = _normal(draft, source, _spatial(graph, rank), float(node.attrs.get("epsilon", 1e-5)))
+    return draft.made(_scaled(node, graph, draft, normal, (-1, *[1] * (rank - 2))))
+
+
+@rule("GroupNormalization")
+def group_normalization(node: Node, graph: Graph) -> list[Step]:
+    """Constant scale and shift, of groups (opset 18) or of channels (21); variances up to 2**12."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    (*lead, channels), size = _split_shape(graph, source)
+    groups, n = int(node.attrs["num_groups"]), len(lead) + 1
+    apart = draft.reshape(source, (*lead, groups, channels // groups, *size))
+    axes = tuple(range(n + 1, n + 2 + len(size)))
+    normal = _normal(draft, apart, axes, float(node.attrs.get("epsilon", 1e-5)))
+    if constant_input(node, graph, 1, "the scale").size == channels and node.opset >= 21:
+        whole = draft.reshape(normal, (*lead, channels, *size))
+        return draft.made(_scaled(node, graph, draft, whole, (*[1] * len(lead), -1, *[1] * len(size))))
+    scaled = _scaled(node, graph, draft, normal, (*[1] * len(lead), -1, *[1] * (1 + len(size))))
+    return draft.made(draft.reshape(scaled, (*lead, channels, *size)))
+
+
+def _split_shape(graph: Graph, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a sample's axes up to the channels, and those behind."""
+    shape, at = graph.shapes[source], graph.axis(1, graph.rank(source))
+    return shape[:at], shape[at:]
+
+
+@rule("LayerNormalization", "RMSNormalization")
+def layer_normalization(node: Node, graph: Graph) -> list[Step]:
+    """Any axis but the batch on; constant scale and shift; no mean or deviation as outputs; variances up to 2**12."""
+    only_first_output(node, graph)
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    rank = graph.rank(source)
+    axis = sample_axis(graph, int(node.attrs.get("axis", -1)), rank, node.op_type)
+    centred, epsilon = node.op_type == "LayerNormalization", float(node.attrs.get("epsilon", 1e-5))
+    shape = graph.shapes[source]
+    normal = _normal(draft, source, tuple(range(axis, len(shape) + 1)), epsilon, centred=centred)
+    scale = fit(node, graph, constant_input(node, graph, 1, "the scale"), source)
+    shift = fit(node, graph, constant_input(node, graph, 2, "the shift"), source) if node.input(2) else None
+    return draft.made(draft.affine(normal, scale=scale, shift=shift))
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(node: Node, graph: Graph) -> list[Step]:
+    """Any axes but the batch; variances from 2**-13 to 2**12."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    axes = node.attrs.get("axes", (0, 2, 3))
+    ours = tuple(sorted({sample_axis(graph, int(x), graph.rank(source), "a mean") for x in axes}))
+    return draft.made(_normal(draft, source, ours, 0.0))
+
+
+@rule("LpNormalization")
+def lp_normalization(node: Node, graph: Graph) -> list[Step]:
+    """p 1 or 2, any axis but the batch; sums of squares from 2**-13 to 2**12, of magnitudes from 2**-4 to 2**11."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    axis = (sample_axis(graph, int(node.attrs.get("axis", -1)), graph.rank(source), "a norm"),)
+    if int(node.attrs.get("p", 2)) == 1:
+        total = draft.reduce("sum", draft.magnitude(source), axis)
+        return draft.made(draft.binary("mul", source, draft.function(total, "reciprocal_positive")))
+    return draft.made(draft.binary("mul", source, inverse_root(draft, sum_square(draft, source, axis), 0.0)))
+
+
+@rule("LRN")
+def local_response_normalization(node: Node, graph: Graph) -> list[Step]:
+    """All attributes, bias above 0; sums of squares up to 2**14."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    axis, size = graph.axis(1, graph.rank(source)), int(node.attrs["size"])
+    alpha, beta, bias = (float(node.attrs.get(k, v)) for k, v in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    if bias <= 0:
+        raise Refused(f"its bias must be above 0; got {bias}", "mend the bias")
+    n, square = graph.shapes[source][axis - 1], draft.binary("mul", source, source)
+    places = np.arange(n)
+    total = square
+    for by in range(-((size - 1) // 2), size - (size - 1) // 2):
+        if by:
+            at = places + by
+            near = draft.take(square, axis, np.where((at < 0) | (at >= n), ABSENT, at).tolist())
+            total = draft.binary("add", total, near)
+    return draft.made(draft.binary("mul", source, draft.function(total, "power_of_sum", alpha / size, bias, -beta)))

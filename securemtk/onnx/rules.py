@@ -71,4 +71,4 @@ def _problem(node: Node, reason: str, remedy: str) -> Problem:
 def _is_known(node: Node, graph: Graph) -> bool:
     """Return whether shapes are known; they are not behind a node that cannot be run or moves the batch."""
     inputs = [x for x in node.inputs if x in graph.activations]
-    return node.outputs[0] in graph.seen and all(x in graph.shapes for x in inputs)
+    return any(x in graph.seen for x in node.outputs) and all(x in graph.shapes for x in inputs)
