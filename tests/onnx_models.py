@@ -64,7 +64,7 @@ def one(
 
 def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Return normal float32 values."""
-    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+    return np.asarray(scale * np.random.default_rng(seed).standard_normal(shape), dtype=np.float32)
 
 
 def agrees(model: onnx.ModelProto | bytes, batches: Sequence[int] = (1, 4), atol: float = 1e-5) -> Imported:

@@ -7,7 +7,6 @@ import onnx
 import pytest
 from onnx import helper
 from onnx_models import agrees, agrees_whole, build, fixed, floats, imported_whole, one, ops
-from simulate import simulate  # noqa: F401  (the path of test_protocols' helpers)
 from test_protocols import secure
 
 from protocols import plain
@@ -29,13 +28,15 @@ def case(op: str, shape: Sequence[int], *constants: object, outputs: int = 1, op
     names = ["y", *(f"y{i}" for i in range(1, outputs))]
     model.graph.node[0].output[:] = names
     model.graph.output.extend(onnx.ValueInfoProto(name=x) for x in names[1:])
+    if op in ("ArgMax", "ArgMin", "TopK"):
+        model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.INT64
     said = [str(c.tolist()) for c in constants if isinstance(c, np.ndarray) and c.size < 9]
     text = " ".join([op, str(opset), *said, *(f"{k}={v}" for k, v in attrs.items())])
     return pytest.param(model, id=text)
 
 
 MOVES = [
-    *(case("Reshape", (2, 6), ints(0, 3, -1), opset=n) for n in (9, 13, 28)),
+    *(case("Reshape", (2, 6), ints(0, 3, -1), opset=n) for n in (9, 13, 23)),
     case("Reshape", (2, 6), ints(-1, 12), opset=14, allowzero=1),
     *(case("Flatten", (2, 3, 2), axis=a) for a in (1, -3)),
     case("Flatten", (2, 3, 2), axis=1, opset=9),
@@ -44,7 +45,7 @@ MOVES = [
     case("Unsqueeze", (3,), ints(1, -1)),
     case("Unsqueeze", (3,), axes=[1], opset=9),
     case("Transpose", (2, 3, 4), perm=[0, 3, 1, 2]),
-    case("Concat", (2, 3), floats(1, 2, 3), axis=-1) if False else case("Transpose", (2, 3), perm=[0, 2, 1], opset=9),
+    case("Transpose", (2, 3), perm=[0, 2, 1], opset=9),
     case("Split", (5, 6), outputs=3, axis=2, opset=9),
     case("Split", (5, 6), outputs=2, axis=1, split=[2, 3], opset=11),
     case("Split", (5, 6), ints(1, 4), outputs=2, axis=1, opset=13),
@@ -58,9 +59,7 @@ MOVES = [
     case("Gather", (4, 3), ints(2, -1, 0), axis=1),
     case("Gather", (4, 3), np.array(-2), axis=2),
     case("Gather", (4, 3), np.array([[0, 1], [3, 3]]), axis=1, opset=9),
-    case("GatherElements", (4, 3), np.tile(ints(0, -1, 2), (1, 1, 1)), axis=1)
-    if False
-    else case("Gather", (4,), np.array(1), axis=-1),
+    case("Gather", (4,), np.array(1), axis=-1),
     case("Expand", (3, 1), ints(1, 3, 4)),
     case("Expand", (1, 3), ints(1, 2, 1), opset=9),
     case("Tile", (2, 3), ints(1, 2, 3), opset=9),
@@ -161,9 +160,9 @@ def test_places_of_extremes_agree(model):
 
 @pytest.mark.parametrize("used", [0, 1])
 def test_one_output_of_several_may_be_used_alone(used):
-    for op, constants, attrs in (("TopK", [ints(1)], {}), ("Split", [ints(2, 3)], {"axis": 1})):
-        model = one(op, ("n", 5), constants, **attrs)
-        model.graph.node[0].output[:] = ["y", "unused"] if not used else ["unused", "y"]
+    for op, constants, attrs in (("TopK", ints(1), {}), ("Split", ints(2, 3), {"axis": 1})):
+        model = case(op, (5,), constants, outputs=2, **attrs).values[0]
+        del model.graph.output[1 - used]
         agrees(model)
 
 
@@ -200,7 +199,7 @@ def test_a_model_as_a_whole_may_move_its_first_axis():
         one("Expand", (3, 1), [ints(2, 3, 4)]),
         one("Gather", (4, 3), [np.array([1, 2])]),
         one("Flatten", (2, 3), axis=0),
-        one("Split", (4, 2)),
+        one("Split", (4, 2), num_outputs=1),
     ):
         agrees_whole(model)
 
@@ -248,7 +247,7 @@ def test_products_agree_by_samples(x, y, constant):
     agrees(product("MatMul", x, y, constant))
 
 
-@pytest.mark.parametrize(("x", "y", "constant"), [c for c in BY_SAMPLES if c != ((("n", 4), (4, 5), ""))] + AS_A_WHOLE)
+@pytest.mark.parametrize(("x", "y", "constant"), BY_SAMPLES + AS_A_WHOLE)
 def test_products_agree_as_a_whole(x, y, constant):
     x, y = (tuple(2 if n == "n" else n for n in shape) for shape in (x, y))
     agrees_whole(product("MatMul", x, y, constant))
@@ -268,7 +267,7 @@ def test_gemm_agrees_as_a_whole(constant, turned, third, shared):
         if shared:
             model.graph.input.append(helper.make_tensor_value_info("c", 1, third))
         else:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(floats(*third), "c"))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(floats(*third)), "c"))
     agrees_whole(model)
 
 
@@ -284,7 +283,7 @@ EQUATIONS = [
     ("ni,nj->nij", ("n", 2), ("n", 3), ""),
     ("nci,nc->nci", ("n", 2, 3), ("n", 2), ""),
     ("n...i,...ij->n...j", ("n", 2, 3), (2, 3, 4), "y"),
-    ("nij,njk", ("n", 2, 3), ("n", 3, 4), "") if False else ("nij,nik->njk", ("n", 2, 3), ("n", 2, 4), ""),
+    ("nij,nik->njk", ("n", 2, 3), ("n", 2, 4), ""),
 ]
 
 
@@ -311,14 +310,12 @@ REFUSED = [
     (one("Trilu", ("n", 4), opset=14), "batch must not be an axis"),
     (one("ReduceSum", ("n", 4)), "must not run over the batch"),
     (one("ReduceL2", ("n", 4), noop_with_empty_axes=1), "must have axes"),
-    (one("TopK", ("n", 4), [ints(2)]), "k must be 1; got 2"),
-    (one("GatherND", (2, 4), [np.array([[0], [1]])], opset=13), None),
-    (product("MatMul", ("n", 4), (4, "n")), None),
+    (case("TopK", (4,), ints(2), outputs=2).values[0], "k must be 1; got 2"),
     (product("Einsum", ("n", 4, 4), ("n", 4, 4), equation="nii,nij->nj"), "without repeated labels"),
 ]
 
 
-@pytest.mark.parametrize(("model", "reason"), [x for x in REFUSED if x[1]])
+@pytest.mark.parametrize(("model", "reason"), REFUSED)
 def test_what_is_refused_has_a_reason(model, reason):
     with pytest.raises(UnsupportedNodes, match=reason):
         load_onnx(model.SerializeToString())

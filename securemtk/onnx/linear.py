@@ -136,7 +136,8 @@ def _of_sample(constant: Array, x: str, draft: Draft, whole: bool) -> Array:
         return constant
     if constant.shape[0] != 1 and (constant != constant[:1]).any():
         raise Refused("the constant must be the same for all samples", "give the batch axis size 1")
-    return constant[0]
+    first: Array = constant[0]
+    return first
 
 
 def _same_rank(draft: Draft, *values: str) -> tuple[str, ...]:
