@@ -64,7 +64,7 @@ NORMS = [
     one("LpNormalization", ("n", 3, 20), axis=-1, p=1, opset=22),
     one("LpNormalization", ("n", 3, 20), axis=1, p=2, opset=9),
     one("LRN", ("n", 6, 3, 4), size=3, alpha=0.3, beta=0.6, bias=1.5, opset=13),
-    one("LRN", ("n", 6, 3, 4), size=4, opset=9),
+    one("LRN", ("n", 6, 3, 4), size=5, opset=9),
 ]
 
 
@@ -132,10 +132,38 @@ def test_normalisations_as_exporters_decompose_them_take_one_inverse_root(kind):
     assert encrypted(decomposed(kind), floats(2, 3, 32)) < 2.5e-3
 
 
-@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(16), torch.nn.GroupNorm(2, 4), torch.nn.InstanceNorm1d(4)])
-@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize(
+    ("norm", "opset"),
+    [
+        (torch.nn.LayerNorm(16), 17),
+        *((norm, n) for norm in (torch.nn.GroupNorm(2, 4), torch.nn.InstanceNorm1d(4)) for n in (11, 17)),
+    ],
+)
 def test_normalisations_that_torch_exports_agree(norm, opset):
     agrees(torchscript(norm, (torch.randn(2, 4, 16),), opset, ["y"], free=True), atol=2.5e-3)
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -3.4e38, -1e9])
+def test_attention_with_a_mask_agrees_under_encryption(mask):
+    nodes = [
+        helper.make_node("MatMul", ["x", "q"], ["xq"]),
+        helper.make_node("MatMul", ["x", "k"], ["xk"]),
+        helper.make_node("Transpose", ["xk"], ["kx"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["xq", "kx"], ["scores"]),
+        helper.make_node("Mul", ["scores", "less"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "mask"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "x"], ["y"]),
+    ]
+    weights = {
+        "q": floats(8, 8, seed=1),
+        "k": floats(8, 8, seed=2),
+        "less": np.float32([8**-0.5]),
+        "mask": np.triu(np.full((6, 6), mask, np.float32), 1),
+    }
+    model = build(nodes, {"x": ("n", 6, 8)}, ["y"], weights)
+    agrees(model, atol=1e-3)
+    assert encrypted(model, floats(2, 6, 8, scale=0.5)) < 0.005
 
 
 REFUSED = [

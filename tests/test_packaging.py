@@ -61,6 +61,7 @@ PACKAGES = {
             "shapes",
             "reductions",
             "norms",
+            "patterns",
             "rules",
             "net",
             "simplify",

@@ -89,17 +89,11 @@ def inverse_root(draft: Draft, x: str, epsilon: float) -> str:
     return draft.function(draft.scale(x, _FINER), "rsqrt", epsilon, _FINER)
 
 
-def _scaled(node: Node, graph: Graph, draft: Draft, x: str, form: tuple[int, ...], first: int = 1) -> str:
-    """Multiply by the constant scale, input `first`, and add the shift behind it, if there is one.
-
-    Args:
-        node, graph, draft: what is translated.
-        x: what is scaled.
-        form: shape of the constants against a sample of x.
-        first: index of the scale.
-    """
-    scale = constant_input(node, graph, first, "the scale").reshape((1, *form))
-    shift = constant_input(node, graph, first + 1, "the shift").reshape((1, *form)) if node.input(first + 1) else None
+def _scaled(node: Node, graph: Graph, draft: Draft, x: str, axis: int) -> str:
+    """Multiply by the constant scale, input 1, one number for each place of an axis, and add the shift behind it."""
+    form = [1] * (len(draft.shape(x)) + 1)
+    form[axis] = -1
+    scale, shift = (constant_input(node, graph, i, "scale and shift").reshape(form) for i in (1, 2))
     return draft.affine(x, scale=scale, shift=shift)
 
 
@@ -113,29 +107,21 @@ def instance_normalization(node: Node, graph: Graph) -> list[Step]:
     source, draft = activation_input(node, graph), Draft(node, graph)
     rank = graph.rank(source)
     normal = _normal(draft, source, _spatial(graph, rank), float(node.attrs.get("epsilon", 1e-5)))
-    return draft.made(_scaled(node, graph, draft, normal, (-1, *[1] * (rank - 2))))
+    return draft.made(_scaled(node, graph, draft, normal, graph.axis(1, rank)))
 
 
 @rule("GroupNormalization")
 def group_normalization(node: Node, graph: Graph) -> list[Step]:
     """Constant scale and shift, of groups (opset 18) or of channels (21); variances up to 2**12."""
     source, draft = activation_input(node, graph), Draft(node, graph)
-    (*lead, channels), size = _split_shape(graph, source)
-    groups, n = int(node.attrs["num_groups"]), len(lead) + 1
+    shape, axis = graph.shapes[source], graph.axis(1, graph.rank(source))
+    lead, channels, size = shape[: axis - 1], shape[axis - 1], shape[axis:]
+    groups = int(node.attrs["num_groups"])
     apart = draft.reshape(source, (*lead, groups, channels // groups, *size))
-    axes = tuple(range(n + 1, n + 2 + len(size)))
-    normal = _normal(draft, apart, axes, float(node.attrs.get("epsilon", 1e-5)))
-    if constant_input(node, graph, 1, "the scale").size == channels and node.opset >= 21:
-        whole = draft.reshape(normal, (*lead, channels, *size))
-        return draft.made(_scaled(node, graph, draft, whole, (*[1] * len(lead), -1, *[1] * len(size))))
-    scaled = _scaled(node, graph, draft, normal, (*[1] * len(lead), -1, *[1] * (1 + len(size))))
-    return draft.made(draft.reshape(scaled, (*lead, channels, *size)))
-
-
-def _split_shape(graph: Graph, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a sample's axes up to the channels, and those behind."""
-    shape, at = graph.shapes[source], graph.axis(1, graph.rank(source))
-    return shape[:at], shape[at:]
+    normal = _normal(draft, apart, tuple(range(axis + 1, axis + 2 + len(size))), float(node.attrs.get("epsilon", 1e-5)))
+    if node.opset < 21:
+        return draft.made(draft.reshape(_scaled(node, graph, draft, normal, axis), shape))
+    return draft.made(_scaled(node, graph, draft, draft.reshape(normal, shape), axis))
 
 
 @rule("LayerNormalization", "RMSNormalization")
