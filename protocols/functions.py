@@ -54,6 +54,7 @@ class Function:
     largest: float | None = None
 
 
+@functools.cache
 def fit(function: Function) -> Pieces:
     """Return the pieces of a function, as few as its error allows.
 
@@ -248,8 +249,8 @@ def _log_of_sum(n: int) -> Function:
 
 
 def _rsqrt(epsilon: float, times: float = 1.0) -> Function:
-    """1 / sqrt(x / times + epsilon) for 0 <= x / times <= 2**12; below x = 2**-10 with the error that x itself has."""
-    low, high = 2.0**-10, min(2.0**12 * times, WIDEST / 2)
+    """1 / sqrt(x / times + epsilon) for 0 <= x / times <= 2**12; below x = 2**-13 with the error that x itself has."""
+    low, high = 2.0**-13, min(2.0**12 * times, WIDEST - 1)
     return Function(
         lambda x: (x / times + epsilon) ** -0.5,
         low,

@@ -61,7 +61,7 @@ PACKAGES = {
             "shapes",
             "reductions",
             "norms",
-            "patterns",
+            "roots",
             "rules",
             "net",
             "simplify",

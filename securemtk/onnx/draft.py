@@ -18,6 +18,11 @@ from securemtk.onnx.registry import Step, affine
 ABSENT = -1
 
 
+def without(shape: Shape, axes: Sequence[int]) -> Shape:
+    """Return the shape of a sample without some axes."""
+    return tuple(n for i, n in enumerate(shape, 1) if i not in axes)
+
+
 class Draft:
     """Steps of one node; values are named by their number until `made` gives the node's outputs their names.
 
@@ -151,13 +156,14 @@ class Draft:
         """Add |x|: exact."""
         return self.add("leaky_relu", (value,), self.shape(value), slope=-1.0)
 
-    # --- reductions; all keep their axes with size 1
+    # --- reductions; they keep their axes with size 1
 
-    def reduce(self, op: str, value: str, axes: Sequence[int]) -> str:
+    def reduce(self, op: str, value: str, axes: Sequence[int], *, keepdims: bool = True) -> str:
         """Add a "sum" or "mean" over axes."""
         if not axes:
             return value
-        return self.add(op, (value,), self._reduced(value, axes), axes=tuple(axes), keepdims=1)
+        shape = self._reduced(value, axes) if keepdims else without(self.shape(value), axes)
+        return self.add(op, (value,), shape, axes=tuple(axes), keepdims=int(keepdims))
 
     def largest(self, value: str, axes: Sequence[int]) -> str:
         """Add the maximum over axes."""

@@ -73,6 +73,8 @@ def batch_normalization(node: Node, graph: Graph) -> list[Step]:
 
 # --- statistics of the sample itself --------------------------------------------------------------------------------
 
+# Differences from a mean are squared this many times smaller, so that squares fit: up to 2048, in place of 128.
+_SMALLER = 16
 # A variance is looked up this many times larger: so many more of its fraction bits count, and 2**12 is the largest.
 _FINER = 8
 
@@ -80,13 +82,14 @@ _FINER = 8
 def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool = True) -> str:
     """Add (x - mean) / sqrt(variance + epsilon) over axes; not centred, x / sqrt(mean square + epsilon)."""
     away = draft.binary("sub", x, draft.reduce("mean", x, axes)) if centred else x
-    variance = draft.reduce("mean", draft.binary("mul", away, away), axes)
-    return draft.binary("mul", away, inverse_root(draft, variance, epsilon))
+    small = draft.scale(away, 1 / _SMALLER)
+    variance = draft.reduce("mean", draft.binary("mul", small, small), axes)
+    return draft.binary("mul", away, inverse_root(draft, variance, epsilon, _SMALLER**2))
 
 
-def inverse_root(draft: Draft, x: str, epsilon: float) -> str:
-    """Add 1 / sqrt(x + epsilon) for 0 <= x <= 2**12."""
-    return draft.function(draft.scale(x, _FINER), "rsqrt", epsilon, _FINER)
+def inverse_root(draft: Draft, x: str, epsilon: float, times: int = 1) -> str:
+    """Add 1 / sqrt(times x + epsilon) for 0 <= times x <= 2**12."""
+    return draft.function(draft.scale(x, times * _FINER), "rsqrt", epsilon, _FINER)
 
 
 def _scaled(node: Node, graph: Graph, draft: Draft, x: str, axis: int) -> str:
@@ -103,7 +106,7 @@ def _spatial(graph: Graph, rank: int) -> Axes:
 
 @rule("InstanceNormalization")
 def instance_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Constant scale and shift; variances up to 2**12."""
+    """Constant scale and shift; variances up to 2**12, differences from the mean up to 2**11."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     rank = graph.rank(source)
     normal = _normal(draft, source, _spatial(graph, rank), float(node.attrs.get("epsilon", 1e-5)))
@@ -112,7 +115,8 @@ def instance_normalization(node: Node, graph: Graph) -> list[Step]:
 
 @rule("GroupNormalization")
 def group_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Constant scale and shift, of groups (opset 18) or of channels (21); variances up to 2**12."""
+    """Constant scale and shift, of groups (opset 18) or of channels (21); variances up to 2**12, \
+differences from the mean up to 2**11."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     shape, axis = graph.shapes[source], graph.axis(1, graph.rank(source))
     lead, channels, size = shape[: axis - 1], shape[axis - 1], shape[axis:]
@@ -126,7 +130,8 @@ def group_normalization(node: Node, graph: Graph) -> list[Step]:
 
 @rule("LayerNormalization", "RMSNormalization")
 def layer_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Any axis but the batch on; constant scale and shift; no mean or deviation as outputs; variances up to 2**12."""
+    """Any axis but the batch on; constant scale and shift; no mean or deviation as outputs; \
+variances up to 2**12, differences from the mean up to 2**11."""
     only_first_output(node, graph)
     source, draft = activation_input(node, graph), Draft(node, graph)
     rank = graph.rank(source)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from protocols.program import Shape
-from securemtk.onnx.draft import ABSENT, Draft
+from securemtk.onnx.draft import ABSENT, Draft, without
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.registry import Refused, Step, activation_input, constant_input, rule, sample_axis
 
@@ -30,29 +29,30 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
         return draft.made(source)
     ours = tuple(sorted({sample_axis(graph, x, rank, "a reduction") for x in axes or range(rank)}))
     value = make(draft, source, ours)
-    if not node.attrs.get("keepdims", 1):
-        value = draft.reshape(value, without(draft.shape(value), ours))
+    if not _keeps(node):
+        value = draft.reshape(value, without(graph.shapes[source], ours))
     return draft.made(value)
 
 
 _NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
 
 
-def without(shape: Shape, axes: Axes) -> Shape:
-    """Return the shape of a sample without some of our axes."""
-    return tuple(n for i, n in enumerate(shape, 1) if i not in axes)
+def _keeps(node: Node) -> bool:
+    return bool(node.attrs.get("keepdims", 1))
 
 
 @rule("ReduceSum")
 def reduce_sum(node: Node, graph: Graph) -> list[Step]:
     """Axes as attribute or as constant input, without the batch; keepdims, noop_with_empty_axes."""
-    return _reduced(node, graph, lambda draft, x, axes: draft.reduce("sum", x, axes), by_input=13)
+    return _reduced(
+        node, graph, lambda draft, x, axes: draft.reduce("sum", x, axes, keepdims=_keeps(node)), by_input=13
+    )
 
 
 @rule("ReduceMean")
 def reduce_mean(node: Node, graph: Graph) -> list[Step]:
     """As ReduceSum."""
-    return _reduced(node, graph, lambda draft, x, axes: draft.reduce("mean", x, axes))
+    return _reduced(node, graph, lambda draft, x, axes: draft.reduce("mean", x, axes, keepdims=_keeps(node)))
 
 
 @rule("ReduceMax")
@@ -139,7 +139,7 @@ def arg_max(node: Node, graph: Graph) -> list[Step]:
     axis = sample_axis(graph, int(node.attrs.get("axis", 0)), graph.rank(source), node.op_type)
     value = source if node.op_type == "ArgMax" else draft.scale(source, -1)
     place = _place(draft, value, axis, last=int(node.attrs.get("select_last_index", 0)))
-    if not node.attrs.get("keepdims", 1):
+    if not _keeps(node):
         place = draft.reshape(place, without(draft.shape(place), (axis,)))
     return draft.made(place)
 

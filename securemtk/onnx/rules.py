@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from securemtk.onnx import elementwise, linear, norms, patterns, reductions, shapes, windows
+from securemtk.onnx import elementwise, linear, norms, reductions, roots, shapes, windows
 from securemtk.onnx.graph import Graph, Node, unique
 from securemtk.onnx.problems import Problem
 from securemtk.onnx.registry import RULES, Refused, Step
@@ -26,7 +26,7 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
     for node in graph.constant_nodes:
         if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
             problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
-    for node, whole in patterns.understood(graph):
+    for node, whole in roots.understood(graph):
         if whole is not None and _is_known(node, graph):
             steps += _own_names(whole.steps(node, graph), node, taken)
         elif node.domain or node.op_type not in RULES:
