@@ -54,6 +54,7 @@ class Function:
     largest: float | None = None
 
 
+@functools.cache
 def fit(function: Function) -> Pieces:
     """Return the pieces of a function, as few as its error allows.
 
@@ -276,17 +277,32 @@ def _log_of_sum(n: int) -> Function:
     return Function(np.log, 1.0, high, right=(math.log(high), 0.0), absolute=1e-4)
 
 
-def _rsqrt(epsilon: float) -> Function:
-    """1 / sqrt(x + epsilon) for 0 <= x <= 2**12; below 2**-10 with the error that x itself has there."""
-    low = 2.0**-10
+def _rsqrt(epsilon: float, times: float = 1.0) -> Function:
+    """1 / sqrt(x / times + epsilon) for 0 <= x / times <= 2**12; below x = 2**-13 with the error that x itself has."""
+    low, high = 2.0**-13, min(2.0**12 * times, WIDEST - 1)
     return Function(
-        lambda x: (x + epsilon) ** -0.5,
+        lambda x: (x / times + epsilon) ** -0.5,
         low,
-        2.0**12,
-        left=((low + epsilon) ** -0.5, 0.0),
-        right=(2.0**-6, 0.0),
+        high,
+        left=((low / times + epsilon) ** -0.5, 0.0),
+        right=((high / times + epsilon) ** -0.5, 0.0),
         absolute=0.0,
         relative=5e-4,
+        keep_bits=24,
+    )
+
+
+def _power_of_sum(alpha: float, bias: float, exponent: float) -> Function:
+    """(bias + alpha x)**exponent for 0 <= x <= 2**14, bias above 0."""
+    high = 2.0**14
+    return Function(
+        lambda x: (bias + alpha * x) ** exponent,
+        0.0,
+        high,
+        left=(bias**exponent, 0.0),
+        right=((bias + alpha * high) ** exponent, 0.0),
+        absolute=1e-6,
+        relative=2e-4,
         keep_bits=24,
     )
 
@@ -300,6 +316,7 @@ CUSTOM: Mapping[str, Callable[..., Function]] = {
     "reciprocal_of_sum": lambda n: _reciprocal_of_sum(int(n)),
     "log_of_sum": lambda n: _log_of_sum(int(n)),
     "rsqrt": _rsqrt,
+    "power_of_sum": _power_of_sum,
 }
 
 

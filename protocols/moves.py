@@ -54,12 +54,17 @@ def shift(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 
 def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """x * factor + offset with public numbers; a whole factor keeps the scale, and is exact."""
+    """x * factor + offset with public numbers; exact for whole factors and for 2**-k, which is another scale."""
     factor, offset = layer.number("factor"), layer.number("offset")
     if factor == int(factor):
         bits = x.frac_bits if offset == int(offset) else max(x.frac_bits, FRAC_BITS)
         return Value(_added(x.raised_to(bits) * int(factor), public(offset, bits), party), bits)
+    mantissa, exponent = math.frexp(factor)
     bits = x.at_most(party, MOST_BITS - FRAC_BITS).frac_bits + FRAC_BITS
+    if mantissa == 0.5 and exponent > -FRAC_BITS:
+        finer = max(x.frac_bits + 1 - exponent, FRAC_BITS)
+        share = x.raised_to(finer + exponent - 1)
+        return Value(_added(share, public(offset, finer), party), finer)
     return Value(_added(x.share * public(factor, FRAC_BITS), public(offset, bits), party), bits)
 
 

@@ -10,7 +10,12 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program_oracle import run
 
-from securemtk.onnx.importer import Imported, load_onnx
+from securemtk.onnx.graph import analyse, fixed_shapes
+from securemtk.onnx.importer import Imported, assemble, load_onnx
+from securemtk.onnx.problems import UnsupportedNodes
+from securemtk.onnx.reading import read_proto
+from securemtk.onnx.registry import RULES
+from securemtk.onnx.rules import translate
 from securemtk.onnx.runtime import start
 
 IR_VERSION = 10
@@ -59,7 +64,7 @@ def one(
 
 def floats(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Return normal float32 values."""
-    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+    return np.asarray(scale * np.random.default_rng(seed).standard_normal(shape), dtype=np.float32)
 
 
 def agrees(model: onnx.ModelProto | bytes, batches: Sequence[int] = (1, 4), atol: float = 1e-5) -> Imported:
@@ -103,3 +108,35 @@ def torchscript(module: torch.nn.Module, example: tuple, opset: int, outputs: Se
             dynamic_axes={name: {0: "batch"} for name in inputs} if free else None,
         )
     return buffer.getvalue()
+
+
+def imported_whole(model: onnx.ModelProto) -> Imported:
+    """Import a model of fixed shapes as a whole, even where it could be understood by samples."""
+    proto = read_proto(model.SerializeToString())
+    graph = analyse(proto, RULES, fixed_shapes(proto))
+    steps, problems = translate(graph)
+    if problems:
+        raise UnsupportedNodes(problems)
+    assert graph.failure is None
+    return assemble(graph, steps)
+
+
+def agrees_whole(model: onnx.ModelProto, atol: float = 1e-5) -> Imported:
+    """As `agrees`, of a model of fixed shapes that is understood as a whole."""
+    imported = imported_whole(model)
+    feeds = {x.name: floats(*x.shape, seed=i, scale=2.0) for i, x in enumerate(imported.inputs)}
+    got = run(imported.program, imported.params, {name: value[None] for name, value in feeds.items()})
+    for value, info in zip(start(model.SerializeToString()).run(None, feeds), imported.outputs, strict=True):
+        assert value.shape == info.shape == got[info.name].shape[1:]
+        assert str(value.dtype) == info.dtype
+        largest = max(atol, 5e-4) if "spline" in ops(imported) else atol
+        np.testing.assert_allclose(got[info.name][0], value, atol=largest, rtol=1e-5)
+    return imported
+
+
+def fixed(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Return a model with its free batch made a number."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for x in copy.graph.input:
+        x.type.tensor_type.shape.dim[0].dim_value = batch
+    return copy

@@ -305,7 +305,9 @@ def _check(model: ModelProto) -> None:
     opset = opset_of(model)
     unknown = False
     for node in copy.graph.node:
-        if node.domain == "" and not onnx.defs.has(node.op_type, opset, ""):
+        known = node.domain or onnx.defs.has(node.op_type, opset, "")
+        # A deprecated operator, such as GroupNormalization 18, is still what exporters wrote and onnxruntime runs.
+        if not known or (not node.domain and onnx.defs.get_schema(node.op_type, opset, "").deprecated):
             node.domain, unknown = "unknown", True
     for value in (*copy.graph.input, *copy.graph.output):
         # The checker wants a type and rank that onnxruntime finds out by itself.

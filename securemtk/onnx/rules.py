@@ -7,13 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from securemtk.onnx import arithmetic, convolutions, elementwise, linear, logic, pools, shapes
+from securemtk.onnx import (
+    arithmetic,
+    convolutions,
+    elementwise,
+    linear,
+    logic,
+    norms,
+    pools,
+    reductions,
+    roots,
+    shapes,
+)
 from securemtk.onnx.graph import Graph, Node, unique
 from securemtk.onnx.problems import Problem
 from securemtk.onnx.registry import RULES, Refused, Step
 
 # Named so that no tool takes these imports for unused: importing a module registers its rules.
-MODULES = (arithmetic, convolutions, elementwise, linear, logic, pools, shapes)
+MODULES = (arithmetic, convolutions, elementwise, linear, logic, norms, pools, reductions, shapes)
 
 
 # What overflows or is not a number is found, by its name, when parameters are checked.
@@ -26,8 +37,10 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
     for node in graph.constant_nodes:
         if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
             problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
-    for node in graph.nodes:
-        if node.domain or node.op_type not in RULES:
+    for node, whole in roots.understood(graph):
+        if whole is not None and _is_known(node, graph):
+            steps += _own_names(whole.steps(node, graph), node, taken)
+        elif node.domain or node.op_type not in RULES:
             what = f"operator {node.op_type!r}" + (f" of domain {node.domain!r}" if node.domain else "")
             problems.append(_problem(node, f"{what} is not supported", _REMEDIES.get(node.op_type, _REMEDY)))
         elif _is_known(node, graph):
@@ -71,4 +84,4 @@ def _problem(node: Node, reason: str, remedy: str) -> Problem:
 def _is_known(node: Node, graph: Graph) -> bool:
     """Return whether shapes are known; they are not behind a node that cannot be run or moves the batch."""
     inputs = [x for x in node.inputs if x in graph.activations]
-    return node.outputs[0] in graph.seen and all(x in graph.shapes for x in inputs)
+    return any(x in graph.seen for x in node.outputs) and all(x in graph.shapes for x in inputs)

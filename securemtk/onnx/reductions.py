@@ -1,0 +1,203 @@
+"""Rules of reductions: sums, means, norms, products and extremes over axes, and the places of extremes."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from securemtk.onnx.draft import ABSENT, Draft, without
+from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.registry import Refused, Step, activation_input, constant_input, rule, sample_axis
+
+Axes = tuple[int, ...]
+
+
+def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], by_input: int = 18) -> list[Step]:
+    """Return the steps that `make(draft, source, axes)` gives, which keeps the axes with size 1.
+
+    Args:
+        node, graph: what is translated.
+        make: makes the value.
+        by_input: the first opset in which axes are an input.
+    """
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    axes, rank = tuple(int(x) for x in node.attrs.get("axes", ())), graph.rank(source)
+    if node.opset >= by_input and node.input(1):
+        axes = tuple(int(x) for x in constant_input(node, graph, 1, "the axes").ravel())
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+        if node.op_type not in _NOOP:
+            raise Refused("it must have axes", "name the axes")
+        return draft.made(source)
+    ours = tuple(sorted({sample_axis(graph, x, rank, "a reduction") for x in axes or range(rank)}))
+    value = make(draft, source, ours)
+    if not _keeps(node):
+        value = draft.reshape(value, without(graph.shapes[source], ours))
+    return draft.made(value)
+
+
+_NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
+
+
+def _keeps(node: Node) -> bool:
+    return bool(node.attrs.get("keepdims", 1))
+
+
+@rule("ReduceSum")
+def reduce_sum(node: Node, graph: Graph) -> list[Step]:
+    """Axes as attribute or as constant input, without the batch; keepdims, noop_with_empty_axes."""
+    return _reduced(
+        node, graph, lambda draft, x, axes: draft.reduce("sum", x, axes, keepdims=_keeps(node)), by_input=13
+    )
+
+
+@rule("ReduceMean")
+def reduce_mean(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceSum."""
+    return _reduced(node, graph, lambda draft, x, axes: draft.reduce("mean", x, axes, keepdims=_keeps(node)))
+
+
+@rule("ReduceMax")
+def reduce_max(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceSum."""
+    return _reduced(node, graph, Draft.largest)
+
+
+@rule("ReduceMin")
+def reduce_min(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceSum."""
+    return _reduced(node, graph, _least)
+
+
+def _least(draft: Draft, x: str, axes: Axes) -> str:
+    return draft.scale(draft.largest(draft.scale(x, -1), axes), -1)
+
+
+@rule("ReduceL1")
+def reduce_l1(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceSum, without noop_with_empty_axes."""
+    return _reduced(node, graph, lambda draft, x, axes: draft.reduce("sum", draft.magnitude(x), axes))
+
+
+@rule("ReduceSumSquare")
+def reduce_sum_square(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceL1."""
+    return _reduced(node, graph, sum_square)
+
+
+def sum_square(draft: Draft, x: str, axes: Axes) -> str:
+    """Add the sum of squares over axes."""
+    return draft.reduce("sum", draft.binary("mul", x, x), axes)
+
+
+@rule("ReduceL2")
+def reduce_l2(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceL1; the sum of squares up to 2**14."""
+    return _reduced(node, graph, lambda draft, x, axes: draft.function(sum_square(draft, x, axes), "sqrt"))
+
+
+@rule("ReduceLogSum")
+def reduce_log_sum(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceL1; the sum from 2**-8 to 2**12."""
+    return _reduced(node, graph, lambda draft, x, axes: draft.function(draft.reduce("sum", x, axes), "log"))
+
+
+@rule("ReduceLogSumExp")
+def reduce_log_sum_exp(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceL1; by differences from the maximum."""
+    return _reduced(node, graph, _log_sum_exp)
+
+
+def _log_sum_exp(draft: Draft, x: str, axes: Axes) -> str:
+    largest = draft.largest(x, axes)
+    n = int(np.prod([draft.shape(x)[a - 1] for a in axes]))
+    powers = draft.function(draft.binary("sub", x, largest), "exp_of_differences", n)
+    return draft.binary("add", draft.function(draft.reduce("sum", powers, axes), "log_of_sum", n), largest)
+
+
+@rule("ReduceProd")
+def reduce_prod(node: Node, graph: Graph) -> list[Step]:
+    """As ReduceSum; a tree of products."""
+    return _reduced(node, graph, _product)
+
+
+def _product(draft: Draft, x: str, axes: Axes) -> str:
+    shape = tuple(1 if i in axes else n for i, n in enumerate(draft.shape(x), 1))
+    value = draft.joined(x, axes)
+    last = len(draft.shape(value))
+    while (n := draft.shape(value)[-1]) > 1:
+        half = n // 2
+        pairs = draft.binary(
+            "mul", draft.take(value, last, range(half)), draft.take(value, last, range(half, 2 * half))
+        )
+        value = draft.concat([pairs, draft.take(value, last, [n - 1])], last) if n % 2 else pairs
+    return draft.reshape(value, shape)
+
+
+@rule("ArgMax", "ArgMin")
+def arg_max(node: Node, graph: Graph) -> list[Step]:
+    """Any axis but the batch; keepdims, select_last_index."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    axis = sample_axis(graph, int(node.attrs.get("axis", 0)), graph.rank(source), node.op_type)
+    value = source if node.op_type == "ArgMax" else draft.scale(source, -1)
+    place = _place(draft, value, axis, last=int(node.attrs.get("select_last_index", 0)))
+    if not _keeps(node):
+        place = draft.reshape(place, without(draft.shape(place), (axis,)))
+    return draft.made(place)
+
+
+def _place(draft: Draft, value: str, axis: int, last: int = 0) -> str:
+    shape = tuple(1 if i == axis else n for i, n in enumerate(draft.shape(value), 1))
+    return draft.add("argmax", (value,), shape, axis=axis, last=last)
+
+
+@rule("TopK")
+def top_k(node: Node, graph: Graph) -> list[Step]:
+    """Values and places of k = 1, largest or smallest, along any axis but the batch."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    k = int(constant_input(node, graph, 1, "k").item())
+    if k != 1:
+        raise Refused(f"k must be 1; got {k}", "choose among the scores after the prediction")
+    axis = sample_axis(graph, int(node.attrs.get("axis", -1)), graph.rank(source), "TopK")
+    sign = 1 if node.attrs.get("largest", 1) else -1
+    value = source if sign == 1 else draft.scale(source, -1)
+    best, place = (x in graph.shapes for x in (*node.outputs, "")[:2])
+    found = draft.largest(value, (axis,)) if best else ""
+    if best and sign == -1:
+        found = draft.scale(found, -1)
+    return draft.made(found, _place(draft, value, axis) if place else "")
+
+
+@rule("Hardmax")
+def hardmax(node: Node, graph: Graph) -> list[Step]:
+    """Any axis but the batch; before opset 13 over all axes from `axis` on, as the standard says."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    shape, rank = graph.shapes[source], graph.rank(source)
+    axis = sample_axis(graph, int(node.attrs.get("axis", -1 if node.opset >= 13 else 1)), rank, "Hardmax")
+    value = source if node.opset >= 13 else draft.reshape(source, (*shape[: axis - 1], int(np.prod(shape[axis - 1 :]))))
+    places = draft.expand(_place(draft, value, axis), draft.shape(value))
+    form = [1] * (len(draft.shape(value)) + 1)
+    form[axis] = -1
+    away = draft.affine(places, shift=-np.arange(draft.shape(value)[axis - 1], dtype=np.float64).reshape(form))
+    hit = draft.add("indicator", (away,), draft.shape(value), knots=(0, 1), below=0)
+    return draft.made(draft.reshape(hit, shape))
+
+
+@rule("CumSum")
+def cum_sum(node: Node, graph: Graph) -> list[Step]:
+    """A constant axis, not the batch; exclusive, reverse."""
+    value, draft = activation_input(node, graph), Draft(node, graph)
+    axis = sample_axis(
+        graph, int(constant_input(node, graph, 1, "the axis").item()), graph.rank(value), "a cumulative sum"
+    )
+    n, back = draft.shape(value)[axis - 1], bool(node.attrs.get("reverse", 0))
+
+    def moved(x: str, by: int) -> str:
+        places = [*range(by, n), *[ABSENT] * by] if back else [*[ABSENT] * by, *range(n - by)]
+        return draft.take(x, axis, places)
+
+    if node.attrs.get("exclusive", 0):
+        value = moved(value, 1)
+    by = 1
+    # Sums of 2, 4, 8 ... neighbours: nothing is sent for them.
+    while by < n:
+        value, by = draft.binary("add", value, moved(value, by)), 2 * by
+    return draft.made(value)

@@ -1,0 +1,95 @@
+"""What several nodes mean together: a graph's nodes as they are translated, before any rule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from securemtk.onnx.draft import Draft
+from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.norms import inverse_root
+from securemtk.onnx.registry import Step
+
+# Of scores that a mask takes out of a softmax: e**x of it is 0, and fixed point holds it.
+_MASKED = -4096.0
+
+
+@dataclass(frozen=True)
+class InverseRoot:
+    """A node that makes `factor` / sqrt(`radicand` + `epsilon`); factor "" is 1."""
+
+    factor: str
+    radicand: str
+    epsilon: float
+
+    def steps(self, node: Node, graph: Graph) -> list[Step]:
+        """Return its steps: one function in place of a root and a quotient."""
+        draft = Draft(node, graph)
+        value = inverse_root(draft, self.radicand, self.epsilon)
+        return draft.made(draft.binary("mul", self.factor, value) if self.factor else value)
+
+
+def understood(graph: Graph) -> list[tuple[Node, InverseRoot | None]]:
+    """Return the nodes that are still needed when quotients by roots are one, each with what it is part of.
+
+    Constants that mask scores before a softmax are made numbers that fixed point holds.
+    """
+    makers = {name: node for node in graph.nodes for name in node.outputs if not node.domain}
+    found: list[tuple[Node, InverseRoot | None]] = []
+    wanted = set(graph.outputs)
+    masks = {node.input(0) for node in graph.nodes if node.op_type in ("Softmax", "LogSoftmax")}
+    for node in reversed(graph.nodes):
+        if not wanted.intersection(node.outputs):
+            continue
+        root = _inverse_root(node, graph, makers)
+        node = _masked(node, graph) if masks.intersection(node.outputs) else node
+        found.append((node, root))
+        wanted.update(node.inputs if root is None else (root.factor, root.radicand))
+    return found[::-1]
+
+
+def _inverse_root(node: Node, graph: Graph, makers: Mapping[str, Node]) -> InverseRoot | None:
+    """Return what a node makes of a root: Div(a, Sqrt(x)), Reciprocal(Sqrt(x)), Pow(x, -0.5)."""
+    if node.domain:
+        return None
+    if node.op_type == "Pow" and _number(graph, node.input(1)) == -0.5:
+        return _of_sum(graph, makers, "", node.input(0))
+    if node.op_type not in ("Div", "Reciprocal"):
+        return None
+    root = makers.get(node.inputs[-1])
+    if root is None or not (root.op_type == "Sqrt" or (root.op_type == "Pow" and _number(graph, root.input(1)) == 0.5)):
+        return None
+    factor = "" if node.op_type == "Reciprocal" or _number(graph, node.input(0)) == 1.0 else node.input(0)
+    if factor and (factor not in graph.shapes or graph.rank(factor) != graph.rank(root.outputs[0])):
+        return None
+    return _of_sum(graph, makers, factor, root.input(0))
+
+
+def _of_sum(graph: Graph, makers: Mapping[str, Node], factor: str, value: str) -> InverseRoot | None:
+    """Take a small positive number out of the sum that a root is taken of."""
+    total = makers.get(value)
+    if total is not None and total.op_type == "Add":
+        for x, y in (total.inputs, total.inputs[::-1]):
+            epsilon = _number(graph, y)
+            if x in graph.shapes and graph.shapes[x] == graph.shapes[value] and epsilon is not None and epsilon >= 0:
+                return InverseRoot(factor, x, epsilon)
+    return InverseRoot(factor, value, 0.0) if value in graph.shapes else None
+
+
+def _number(graph: Graph, name: str) -> float | None:
+    """Return a constant of one element, None for anything else."""
+    value = graph.constants.get(name)
+    return float(value.item()) if value is not None and value.size == 1 else None
+
+
+def _masked(node: Node, graph: Graph) -> Node:
+    """Return a node before a softmax whose constants are not below `_MASKED`."""
+    if node.op_type not in ("Add", "Where"):
+        return node
+    inputs = list(node.inputs)
+    for i, name in enumerate(inputs):
+        value = graph.constants.get(name)
+        if value is not None and value.dtype.kind == "f":
+            inputs[i] = f"{name}/mask"
+            graph.constants[inputs[i]] = np.maximum(value, _MASKED)
+    return replace(node, inputs=tuple(inputs))
