@@ -42,8 +42,8 @@ piecewise function has 21 knots here, as many as a sigmoid.
 KEYS_HEAD = f"""
 ## Key material of a comparison
 
-What the dealer sends for each comparison of {COMPARISON_BITS} bits before the prediction, in bytes; what the parties expand from
-their seeds costs nothing. Shares that serve the truncation of the same values are included.
+What the dealer sends for each comparison of {COMPARISON_BITS} bits before the prediction, in bytes; what the parties
+expand from their seeds costs nothing. Shares that serve the truncation of the same values are included.
 """
 
 

@@ -19,6 +19,8 @@ from securemtk.config import Config
 from securemtk.session import PredictionCost, Session, chunk_size
 
 MODEL, INPUT, EXPECTED = "model.onnx", "input.npy", "expected.npy"
+# Predictions in a row whose correlations are made together.
+ROW = 4
 
 
 def prepare(folder: Path, model: bytes, x: Floats, expected: Floats) -> None:
@@ -39,13 +41,13 @@ def peak_bytes(pid: int | str) -> int:
 def measure(session: Session, folder: Path, warmup: int, repeats: int, *, prepared: bool = True) -> dict[str, Any]:
     """Load a model and predict again and again.
 
-    First on demand: the dealer begins when a prediction is asked for. Then with the correlations made before, which
-    is how a service runs and what the online phase alone takes.
+    First on demand: the dealer begins when a prediction is asked for. Then in rows whose correlations were made before,
+    as a service has them: the online phase alone. Either way one prediction follows the other, as the peers' do.
 
     Args:
         session: of any protocol, that makes nothing ahead by itself.
         folder: from `prepare`.
-        warmup: predictions of each kind that are not counted.
+        warmup: predictions at first that are not counted.
         repeats: predictions of each kind that are.
         prepared: whether to measure that second kind; a batch that needs several chunks does without.
 
@@ -53,7 +55,7 @@ def measure(session: Session, folder: Path, warmup: int, repeats: int, *, prepar
         Lists with a value for each counted prediction: online_s with the correlations made before (on demand
         without the second kind), and on demand demand_s (online), offline_s (from the request to the start) and wall_s;
         bytes and rounds of the last one (they are the same for all), layers with their median seconds, the number of
-        chunks in which a batch runs, and the largest absolute error of all.
+        chunks in which a batch runs, the peak memory of each role on demand, and the largest absolute error of all.
     """
     x, expected = np.load(folder / INPUT), np.load(folder / EXPECTED)
     model = session.load(folder / MODEL)
@@ -68,19 +70,21 @@ def measure(session: Session, folder: Path, warmup: int, repeats: int, *, prepar
         error = max(error, float(np.abs(scores - expected).max()))
         return session.cost
 
-    def predict_prepared(dealing_s: float) -> PredictionCost:
-        model.prepare(len(x))
-        # Long enough for the roles to be asleep again: nothing competes with the prediction.
-        time.sleep(2 * dealing_s + 0.02)
-        return predict()
+    def predict_row(n: int, dealing_s: float) -> list[PredictionCost]:
+        model.prepare(len(x), predictions=n)
+        # Long enough for the roles to be asleep again: nothing competes with the predictions.
+        time.sleep(2 * n * dealing_s + 0.02)
+        return [predict() for _ in range(n)]
 
     chunks = math.ceil(len(x) / chunk_size(model.program, len(x), Config().chunk_elements))
     demand = [predict() for _ in range(warmup + repeats)][warmup:]
     demand_wall_s = wall_s[warmup:]
+    peaks = {role: peak_bytes(pid) for role, pid in session.pids.items()} | {"user": peak_bytes("self")}
     costs = demand
     if prepared and chunks == 1:
         dealing_s = max(cost.offline_s for cost in demand)
-        costs = [predict_prepared(dealing_s) for _ in range(warmup + repeats)][warmup:]
+        rows = [min(ROW, repeats - begin) for begin in range(0, repeats, ROW)]
+        costs = [cost for n in rows for cost in predict_row(n, dealing_s)]
     return {
         "online_s": [cost.online_s for cost in costs],
         "demand_s": [cost.online_s for cost in demand],
@@ -90,6 +94,7 @@ def measure(session: Session, folder: Path, warmup: int, repeats: int, *, prepar
         "offline_bytes": demand[-1].offline_bytes,
         "rounds": demand[-1].rounds,
         "error": error,
+        "peak_bytes": peaks,
         "chunks": chunks,
         "layers": _layers(costs),
     }
@@ -120,8 +125,6 @@ def main() -> None:
     options = parser.parse_args()
     with Session(Config(ahead=0), protocol=options.protocol) as session:
         measured = measure(session, options.folder, options.warmup, options.repeats, prepared=not options.on_demand)
-        measured["peak_bytes"] = {role: peak_bytes(pid) for role, pid in session.pids.items()}
-        measured["peak_bytes"]["user"] = peak_bytes("self")
     print(json.dumps(measured))
 
 
