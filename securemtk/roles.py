@@ -35,6 +35,7 @@ from protocols.store import Store
 from protocols.tls import Credentials
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
+from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs
 from securemtk.mtk.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys import TriggerKey
@@ -166,7 +167,8 @@ class Keeper:
         plan = model.plan(protocol, batch)
         self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
         self._user.enter("online")
-        runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
+        with own_cores(True, torch.get_num_threads()):
+            runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
         self._pool.rest()
 

@@ -35,6 +35,7 @@ from protocols.store import Store
 from protocols.tls import issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
+from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs, input_arrays
 from securemtk.launch import RoleProcess, stop_all
 from securemtk.onnx.bundle import Manifest
@@ -507,7 +508,7 @@ class Session:
         self._keeper.reset_counters()
         self._keeper.waited_s = 0.0
         ready = time.perf_counter()
-        with _no_collection():
+        with _no_collection(), own_cores(False, self._config.threads):
             revealed = runner.run(party, plan, model._weights, inputs, probe)
         scores = {name: ring.decode(value) for name, value in revealed.items() if value is not None}
         end = time.perf_counter()

@@ -43,7 +43,7 @@ PACKAGES = {
         ),
         *("stock", "fss", "runner", "ranges", "demand", "reused", "eager"),
     ],
-    "securemtk": ["tasks", "files", "config", "inputs", "values"],
+    "securemtk": ["tasks", "files", "config", "cores", "inputs", "values"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
