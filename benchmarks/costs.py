@@ -17,10 +17,10 @@ from typing import Any
 import protocols
 from benchmarks.report import table
 from protocols import correlation, runner
-from protocols.compare import K
 from protocols.correlation import KEEPER, USER, Request
 from protocols.cost import Cost
 from protocols.program import Attribute, Layer, Program
+from protocols.ring import COMPARISON_BITS
 from protocols.runner import Plan
 
 SIZES = (8, 1_000, 1_000_000)
@@ -42,7 +42,7 @@ piecewise function has 21 knots here, as many as a sigmoid.
 KEYS_HEAD = f"""
 ## Key material of a comparison
 
-What the dealer sends for each comparison of {K} bits before the prediction, in bytes; what the parties expand from
+What the dealer sends for each comparison of {COMPARISON_BITS} bits before the prediction, in bytes; what the parties expand from
 their seeds costs nothing. Shares that serve the truncation of the same values are included.
 """
 
