@@ -1,9 +1,9 @@
-"""What a plan will cost before it runs: each party's side alone, its messages noted, and both played against each other.
+"""What a plan will cost before it runs: each party's side alone, then both sides' messages against each other.
 
 Neither messages nor correlations depend on values, so that a party's side of a prediction can run without the other
 one, on a wire that notes what would travel and gives tensors of the right shape in return. Two such tapes say
-everything about the traffic: `replay` lets each message wait for the ones it waits for, counts frames as `Link` does and
-rounds by the same logical clock (docs/decisions/0008). Without values (`rehearse`) that costs next to nothing; with
+everything about the traffic: `replay` lets each message wait for those it waits for, and counts frames as `Link` does
+and rounds by the same logical clock (docs/decisions/0008). Without values (`rehearse`) that costs next to nothing; with
 made-up values (`perform`) the tapes also hold how long each party computes between its messages on this machine, and
 `replay` then says how long the prediction takes over a given network.
 """
@@ -13,18 +13,20 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from protocols import correlation, runner
 from protocols.channel import frame_bytes
-from protocols.correlation import KEEPER, USER, Request
+from protocols.correlation import KEEPER, USER, Dealing, Request
 from protocols.dealer import FRAME_BYTES, correction_bytes
 from protocols.errors import ProtocolAbort
 from protocols.party import Parts, Party
+from protocols.pool import Finish
 from protocols.prg import Stream
-from protocols.runner import Plan, Probe
+from protocols.runner import LayerCost, Plan, Probe
 
 # What a message costs the processes at its two ends together, beyond the network: Python, system calls, TLS, copies,
 # and a peer that has to wake up. Measured between two processes of one machine, docs/check.md.
@@ -65,7 +67,7 @@ class Tape:
         events: in order.
         requests: the correlations asked for, each with its layer's number.
         rest_s: seconds computed after the last event.
-        take_s: seconds in which correlations were expanded, which a session does before.
+        take_s: seconds of expanding correlations, which a session does before the input is known.
     """
 
     layers: list[tuple[str, str]] = field(default_factory=list)
@@ -78,8 +80,9 @@ class Tape:
 class _Recorder:
     """Wire and correlations of a party that computes alone."""
 
-    def __init__(self, rank: int, *, dry: bool) -> None:
+    def __init__(self, rank: int, finish: Finish, *, dry: bool) -> None:
         self.tape = Tape()
+        self._finish = finish
         self._rank, self._device = rank, "meta" if dry else "cpu"
         self._stream = Stream()
         self._layer = -1
@@ -124,17 +127,22 @@ class _Recorder:
             return tuple(self._ones(shape) for shape in correlation.part_shapes(request, self._rank))
         corrections = [self._ones(shape) for shape in correlation.correction_shapes(request, self._rank)]
         part = correlation.take(request, self._rank, self._stream, corrections)
+        if self._rank == USER:
+            part = self._finish(request, part)
         self.tape.take_s += self.pause()
         self._mark -= seconds
         return part
 
 
 def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], *, dry: bool) -> Tape:
-    recorder = _Recorder(rank, dry=dry)
+    finish = partial(runner.protocol_module(plan.protocol).finish, masked=weights)
+    recorder = _Recorder(rank, finish, dry=dry)
     nothing = Stream(bytes(16))  # draws no secret: what it masks is made up
     party = Party(rank, recorder, recorder, nothing, nothing, nothing, dry=dry)
     program = plan.program
-    inputs = {name: recorder._ones((plan.batch, *shape)) if rank == USER else None for name, shape in program.inputs.items()}
+    inputs = {
+        name: recorder._ones((plan.batch, *shape)) if rank == USER else None for name, shape in program.inputs.items()
+    }
     probe = Probe(enter=recorder.enter)
     recorder.pause()
     runner.run(party, plan, weights, inputs, probe)
@@ -145,12 +153,14 @@ def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], *, dry: bool) 
 
 def rehearse(plan: Plan) -> tuple[Tape, Tape]:
     """Return the keeper's and the user's tape, made on tensors without values: no seconds on them mean anything."""
-    weights = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in plan.program.params.items()}
+    weights = {
+        name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in plan.program.params.items()
+    }
     return _record(plan, KEEPER, weights, dry=True), _record(plan, USER, weights, dry=True)
 
 
-def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tape, Tape]:
-    """Return the keeper's and the user's tape with the seconds that each computes alone on this machine.
+def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tape, Tape, float]:
+    """Return the keeper's and the user's tape with the seconds each computes on this machine, and the dealer's seconds.
 
     Args:
         plan: on made-up weights, inputs and correlations.
@@ -167,17 +177,30 @@ def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tap
     gc.disable()
     try:
         keeper, user = (_fastest(plan, rank, weights, repeats, enough_s) for rank in (KEEPER, USER))
+        deal_s = _dealing(user.requests, weights)
     finally:
         if enabled:
             gc.enable()
-    return keeper, user
+    return keeper, user, deal_s
+
+
+def _dealing(requests: Sequence[tuple[int, Request]], masks: Mapping[str, Tensor]) -> float:
+    """Return the seconds in which a dealer makes correlations; equal ones are made and measured once."""
+    keeper, user, dealing = Stream(), Stream(), Dealing(masks=masks)
+    known: dict[Request, float] = {}
+    for _, request in requests:
+        if request not in known:
+            start = time.perf_counter()
+            correlation.deal(request, keeper, user, dealing)
+            known[request] = time.perf_counter() - start
+    return sum(known[request] for _, request in requests)
 
 
 def _fastest(plan: Plan, rank: int, weights: Mapping[str, Tensor], repeats: int, enough_s: float) -> Tape:
     best, spent = _record(plan, rank, weights, dry=False), 0.0
     spent = _computing(best)
     if spent < enough_s:
-        tapes = []
+        tapes: list[Tape] = []
         while len(tapes) < repeats and (not tapes or spent < enough_s):
             tapes.append(_record(plan, rank, weights, dry=False))
             spent += _computing(tapes[-1])
@@ -213,11 +236,9 @@ LOOPBACK = Network()
 
 
 @dataclass
-class LayerTraffic:
-    """What a layer costs, as the user's process sees it: bytes both ways, rounds, seconds until it is over."""
+class _Spent:
+    """What a layer has cost the user so far."""
 
-    name: str
-    op: str
     bytes: int = 0
     rounds: int = 0
     seconds: float = 0.0
@@ -234,7 +255,7 @@ class _Side:
     is_free: float = 0.0
     incoming: deque[tuple[str, int, int, float]] = field(default_factory=deque)
 
-    def advance(self, other: "_Side", network: Network, layers: list[LayerTraffic] | None) -> bool:
+    def advance(self, other: "_Side", network: Network, layers: list[_Spent] | None) -> bool:
         """Play events until one has to wait; return whether any was played."""
         start = self.at
         while self.at < len(self.tape.events):
@@ -263,7 +284,7 @@ class _Side:
         return self.at > start
 
 
-def replay(keeper: Tape, user: Tape, network: Network = LOOPBACK) -> list[LayerTraffic]:
+def replay(keeper: Tape, user: Tape, network: Network = LOOPBACK) -> list[LayerCost]:
     """Return what each layer costs the user, by playing both tapes against each other.
 
     Args:
@@ -273,14 +294,14 @@ def replay(keeper: Tape, user: Tape, network: Network = LOOPBACK) -> list[LayerT
     Raises:
         ProtocolAbort: the tapes do not fit each other.
     """
-    layers = [LayerTraffic(name, op) for name, op in user.layers]
+    spent = [_Spent() for _ in user.layers]
     sides = _Side(keeper), _Side(user)
-    while sides[KEEPER].advance(sides[USER], network, None) | sides[USER].advance(sides[KEEPER], network, layers):
+    while sides[KEEPER].advance(sides[USER], network, None) | sides[USER].advance(sides[KEEPER], network, spent):
         pass
     if any(side.at < len(side.tape.events) or side.incoming for side in sides):
         raise ProtocolAbort("both parties must take all of each other's messages; one waits for ever")
-    layers[-1].seconds += user.rest_s
-    return layers
+    spent[-1].seconds += user.rest_s
+    return [LayerCost(*layer, s.seconds, s.bytes, s.rounds) for layer, s in zip(user.layers, spent, strict=True)]
 
 
 # --- correlations ---------------------------------------------------------------------------------------------------
