@@ -59,7 +59,7 @@ class Estimate:
         rounds, online_bytes: `PredictionCost.rounds` and `.online_bytes`.
         offline_bytes: `PredictionCost.offline_bytes` of a model's first prediction in a session, frames and requests
             included.
-        plan_bytes: the part of offline_bytes that only the first prediction with this batch needs.
+        repeat_bytes: the same of its next prediction with this batch, whose correlations both parties know already.
         load_bytes: of the masked weights, which go to the user once for each session.
         network: for which the seconds are; None where none was given.
         online_s: seconds from the input to the scores.
@@ -73,7 +73,7 @@ class Estimate:
     rounds: int
     online_bytes: int
     offline_bytes: int
-    plan_bytes: int
+    repeat_bytes: int
     load_bytes: int
     network: Network | None = None
     online_s: float | None = None
@@ -153,10 +153,10 @@ def estimate_prediction(
     columns = zip(*(runs[n].layers for n in sizes), strict=True)
     layers = tuple(_summed(column) for column in columns)
     seen: set[int] = set()
-    offline = plans = 0
+    offline = repeat = 0
     for number, n in enumerate(sizes):
         offline += runs[n].offline_bytes(number, keys, first=n not in seen)
-        plans += runs[n].plan_bytes(number) if n not in seen else 0
+        repeat += runs[n].offline_bytes(number, keys, first=False)
         seen.add(n)
     names = runner.protocol_module(protocol).masked_names(program)
     timed = network is not None
@@ -168,7 +168,7 @@ def estimate_prediction(
         rounds=sum(layer.rounds for layer in layers),
         online_bytes=sum(layer.online_bytes for layer in layers),
         offline_bytes=offline,
-        plan_bytes=plans,
+        repeat_bytes=repeat,
         load_bytes=frame_bytes("weights", None, [("<i8", program.params[name]) for name in names]),
         network=network,
         online_s=sum(layer.online_s or 0.0 for layer in layers) if timed else None,
@@ -222,10 +222,6 @@ class _Run:
             + frame_bytes("request", {"task": "predict"} | about, [])
             + frame_bytes("ready", {"prediction": prediction, "bytes": to_keeper}, [])
         )
-
-    def plan_bytes(self, prediction: int) -> int:
-        """Return what the plan's correlations take to describe, to both parties."""
-        return 2 * (self._deal(prediction, first=True) - self._deal(prediction, first=False))
 
     def _deal(self, prediction: int, *, first: bool) -> int:
         key = (0, self._plan.protocol, self._plan.batch)

@@ -100,7 +100,7 @@ def test_correlations_of_many_frames_are_counted_frame_by_frame():
         assert estimated(found) == expected(running.cost)
         # The second prediction needs no plan; its number has as many digits.
         model.predict(RNG.standard_normal((1, 3, 32, 32)).astype(np.float32))
-        assert running.cost.offline_bytes == found.offline_bytes - found.plan_bytes
+        assert running.cost.offline_bytes == found.repeat_bytes < found.offline_bytes
 
 
 def test_a_batch_of_several_chunks_costs_their_sum():
@@ -112,7 +112,7 @@ def test_a_batch_of_several_chunks_costs_their_sum():
     assert found.rounds == sum(part.rounds for part in parts)
     assert found.online_bytes == sum(part.online_bytes for part in parts)
     # The second chunk's correlations are described already.
-    assert found.offline_bytes == sum(part.offline_bytes for part in parts) - parts[1].plan_bytes
+    assert found.offline_bytes == parts[0].offline_bytes + parts[1].repeat_bytes + parts[2].offline_bytes
 
 
 @pytest.mark.parametrize("protocol", ["fss", "crypten"])
