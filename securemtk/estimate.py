@@ -135,8 +135,8 @@ def estimate_prediction(
         protocol: a name of `runner.PROTOCOLS`.
         gated: whether the model has secured tasks.
         keys: names of the tasks that the prediction opens; their names travel, nothing else depends on them.
-        network: between every two roles. Where given, each party's side runs with made-up values on this machine, as
-            fast as it alone can, which takes the computing time of some predictions.
+        network: between every two roles. Where given, each party's side runs with made-up values on this machine,
+            which takes the computing time of some predictions.
         config: of the session; its chunks and threads matter.
 
     Raises:
