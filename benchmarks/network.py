@@ -101,7 +101,7 @@ def network_between_roles(network: Network) -> Iterator[None]:
         host, port = here.recv()
         return str(host), int(port)
 
-    RoleProcess.address = address  # type: ignore[method-assign]
+    RoleProcess.address = address  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -159,8 +159,8 @@ def tables(content: dict[str, Any]) -> str:
         cells += [report.megabytes(run[key]) for key in ("online_bytes", "offline_bytes")]
         cells.append("yes" if run["equal"] else "NO")
         for key in ("online", "offline"):
-            pair, ratio = run[f"{key}_s"], run[f"{key}_ratio"]
-            cells += [report.seconds(pair["estimated"]), report.seconds(pair["measured"]), f"{100 * (ratio - 1):+.0f} %"]
+            pair, off = run[f"{key}_s"], 100 * (run[f"{key}_ratio"] - 1)
+            cells += [report.seconds(pair["estimated"]), report.seconds(pair["measured"]), f"{off:+.0f} %"]
         rows.append(cells)
     return report.table(head, rows)
 

@@ -23,7 +23,7 @@ from protocols.channel import frame_bytes
 from protocols.correlation import KEEPER, USER, Dealing, Request
 from protocols.dealer import FRAME_BYTES, correction_bytes
 from protocols.errors import ProtocolAbort
-from protocols.party import Parts, Party
+from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish
 from protocols.prg import Stream
 from protocols.runner import LayerCost, Plan, Probe
@@ -80,11 +80,10 @@ class Tape:
 class _Recorder:
     """Wire and correlations of a party that computes alone."""
 
-    def __init__(self, rank: int, finish: Finish, *, dry: bool) -> None:
+    def __init__(self, rank: int, *, dry: bool) -> None:
         self.tape = Tape()
-        self._finish = finish
+        self._hand: Hand | None = None
         self._rank, self._device = rank, "meta" if dry else "cpu"
-        self._stream = Stream()
         self._layer = -1
         self._mark = time.perf_counter()
 
@@ -121,22 +120,24 @@ class _Recorder:
         return torch.ones(tuple(shape), dtype=dtype, device=self._device)
 
     def take(self, request: Request) -> Parts:
-        seconds = self.pause()
         self.tape.requests.append((self._layer, request))
-        if self._device == "meta":
-            return tuple(self._ones(shape) for shape in correlation.part_shapes(request, self._rank))
-        corrections = [self._ones(shape) for shape in correlation.correction_shapes(request, self._rank)]
-        part = correlation.take(request, self._rank, self._stream, corrections)
-        if self._rank == USER:
-            part = self._finish(request, part)
-        self.tape.take_s += self.pause()
-        self._mark -= seconds
-        return part
+        if self._hand is not None:
+            return self._hand.take(request)
+        return tuple(self._ones(shape) for shape in correlation.part_shapes(request, self._rank))
+
+    def deal(self, listed: Sequence[Request], finish: Finish) -> None:
+        """Make this party's parts of made-up correlations, all of them before they are needed, as a session does."""
+        self._mark = time.perf_counter()
+        corrections = [self._ones(shape) for q in listed for shape in correlation.correction_shapes(q, self._rank)]
+        self._hand = Hand(self._rank, Stream(), listed, corrections, finish)
+        self.tape.take_s = self.pause()
 
 
 def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], *, dry: bool) -> Tape:
-    finish = partial(runner.protocol_module(plan.protocol).finish, masked=weights)
-    recorder = _Recorder(rank, finish, dry=dry)
+    recorder = _Recorder(rank, dry=dry)
+    if not dry:
+        finish = partial(runner.protocol_module(plan.protocol).finish, masked=weights)
+        recorder.deal(runner.requests(plan), finish if rank == USER else lambda request, part: part)
     nothing = Stream(bytes(16))  # draws no secret: what it masks is made up
     party = Party(rank, recorder, recorder, nothing, nothing, nothing, dry=dry)
     program = plan.program
@@ -167,7 +168,7 @@ def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tap
         repeats: how often at most, after a first time that is not counted; the median of them is returned.
         enough_s: no more repetitions once a party's side has taken so long.
 
-    Cost: computing time of some predictions, and memory of one, less what waits for it.
+    Cost: computing time and memory of some predictions, one after the other.
     """
     protocol = runner.protocol_module(plan.protocol)
     protocol.warm()
