@@ -28,9 +28,9 @@ from protocols.pool import Finish
 from protocols.prg import Stream
 from protocols.runner import LayerCost, Plan, Probe
 
-# What a message costs the processes at its two ends together, beyond the network: Python, system calls, TLS, copies,
-# and a peer that has to wake up. Measured between two processes of one machine, docs/check.md.
-MESSAGE_S = 1.0e-4
+# What a message and each of its bytes cost the processes at both ends together, beyond the network: Python, system
+# calls, TLS, copies, a peer that has to wake up and finds its caches cold. By predictions on one machine, docs/check.md.
+MESSAGE_S = 4.0e-4
 BYTE_S = 1.5e-9
 
 _DTYPES = {torch.int64: "<i8", torch.uint8: "|u1"}

@@ -13,7 +13,7 @@ from protocols.channel import frame_bytes
 from protocols.correlation import KEEPER, USER, Request
 from protocols.dealer import correction_bytes, pack
 from protocols.errors import InputError
-from protocols.estimate import Network, Tape, correction_frames
+from protocols.estimate import BYTE_S, MESSAGE_S, Network, Tape, correction_frames
 from protocols.pool import Deal
 from protocols.program import Program
 from protocols.runner import LayerCost, Plan
@@ -231,11 +231,16 @@ class _Run:
 
 def _waiting(keeper: Tape, user: Tape, deal_s: float, network: Network) -> float:
     """Return the seconds of a prediction that has to wait for its dealer, who sends while it deals."""
-    ready = []
-    for rank, tape, way_back in ((KEEPER, keeper, network.rtt_s / 2), (USER, user, 0.0)):
-        sent = network.transfer_s(correction_bytes([request for _, request in tape.requests], rank))
-        ready.append(max(deal_s, sent) + tape.take_s + way_back)
-    return network.rtt_s + max(ready)
+    listed = [request for _, request in keeper.requests]
+    n_bytes = [correction_bytes(listed, rank) for rank in (KEEPER, USER)]
+    made_s = deal_s + sum(n_bytes) * BYTE_S
+    # The user hears from the keeper that it is ready too.
+    ready = [
+        max(made_s, network.transfer_s(n)) + tape.take_s + way_back
+        for n, tape, way_back in zip(n_bytes, (keeper, user), (network.rtt_s / 2, 0.0), strict=True)
+    ]
+    # The order, the corrections, the keeper's word.
+    return network.rtt_s + max(ready) + 3 * MESSAGE_S
 
 
 def _with_offline(costs: Sequence[LayerCost], tape: Tape, *, timed: bool) -> list[LayerEstimate]:
