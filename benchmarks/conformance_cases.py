@@ -20,15 +20,19 @@ Array = NDArray[Any]
 IR_VERSION = 10
 
 # The operators that issue 4 asks for.
+# fmt: off
 LISTED = (
-    "Conv ConvTranspose Gemm MatMul Einsum Add Sub Mul Div Neg Abs Sign Min Max Pow Sqrt Reciprocal Exp Log Erf Relu "
-    "LeakyRelu PRelu Elu Selu Clip HardSigmoid HardSwish Sigmoid Tanh Softplus Gelu Mish Softmax LogSoftmax MaxPool "
-    "AveragePool GlobalAveragePool GlobalMaxPool LpPool BatchNormalization InstanceNormalization GroupNormalization "
-    "LayerNormalization RMSNormalization LRN Flatten Reshape Transpose Squeeze Unsqueeze Concat Split Slice Gather "
-    "Expand Tile Pad Resize DepthToSpace SpaceToDepth ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 "
-    "ReduceLogSumExp ReduceProd ReduceSumSquare ArgMax ArgMin TopK Where Greater Less Equal GreaterOrEqual LessOrEqual "
-    "Not And Or Xor Cast Identity Dropout"
-).split()
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sign", "Min",
+    "Max", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Erf", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Clip",
+    "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Softplus", "Gelu", "Mish", "Softmax", "LogSoftmax", "MaxPool",
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "BatchNormalization", "InstanceNormalization",
+    "GroupNormalization", "LayerNormalization", "RMSNormalization", "LRN", "Flatten", "Reshape", "Transpose",
+    "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather", "Expand", "Tile", "Pad", "Resize", "DepthToSpace",
+    "SpaceToDepth", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceLogSumExp",
+    "ReduceProd", "ReduceSumSquare", "ArgMax", "ArgMin", "TopK", "Where", "Greater", "Less", "Equal",
+    "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or", "Xor", "Cast", "Identity", "Dropout",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,13 @@ def node_cases(expanded: bool = True) -> Iterator[Case]:
             op,
             "expanded" if is_expanded else "node",
             test.model.SerializeToString(),
-            dict(zip((x.name for x in test.model.graph.input), inputs, strict=False)),
-            dict(zip((x.name for x in test.model.graph.output), outputs, strict=False)),
+            {x.name: _plain(v) for x, v in zip(test.model.graph.input, inputs, strict=False)},
+            {x.name: _plain(v) for x, v in zip(test.model.graph.output, outputs, strict=False)},
         )
+
+
+def _plain(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
 # By what a torch module's test is named after; the others by the operator's own name.
@@ -182,6 +190,11 @@ def weights(*shape: int, low: float = -1.0, high: float = 1.0) -> Array:
     return np.random.default_rng(len(shape) + sum(shape)).uniform(low, high, shape).astype(np.float32)
 
 
+def scalar(value: float, dtype: str = "float32") -> Array:
+    """Return a constant without axes."""
+    return np.array(value, dtype)
+
+
 def ints(*values: int) -> Array:
     """Return an int64 constant."""
     return np.array(values, dtype=np.int64)
@@ -216,12 +229,13 @@ def _drawn(given: Mapping[str, Secret]) -> dict[str, Array]:
 
 
 def _typed(model: ModelProto) -> bytes:
-    """Return the file with the types of its outputs, which the standard wants told."""
+    """Return the file with the types and shapes of its outputs, which the standard wants told."""
     inferred = onnx.shape_inference.infer_shapes(model)
-    known = {x.name: x for x in [*inferred.graph.output, *inferred.graph.value_info]}
-    for x in model.graph.output:
-        x.type.tensor_type.elem_type = known[x.name].type.tensor_type.elem_type or TensorProto.FLOAT
-    return bytes(model.SerializeToString())
+    for x in inferred.graph.output:
+        if not x.type.tensor_type.elem_type:
+            # Of an operator that is a function nothing is inferred; ours of that kind keep type and shape.
+            x.type.CopyFrom(inferred.graph.input[0].type)
+    return bytes(inferred.SerializeToString())
 
 
 def _title(op: str, inputs: Sequence[Secret | Array | None], opset: int, attrs: Mapping[str, Any]) -> str:
@@ -229,12 +243,13 @@ def _title(op: str, inputs: Sequence[Secret | Array | None], opset: int, attrs: 
     for x in inputs:
         if isinstance(x, Secret):
             kind = "" if x.dtype == "float32" else f"{x.dtype} "
-            parts.append(kind + "x".join(map(str, ("n", *x.shape[1:]) if x.free else x.shape)) or "scalar")
+            range_ = "" if (x.low, x.high) == (-2, 2) else f" in {x.low:g}..{x.high:g}"
+            parts.append(kind + "x".join(map(str, ("n", *x.shape[1:]) if x.free else x.shape)) + range_)
         elif x is None:
             parts.append("absent")
         else:
-            values = str(x.tolist()) if x.dtype.kind in "iu" and x.size < 9 else "x".join(map(str, x.shape)) or "one"
-            parts.append(f"constant {values}")
+            is_told = x.size == 1 or (x.dtype.kind in "iu" and x.size < 9)
+            parts.append(f"constant {x.tolist() if is_told else 'x'.join(map(str, x.shape))}")
     told = ", ".join(f"{k}={v}" for k, v in attrs.items())
     return f"{op}-{opset}({'; '.join(parts)})" + (f" {told}" if told else "")
 
@@ -248,7 +263,6 @@ def _linear() -> Iterator[Case]:
         {"dilations": [2, 2], "pads": [2, 2, 2, 2]},
         {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
         {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
-        {"auto_pad": "SAME_LOWER", "dilations": [2, 1]},
         {"auto_pad": "VALID"},
     ):
         yield made("Conv", image, weights(6, 4, 3, 3), weights(6), **attrs)
@@ -284,7 +298,7 @@ def _linear() -> Iterator[Case]:
     yield made("Gemm", secret(3, 5), secret(5, 4), secret(3, 4), alpha=0.25)
     yield made("Gemm", secret(3, 5), secret(4, 5), weights(4), transB=1)
     yield made("Gemm", weights(3, 5), secret(5, 4), weights(4))
-    yield made("Gemm", secret(3, 5), weights(5, 4), np.float32(0.5).reshape(()), opset=11)
+    yield made("Gemm", secret(3, 5), weights(5, 4), scalar(0.5), opset=11)
     yield made("MatMul", secret(3, 5), weights(5, 4))
     yield made("MatMul", secret(2, 3, 5, free=True), weights(5, 4), opset=9)
     yield made("MatMul", secret(2, 3, 4, 5), weights(5, 4))
@@ -316,9 +330,9 @@ def _linear() -> Iterator[Case]:
     yield made("Einsum", secret(3, 3), equation="ii->i")
 
 
-_POSITIVE = {"low": 0.25, "high": 8.0}
+_POSITIVE: dict[str, Any] = {"low": 0.25, "high": 8.0}
 # Operator of one input -> the values that its cases are about.
-_UNARY: Mapping[str, Mapping[str, float]] = {
+_UNARY: Mapping[str, Mapping[str, Any]] = {
     "Neg": {},
     "Abs": {},
     "Sign": {},
@@ -358,12 +372,12 @@ def _elementwise() -> Iterator[Case]:
     yield made("PRelu", secret(2, 3, 4, 4), weights(3, 1, 1))
     yield made("PRelu", secret(2, 3, 4, 4), weights(1), opset=9)
     yield made("PRelu", secret(2, 3), secret(2, 3))
-    yield made("Clip", secret(2, 5), np.float32(-0.5).reshape(()), np.float32(1).reshape(()))
-    yield made("Clip", secret(2, 5), None, np.float32(1).reshape(()))
-    yield made("Clip", secret(2, 5), np.float32(0).reshape(()))
+    yield made("Clip", secret(2, 5), scalar(-0.5), scalar(1))
+    yield made("Clip", secret(2, 5), None, scalar(1))
+    yield made("Clip", secret(2, 5), scalar(0))
     yield made("Clip", secret(2, 5))
     yield made("Clip", secret(2, 5, low=-2, high=9), opset=9, min=0.0, max=6.0)
-    yield made("Clip", secret(2, 5, low=-9, high=9, dtype="int64"), np.int64(-2).reshape(()), np.int64(4).reshape(()))
+    yield made("Clip", secret(2, 5, low=-9, high=9, dtype="int64"), scalar(-2, "int64"), scalar(4, "int64"))
     for op in ("Add", "Sub", "Mul"):
         yield made(op, secret(2, 3, 4), secret(2, 3, 4))
         yield made(op, secret(2, 3, 4), secret(2, 1, 4))
@@ -373,11 +387,11 @@ def _elementwise() -> Iterator[Case]:
         yield made(op, weights(2, 3, 4), secret(2, 3, 4))
         yield made(op, secret(2, 3, 1), weights(3, 4))
         yield made(op, secret(3, 4, low=-9, high=9, dtype="int64"), secret(3, 4, low=-9, high=9, dtype="int64"))
-        yield made(op, secret(2, 3), np.float32(3).reshape(()))
+        yield made(op, secret(2, 3), scalar(3))
     yield made("Mul", secret(2, 3, low=50, high=99), secret(2, 3, low=-99, high=99))
     yield made("Div", secret(2, 3, 4), weights(4, low=0.5, high=2.0))
-    yield made("Div", secret(2, 3, 4, free=True), np.float32(8).reshape(()), opset=9)
-    yield made("Div", np.float32(1).reshape(()), secret(2, 3, **_POSITIVE))
+    yield made("Div", secret(2, 3, 4, free=True), scalar(8), opset=9)
+    yield made("Div", scalar(1), secret(2, 3, **_POSITIVE))
     yield made("Div", secret(2, 3), secret(2, 3, **_POSITIVE))
     yield made("Div", secret(2, 3, 4), secret(2, 1, 4, low=-8.0, high=-0.25))
     yield made("Div", secret(2, 3, low=-100, high=100), secret(2, 3, low=10, high=1000))
@@ -385,18 +399,18 @@ def _elementwise() -> Iterator[Case]:
     for op in ("Min", "Max"):
         yield made(op, secret(2, 3, 4), secret(2, 3, 4))
         yield made(op, secret(2, 3, 4), secret(3, 1), secret(4))
-        yield made(op, secret(2, 3, 4, free=True), np.float32(0.5).reshape(()), opset=9)
+        yield made(op, secret(2, 3, 4, free=True), scalar(0.5), opset=9)
         yield made(op, secret(2, 3), weights(2, 3))
         yield made(op, secret(2, 3))
         yield made(op, secret(2, 3, low=-9, high=9, dtype="int32"), secret(2, 3, low=-9, high=9, dtype="int32"))
     for exponent in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0):
-        yield made("Pow", secret(2, 5), np.float32(exponent).reshape(()))
+        yield made("Pow", secret(2, 5), scalar(exponent))
     yield made("Pow", secret(2, 5), ints(2).reshape(()), opset=12)
-    yield made("Pow", secret(2, 5), np.float32([2.0]), opset=9)
-    yield made("Pow", secret(2, 5, **_POSITIVE), np.float32(0.5).reshape(()))
-    yield made("Pow", secret(2, 5, **_POSITIVE), np.float32(-1).reshape(()))
-    yield made("Pow", secret(2, 5, **_POSITIVE), np.float32(-0.5).reshape(()))
-    yield made("Pow", secret(2, 3), np.float32([1, 2, 3]))
+    yield made("Pow", secret(2, 5), np.array([2.0], np.float32), opset=9)
+    yield made("Pow", secret(2, 5, **_POSITIVE), scalar(0.5))
+    yield made("Pow", secret(2, 5, **_POSITIVE), scalar(-1))
+    yield made("Pow", secret(2, 5, **_POSITIVE), scalar(-0.5))
+    yield made("Pow", secret(2, 3), np.array([1, 2, 3], np.float32))
     for op in ("Softmax", "LogSoftmax"):
         yield made(op, secret(3, 10, low=-5, high=5))
         yield made(op, secret(2, 3, 4), axis=1)
@@ -417,7 +431,7 @@ def _logic() -> Iterator[Case]:
         for opset in (18, 13):
             yield made(op, secret(2, 3, 4), secret(2, 3, 4), opset=opset)
         yield made(op, secret(2, 3, 4), secret(4))
-        yield made(op, secret(2, 3, 4, free=True), np.float32(0).reshape(()))
+        yield made(op, secret(2, 3, 4, free=True), scalar(0))
         yield made(op, weights(4), secret(2, 3, 4))
         yield made(op, numbers, numbers)
         yield made(op, numbers, ints(0, 1, -1, 2))
@@ -429,9 +443,9 @@ def _logic() -> Iterator[Case]:
     yield made("Equal", truths, truths)
     yield made("Where", secret(2, 3, dtype="bool"), secret(2, 3), secret(2, 3))
     yield made("Where", secret(2, 1, dtype="bool"), secret(2, 3), secret(3))
-    yield made("Where", secret(2, 3, dtype="bool"), secret(2, 3), np.float32(-100).reshape(()))
-    yield made("Where", secret(2, 3, dtype="bool"), np.float32(0).reshape(()), secret(2, 3))
-    yield made("Where", secret(2, 3, dtype="bool"), np.float32(1).reshape(()), np.float32(0).reshape(()))
+    yield made("Where", secret(2, 3, dtype="bool"), secret(2, 3), scalar(-100))
+    yield made("Where", secret(2, 3, dtype="bool"), scalar(0), secret(2, 3))
+    yield made("Where", secret(2, 3, dtype="bool"), scalar(1), scalar(0))
     yield made("Where", np.array([[True, False, True]]), secret(2, 3), secret(2, 3))
     yield made("Where", secret(2, 3, dtype="bool"), secret(2, 3, low=-9, high=9, dtype="int64"), ints(0))
     for to in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL):
@@ -442,9 +456,9 @@ def _logic() -> Iterator[Case]:
     yield made("Identity", secret(2, 3))
     yield made("Identity", secret(3, free=True), opset=9)
     yield made("Dropout", secret(2, 3))
-    yield made("Dropout", secret(2, 3), np.float32(0.3).reshape(()))
+    yield made("Dropout", secret(2, 3), scalar(0.3))
     yield made("Dropout", secret(2, 3), opset=9, ratio=0.3)
-    yield made("Dropout", secret(2, 3), np.float32(0.3).reshape(()), np.array(False))
+    yield made("Dropout", secret(2, 3), scalar(0.3), np.array(False))
 
 
 def _pools() -> Iterator[Case]:
@@ -472,7 +486,7 @@ def _pools() -> Iterator[Case]:
         yield made(op, secret(1, 2, 5, 4, 5), kernel_shape=[2, 2, 2], strides=[2, 2, 2])
         yield made(op, secret(1, 2, 5, 4, 5), kernel_shape=[3, 3, 3], pads=[1] * 6, strides=[2, 1, 2])
     image = secret(2, 3, 7, 6)
-    pool = {"kernel_shape": [3, 3], "count_include_pad": 1}
+    pool: dict[str, Any] = {"kernel_shape": [3, 3], "count_include_pad": 1}
     yield made("AveragePool", image, **pool, pads=[1, 1, 1, 1])
     yield made("AveragePool", image, **pool, pads=[1, 1, 1, 1], strides=[2, 2], ceil_mode=1)
     yield made("AveragePool", image, **pool, auto_pad="SAME_UPPER", strides=[2, 2])
@@ -501,7 +515,6 @@ def _norms() -> Iterator[Case]:
         yield made("InstanceNormalization", secret(2, 3, 4, 5), weights(3), weights(3), epsilon=epsilon)
     yield made("InstanceNormalization", secret(2, 3, 9), weights(3), weights(3))
     yield made("GroupNormalization", secret(2, 4, 3, 3), weights(4), weights(4), num_groups=2, opset=21)
-    yield made("GroupNormalization", secret(2, 4, 3, 3), weights(2), weights(2), num_groups=2, opset=18)
     yield made("GroupNormalization", secret(2, 4, 5), weights(4), weights(4), num_groups=1, opset=21, epsilon=1e-3)
     yield made("LayerNormalization", secret(2, 3, 8), weights(8), weights(8))
     yield made("LayerNormalization", secret(2, 3, 8, free=True), weights(8), axis=-1)
@@ -563,7 +576,7 @@ def _shapes() -> Iterator[Case]:
     yield made("Tile", block, ints(2, 1, 3))
     image = secret(2, 3, 4, 4)
     around = ints(0, 0, 1, 2, 0, 0, 2, 1)
-    half = np.float32(0.5).reshape(())
+    half = scalar(0.5)
     for mode in ("constant", "reflect", "edge"):
         yield made("Pad", image, around, mode=mode)
         yield made("Pad", secret(3, 5), ints(0, 2, 0, 1), mode=mode)
@@ -611,7 +624,7 @@ def _resizes() -> Iterator[Case]:
 
 def _reductions() -> Iterator[Case]:
     by_input = {"ReduceSum": 13}
-    values: Mapping[str, Mapping[str, float]] = {"ReduceL2": {"low": 0.1}, "ReduceProd": {"low": 0.5, "high": 1.5}}
+    values: Mapping[str, Mapping[str, Any]] = {"ReduceL2": {"low": 0.1}, "ReduceProd": {"low": 0.5, "high": 1.5}}
     for op in LISTED:
         if not op.startswith("Reduce"):
             continue
@@ -652,7 +665,8 @@ def _composed() -> Iterator[Case]:
     yield composed(
         "RMSNormalization",
         "RMSNorm as torch exports it",
-        """(float[2,8] x) => (float[2,8] y) <float two = {2.0}, float eps = {0.00001}, float one = {1.0}, int64[1] last = {-1}> {
+        """(float[2,8] x) => (float[2,8] y)
+            <float two = {2.0}, float eps = {0.00001}, float one = {1.0}, int64[1] last = {-1}> {
             a = Pow(x, two)  b = ReduceMean<keepdims = 1>(a, last)  c = Add(b, eps)  d = Sqrt(c)
             e = Div(one, d)  y = Mul(x, e) }""",
         x,
