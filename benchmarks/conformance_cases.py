@@ -70,6 +70,8 @@ def node_cases(expanded: bool = True) -> Iterator[Case]:
     for test in found:
         is_expanded = "_expanded" in test.name
         # A definition follows the operator that it defines.
+        if test.model is None or test.data_sets is None:
+            continue
         op = op if is_expanded else test.model.graph.node[0].op_type
         if is_expanded and not expanded:
             continue
@@ -111,7 +113,9 @@ def torch_cases() -> Iterator[Case]:
     """Yield onnx's tests made of torch modules, raised from their old opset to the oldest that we read."""
     for kind in ("pytorch-converted", "pytorch-operator"):
         for test in load_model_tests(kind=kind):
-            folder = Path(test.model_dir)
+            if "multiparam" in test.name:
+                continue  # broadcasts by the rules of an opset that we do not read, which no converter mends
+            folder = Path(test.model_dir or "")
             model = onnx.load(folder / "model.onnx")
             try:
                 model = _modern(model)
@@ -148,7 +152,7 @@ def _operator_of(name: str, model: ModelProto) -> str:
         if word.lower().startswith(op.lower()):
             return op
     made = [n.op_type for n in model.graph.node if n.op_type in LISTED]
-    return made[0] if made else model.graph.node[0].op_type
+    return str((made or [model.graph.node[0].op_type])[0])
 
 
 # --- generated cases -------------------------------------------------------------------------------------------------
