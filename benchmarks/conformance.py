@@ -32,7 +32,7 @@ from securemtk.onnx import runtime
 from securemtk.onnx.graph import bound, fixed_shapes
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.problems import UnsupportedNodes
-from securemtk.onnx.public import SETTINGS, SHAPES, WEIGHTS, joined, public_inputs
+from securemtk.onnx.public import POSITIONS, SETTINGS, WEIGHTS, joined, public_inputs
 from securemtk.onnx.reading import read_proto
 
 DOCUMENT = report.ROOT / "docs" / "conformance.md"
@@ -120,8 +120,8 @@ def judge(case: Case, execute: Execute) -> Result:
 def _constant_sets(model: ModelProto) -> list[set[str]]:
     """Return the inputs to give as constants, in the order in which to try: shapes, settings too, weights too."""
     sets: list[set[str]] = []
-    for tables in ((SHAPES,), (SHAPES, SETTINGS), (SHAPES, SETTINGS, WEIGHTS)):
-        names = public_inputs(model, joined(*tables))
+    for tables in ((POSITIONS,), (POSITIONS, SETTINGS), (POSITIONS, SETTINGS, WEIGHTS)):
+        names = set(public_inputs(model, joined(*tables)))
         if names not in sets:
             sets.append(names)
     return sets

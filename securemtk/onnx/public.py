@@ -1,7 +1,7 @@
 """Which inputs of a model are public: those that only ever say shapes, axes, counts or places.
 
 The exporters write them into the file; a file may also ask for them at run time, as the standard's own tests do. What
-is computed must be known before it is computed on secrets, so that they are given in the clear.
+is computed must be known to both parties before it is computed on secrets, so that they are given in the clear.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto
 from securemtk.onnx.reading import captured
 
 # Operator -> positions of the inputs that say shapes, axes, counts or places, in any opset.
-SHAPES: Mapping[str, tuple[int, ...]] = {
+POSITIONS: Mapping[str, tuple[int, ...]] = {
     "AffineGrid": (1,),
     "CenterCropPad": (1,),
     "Col2Im": (1, 2),
@@ -75,18 +75,18 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 
 
-def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = SHAPES) -> set[str]:
+def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = POSITIONS) -> tuple[str, ...]:
     """Return the names of the inputs that are used at the given positions of operators and nowhere else.
 
     An input also counts when nodes stand between that only such positions use, as a Cast before a Reshape.
 
     Args:
         model: as `securemtk.onnx.reading.read_proto` returns it; its nodes are in order.
-        positions: operator of the default domain -> positions of its inputs: `SHAPES`, or with `SETTINGS` or `WEIGHTS`
-            as well.
+        positions: operator of the default domain -> positions of its inputs: `POSITIONS`, or with `SETTINGS` or
+            `WEIGHTS` as well (`joined`).
 
     Returns:
-        Names of inputs; an input that no node uses is not among them.
+        Names in the model's order; an input that no node uses is not among them.
     """
     constant = {t.name for t in model.graph.initializer}
     for node in model.graph.node:
@@ -100,7 +100,7 @@ def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = 
         if not secret.isdisjoint(node.output):
             public = _positions(node, constant, positions)
             secret |= {x for i, x in enumerate(node.input) if i not in public}
-    return {x.name for x in model.graph.input if x.name in used - secret - constant}
+    return tuple(x.name for x in model.graph.input if x.name in used - secret - constant)
 
 
 def _positions(node: NodeProto, constant: set[str], positions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
