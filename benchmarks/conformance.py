@@ -29,7 +29,7 @@ from protocols.errors import InputError, SecureError
 from protocols.runner import PROTOCOLS
 from securemtk.inference import InferenceSession
 from securemtk.onnx import runtime
-from securemtk.onnx.graph import bound, fixed_shapes
+from securemtk.onnx.graph import bound
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.problems import UnsupportedNodes
 from securemtk.onnx.public import POSITIONS, SETTINGS, WEIGHTS, joined, public_inputs
@@ -247,16 +247,19 @@ def _imported(run: Callable[[Imported, Mapping[str, Array]], Mapping[str, NDArra
     def execute(
         model: ModelProto, inputs: Mapping[str, Array], constants: Mapping[str, Array]
     ) -> dict[str, NDArray[Any]]:
-        fixed = fixed_shapes(model)
         # Of a model without a free batch the refusal as a whole is told: it is the last that stands in the way.
-        shapes = None if fixed is None else {name: fixed[name] for name in inputs}
-        imported = load_onnx(model.SerializeToString(), shapes, constants)
+        shapes = None if _is_free(model) else {name: np.shape(x) for name, x in inputs.items()}
+        imported = load_onnx(model.SerializeToString(), shapes=shapes, public=constants)
         whole = imported.program.whole
         given = {name: np.asarray(x)[None] if whole else np.asarray(x) for name, x in inputs.items()}
         got = run(imported, {name: given[name].astype(np.float64) for name in imported.program.inputs})
         return {name: got[name][0] if whole else got[name] for name in imported.program.outputs}
 
     return execute
+
+
+def _is_free(model: ModelProto) -> bool:
+    return any(not d.HasField("dim_value") for x in model.graph.input for d in x.type.tensor_type.shape.dim)
 
 
 def in_session(protocol: str) -> Execute:
