@@ -340,6 +340,17 @@ def _describe(kind: str, meta: Meta, arrays: list[tuple[str, tuple[int, ...]]]) 
     return json.dumps({"kind": kind, "meta": meta, "arrays": arrays}, separators=(",", ":")).encode()
 
 
+def frame_bytes(kind: str, meta: Meta | None, arrays: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    """Return the bytes of the frame that `Link.send` makes, as counters count it.
+
+    Args:
+        kind, meta: as in `Link.send`.
+        arrays: dtype (such as "<i8") and shape of each.
+    """
+    body = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in arrays)
+    return HEADER.size + len(_describe(kind, meta or {}, list(arrays))) + body
+
+
 def _read_description(text: bytes) -> tuple[str, Meta, list[tuple[str, tuple[int, ...]]]]:
     raw = json.loads(text)
     arrays = []

@@ -87,6 +87,7 @@ class Kind:
         to_both: shapes of the corrections that both parties get, int64.
         part: shapes of the keeper's part, which a recorder hands out without values; empty where the
             protocol asks for none while it is recorded.
+        user_part: the same of the user's part, where it is another.
     """
 
     deal: Deal
@@ -94,6 +95,7 @@ class Kind:
     to_keeper: Shapes
     to_both: Shapes = lambda request: ()
     part: Shapes = lambda request: ()
+    user_part: Shapes | None = None
 
 
 def share_for_keeper(value: Tensor, user: Stream) -> Tensor:
@@ -267,6 +269,7 @@ KINDS: dict[str, Kind] = {
         _take_key_gate,
         lambda q: [q.shapes[0][1:], q.shapes[0][1:], q.shapes[0]],
         part=lambda q: [q.shapes[0][1:], q.shapes[0][1:], q.shapes[0]],
+        user_part=lambda q: [q.shapes[0], q.shapes[0][1:], q.shapes[0][1:], q.shapes[0]],
     ),
     "output_gate": Kind(
         _deal_output_gate,
@@ -298,6 +301,7 @@ def correction_shapes(request: Request, rank: int) -> list[Shape]:
     return [tuple(shape) for shape in (*own, *kind.to_both(request))]
 
 
-def part_shapes(request: Request) -> Sequence[Shape]:
-    """Return the shapes of the keeper's part of a request, for a recorder."""
-    return KINDS[request.kind].part(request)
+def part_shapes(request: Request, rank: int = KEEPER) -> Sequence[Shape]:
+    """Return the shapes of a party's part of a request, for a recorder."""
+    kind = KINDS[request.kind]
+    return (kind.user_part if rank == USER and kind.user_part is not None else kind.part)(request)

@@ -114,7 +114,12 @@ def apply(party: Party, layer: Layer, x: Tensor, weight: Tensor | None, bias: Te
     Security: e is uniform to the keeper; the user sees only D, which B masks.
     """
     if party.dry:
-        party.correlations.take(request_of(layer, x.shape))
+        request = request_of(layer, x.shape)
+        party.correlations.take(request)
+        if party.rank == KEEPER:
+            party.wire.recv("linear", request.shapes[0])
+        else:
+            party.wire.send("linear", x.reshape(request.shapes[0]))
         return torch.empty((x.shape[0], *layer.shape), dtype=torch.int64, device="meta")
     request = request_of(layer, x.shape)
     part = party.correlations.take(request)

@@ -134,10 +134,11 @@ def evaluate(party: Party, x: Tensor, pieces: Pieces) -> Tensor:
     """
     request = request_of(x.shape, pieces, party.comparison_bits)
     part = party.correlations.take(request)
+    n, m, _ = _sizes(request)
     if party.dry:
+        compare.rehearse(party, x.reshape(-1), m * n)
         return torch.empty_like(x)
     r, bits, seeds, words, values, *shares = (t.numpy() for t in part)
-    n, m, _ = _sizes(request)
     masked = x.reshape(-1) + part[0]
     X = (masked + party.wire.exchange("open", masked)).numpy()
     share = np.unpackbits(bits.view(np.uint8), count=m * n).reshape(m, n)

@@ -9,6 +9,7 @@ import getpass
 import io
 import json
 import logging
+import math
 import signal
 import sys
 import traceback
@@ -39,6 +40,7 @@ from protocols.errors import (
 from protocols.ranges import LayerRange, headroom, warning
 from securemtk.config import Config
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
+from securemtk.estimate import NETWORKS, Estimate, LayerEstimate, parse_network
 from securemtk.files import write_whole
 from securemtk.mtk.assembler import AssemblerConfig
 from securemtk.mtk.evaluate import opening_rate
@@ -46,6 +48,7 @@ from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.train import TrainConfig, progress_bar
 from securemtk.onnx.bundle import read_model
 from securemtk.onnx.check import check as check_model
+from securemtk.onnx.fix import fix as fix_model
 from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, task_figures, train_run
 from securemtk.session import Model, PredictionCost, Scores, Session
 
@@ -263,8 +266,8 @@ def predict(
     files = list(key or ())
     opened = [str(_header(file)["task"]) for file in files]
     passphrase = _passphrase_of(files, passphrase_file)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"--out must lie in a folder that is there; got {str(out)!r}")
+    if out is not None:
+        _check_folder("--out", out)
     config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
     choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
     with Session(config, keys=files, passphrase=passphrase, **choice) as session:
@@ -287,21 +290,47 @@ def check(
         Path | None,
         typer.Option(help="Data as predict takes it: run the model on it in the clear, and measure its values."),
     ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of the prediction whose cost is estimated.")] = 1,
+    protocol: Annotated[str, typer.Option(help="Protocols that the prediction computes with.")] = "fss",
+    network: Annotated[
+        str | None, typer.Option(help=f"{', '.join(NETWORKS)}: estimate the time over such a network as well.")
+    ] = None,
+    rtt: Annotated[str | None, typer.Option(help="Round-trip time of the network, such as 40ms.")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Of each direction, such as 100mbit.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the model to this file, rewritten where that keeps its function.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell whether a model runs under encryption: every unsupported node at once, by name.
+    """Tell whether a model runs under encryption, and what a prediction costs.
 
-    With --sample also how near the values of each layer come to the bounds of fixed point. Exit status 4 where a node
-    is not supported or a value reaches its bound.
+    Names every unsupported node at once. With --sample also how near the values of each layer come to the bounds of
+    fixed point. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs each party's
+    side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a node is not
+    supported or a value reaches its bound.
     """
     data = None if sample is None else _read_input(sample)
     manifest, source = read_model(model) if model.is_dir() else (None, model)
-    limits = {} if manifest is None else {"low": manifest.low, "high": manifest.high}
-    found = check_model(source, data, **limits)
+    limits: dict[str, Any] = {} if manifest is None else {"low": manifest.low, "high": manifest.high}
+    limits["gated"] = manifest is not None and any(task.secured for task in manifest.tasks)
+    connection = parse_network(network, rtt, bandwidth)
+    rewrites: list[str] | None = None
+    if fix is not None:
+        _check_folder("--fix", fix)
+        fixed = fix_model(source)
+        write_whole(fix, fixed.data)
+        source, rewrites = fixed.data, list(fixed.rewrites)
+    found = check_model(source, data, batch=batch, protocol=protocol, network=connection, **limits)
     document = found.to_dict()
+    if rewrites is not None:
+        document["rewrites"] = rewrites
 
     def show() -> None:
+        if rewrites is not None:
+            _rows_table(f"rewrites, written to {fix}", [{"": text} for text in rewrites or ["nothing to do"]])
         _rows_table("layers", [dict(row) for row in document["layers"]])
+        if found.estimate is not None:
+            _estimate_table(found.estimate)
         _rows_table("largest values on the sample", [_range_row(row) for row in found.ranges])
         _rows_table("unsupported", [dict(row) for row in document["unsupported"]])
         stdout = Console()
@@ -313,6 +342,26 @@ def check(
         log.warning(text)
     if not (found.ok and found.in_range):
         raise typer.Exit(UNSUPPORTED)
+
+
+def _estimate_table(cost: Estimate) -> None:
+    def row(layer: LayerEstimate) -> dict[str, str]:
+        cells = {"name": layer.name, "op": layer.op, "rounds": str(layer.rounds)}
+        cells |= {"online, bytes": f"{layer.online_bytes:,}", "offline, bytes": f"{layer.offline_bytes:,}"}
+        return cells if layer.online_s is None else cells | {"online, ms": f"{layer.online_s * 1e3:.2f}"}
+
+    frames = cost.offline_bytes - sum(layer.offline_bytes for layer in cost.layers)
+    rest = LayerEstimate("requests and frames", "", 0, 0, frames, None if cost.online_s is None else 0.0)
+    total = LayerEstimate("total", "", cost.rounds, cost.online_bytes, cost.offline_bytes, cost.online_s)
+    title = f"a prediction of {cost.batch}, {cost.protocol}" + (f", in {cost.chunks} chunks" if cost.chunks > 1 else "")
+    _rows_table(title, [row(layer) for layer in (*cost.layers, rest, total)])
+    if cost.network is not None and cost.online_s is not None and cost.offline_s is not None:
+        wide = cost.network.bits_per_s
+        over = f"{cost.network.rtt_s * 1e3:g} ms there and back" + (
+            "" if math.isinf(wide) else f", {wide / 1e6:g} Mbit/s"
+        )
+        text = f"about {cost.online_s:.3g} s online and {cost.offline_s:.3g} s before, over {over}"
+        Console().print(text, highlight=False)
 
 
 def _range_row(row: LayerRange) -> dict[str, str]:
@@ -343,6 +392,11 @@ def _check_numbers(name: str, array: NDArray[Any]) -> None:
         raise InputError(f"{name!r} must hold floating-point numbers; got {array.dtype}")
     if not np.isfinite(array).all():
         raise InputError(f"{name!r} must be finite; got nan or infinity")
+
+
+def _check_folder(option: str, file: Path) -> None:
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{option} must lie in a folder that is there; got {str(file)!r}")
 
 
 def _key_files(paths: Sequence[Path]) -> list[Path]:

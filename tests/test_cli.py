@@ -14,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import alive
 from onnx import helper
 from onnx_models import build, floats, one
+from small_models import mlp
 from torch import nn
 
 from protocols.errors import (
@@ -212,6 +214,43 @@ def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
     assert "the Erf" in out
     status, out, _ = command("check", made / "bundle", "--json")
     assert (status, json.loads(out)["ok"]) == (0, True)
+
+
+def test_check_estimates_what_a_prediction_costs(tmp_path, command):
+    (tmp_path / "m.onnx").write_bytes(mlp())
+    call = ["check", tmp_path / "m.onnx", "--batch", "3"]
+    status, out, _ = command(*call, "--json")
+    found = json.loads(out)["estimate"]
+    assert (status, found["batch"], found["protocol"], found["online_s"]) == (0, 3, "fss", None)
+    assert [row["name"] for row in found["layers"]] == ["input", "fc1", "relu1", "fc2", "output"]
+    assert sum(row["online_bytes"] for row in found["layers"]) == found["online_bytes"]
+    status, out, _ = command(*call)
+    assert f"{found['online_bytes']:,}" in out
+    assert "there and back" not in out
+    status, out, _ = command(*call, "--rtt", "40ms", "--bandwidth", "100mbit")
+    assert status == 0
+    assert "over 40 ms there and back, 100 Mbit/s" in out
+    status, out, _ = command(*call, "--network", "lan", "--protocol", "crypten", "--json")
+    found = json.loads(out)["estimate"]
+    assert (found["protocol"], found["network"]["rtt_s"]) == ("crypten", 0.0005)
+    assert found["online_s"] > found["rounds"] * 0.00025
+    assert command(*call, "--network", "moon")[0] == cli.INPUT
+    assert command(*call, "--protocol", "none")[0] == cli.UNSUPPORTED
+
+
+def test_check_writes_the_rewritten_model_and_reports_it(tmp_path, command):
+    nodes = [helper.make_node("Identity", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"], name="top")]
+    model, target = tmp_path / "m.onnx", tmp_path / "fixed.onnx"
+    model.write_bytes(build(nodes, {"x": ["n", 4]}, ["y"], {"unused": floats(3)}).SerializeToString())
+    status, out, _ = command("check", model, "--fix", target, "--json")
+    assert status == 0
+    assert "removed 1 Identity nodes" in json.loads(out)["rewrites"]
+    assert [n.op_type for n in onnx.load(target).graph.node] == ["Relu"]
+    assert "nothing to do" in command("check", target, "--fix", target)[1]
+    assert command("check", model, "--fix", tmp_path / "no" / "where.onnx")[0] == cli.INPUT
+    model.write_bytes(b"damaged")
+    assert command("check", model, "--fix", tmp_path / "other.onnx")[0] == cli.INPUT
+    assert not (tmp_path / "other.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from securemtk.onnx.rules import translate
 from securemtk.onnx.runtime import start
 
 OPSET = 20
+NODE = helper.make_node
 RNG = np.random.default_rng(5)
 
 
@@ -132,6 +133,13 @@ def test_attributes_of_functions(op, attrs):
     both_ways(op, WIDE, atol=1.5e-4, **attrs)
 
 
+def test_a_public_slope_holds_for_large_numbers():
+    model, examples = case("LeakyRelu", line(-16000, 16000), alpha=0.0123)
+    want = expected(model, examples)
+    imported = by_samples(model, examples, want, 1e-4, 0)
+    np.testing.assert_allclose(encrypted("fss", imported, examples), want, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("op", "x", "atol", "rtol"),
     [
@@ -183,12 +191,16 @@ FORMS = {
 PAIRS = ["Add", "Sub", "Mul", "Max", "Min", "Sum", "Mean", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"]
 
 
-@pytest.mark.parametrize("op", [*PAIRS, "PRelu", "Div"])
-@pytest.mark.parametrize("form", FORMS)
+# The standard lets slopes broadcast to the activation only.
+SLOPES = [x for x in FORMS if "first" not in x and "broadcast" not in x and "widens" not in x]
+
+
+@pytest.mark.parametrize(
+    ("op", "form"),
+    [(op, form) for op in [*PAIRS, "Div"] for form in FORMS] + [("PRelu", form) for form in SLOPES],
+)
 def test_operators_of_two_values_broadcast(op, form):
     x, y = FORMS[form]()
-    if op == "PRelu" and ("first" in form or "broadcast" in form or "widens" in form):
-        pytest.skip("the standard lets slopes broadcast to the activation only")
     if op == "Div":
         y = [np.abs(y[0]) + 1] if isinstance(y, list) else y
     both_ways(op, x, y, atol=1e-5 if op != "Div" else 5e-4, rtol=1e-4)
@@ -227,11 +239,21 @@ def test_any_number_of_operands(op):
     both_ways(op, [f(2, 3)], f(3), [f(2, 3)], np.float32(0.5), [f(2, 1)], atol=1e-5 if op != "Mean" else 2e-4)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (3, 1), (1, 2, 3)])
-def test_a_constant_operand_of_a_maximum_may_be_infinite(shape):
-    low = np.full(shape[-1:], -np.inf, np.float32)
-    both_ways("Max", [f(2, 3, 3)], low[:1])
-    both_ways("Min", [f(2, 3, 3)], -low[:1])
+@pytest.mark.parametrize("limit", [np.inf, np.finfo(np.float32).max, 65504, 40000])
+def test_a_constant_operand_of_a_comparison_may_be_infinite_or_too_large_to_compare(limit):
+    for op, bound in (("Max", -limit), ("Min", limit), ("Less", limit), ("Greater", -limit)):
+        model, examples = case(op, line(-9000, 9000), np.float32([bound] * 5))
+        imported = by_samples(model, examples, expected(model, examples), 0, 0)
+        np.testing.assert_array_equal(encrypted("fss", imported, examples), expected(model, examples))
+
+
+@pytest.mark.parametrize("op", [*PAIRS, "Div", "PRelu", "And", "Or", "Xor"])
+def test_a_program_says_nothing_about_constants(op):
+    logical = op in ("And", "Or", "Xor")
+    first, second = (b(3), ~b(3)) if logical else (f(3) + 9, np.zeros(3, np.float32) + 2)
+    x = [b(2, 3)] if logical else [f(2, 3)]
+    programs = [load_onnx(case(op, x, c)[0].SerializeToString()).program.to_json() for c in (first, second)]
+    assert programs[0] == programs[1]
 
 
 CONDITIONS = {
@@ -274,6 +296,22 @@ def test_a_masked_value_is_so_low_that_softmax_forgets_it():
         want = expected(model, examples)
         by_samples(model, examples, want, 2e-4, 0)
         whole(model, examples, want, 2e-4, 0)
+
+
+def test_a_mask_may_be_an_input_as_transformers_have_it():
+    model = chain(
+        NODE("Sub", ["one", "x"], ["a"]),
+        NODE("Mul", ["a", "least"], ["b"]),
+        NODE("Add", ["b", "scores"], ["c"]),
+        NODE("Softmax", ["c"], ["y"]),
+        one=np.float32(1),
+        least=np.finfo(np.float32).min,
+        scores=f(12),
+    )
+    examples = {"x": np.arange(24).reshape(2, 12).astype(np.float32) % 3 % 2}
+    want = expected(model, examples)
+    imported = by_samples(model, examples, want, 2e-4, 0)
+    np.testing.assert_allclose(encrypted("fss", imported, examples), want, atol=1e-3)
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 5, 8])
@@ -365,14 +403,13 @@ def agrees_both_ways(model: onnx.ModelProto, atol: float = 3e-4, scale: float = 
 
 
 def test_what_is_whole_by_construction_may_be_cast_and_rounded():
-    node = helper.make_node
     agrees_both_ways(
         chain(
-            node("Greater", ["x", "zero"], ["a"]),
-            node("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
-            node("Floor", ["b"], ["c"]),
-            node("Cast", ["c"], ["d"], to=TensorProto.INT64),
-            node("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
+            NODE("Greater", ["x", "zero"], ["a"]),
+            NODE("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
+            NODE("Floor", ["b"], ["c"]),
+            NODE("Cast", ["c"], ["d"], to=TensorProto.INT64),
+            NODE("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
             zero=np.float32(0),
         ),
         atol=0,
@@ -413,7 +450,6 @@ def encrypted(protocol: str, imported: Imported, examples: dict) -> np.ndarray:
     return secure(protocol, imported.program, imported.params, examples)[0]["y"]
 
 
-NODE = helper.make_node
 CHAINS = {
     "comparisons and choices": chain(
         NODE("Greater", ["x", "half"], ["big"]),

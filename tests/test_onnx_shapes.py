@@ -255,11 +255,10 @@ def test_products_agree_as_a_whole(x, y, constant):
 
 @pytest.mark.parametrize("constant", ["", "x", "y"])
 @pytest.mark.parametrize("turned", [(0, 0), (0, 1), (1, 0), (1, 1)])
-@pytest.mark.parametrize("third", [None, (), (5,), (3, 1), (3, 5)])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("third", "shared"), [(None, False), *((shape, s) for shape in ((), (5,), (3, 1), (3, 5)) for s in (False, True))]
+)
 def test_gemm_agrees_as_a_whole(constant, turned, third, shared):
-    if third is None and shared:
-        pytest.skip("no third matrix")
     x, y = ((4, 3) if turned[0] else (3, 4)), ((5, 4) if turned[1] else (4, 5))
     model = product("Gemm", x, y, constant, transA=turned[0], transB=turned[1], alpha=0.5, beta=2.0)
     if third is not None:
@@ -311,6 +310,8 @@ REFUSED = [
     (one("ReduceSum", ("n", 4)), "must not run over the batch"),
     (one("ReduceL2", ("n", 4), noop_with_empty_axes=1), "must have axes"),
     (case("TopK", (4,), ints(2), outputs=2).values[0], "k must be 1; got 2"),
+    (product("Gemm", ("n", 4), ("n", 5), transA=1), "batch must stay the first axis"),
+    (product("Gemm", ("n", 4), ("n", 4), transB=1), "batch must stay the first axis"),
     (product("Einsum", ("n", 4, 4), ("n", 4, 4), equation="nii,nij->nj"), "without repeated labels"),
 ]
 
@@ -330,6 +331,12 @@ def test_what_is_refused_has_a_reason(model, reason):
         one("Concat", (1, 3, 4), [floats(1, 3, 2)], axis=2),
         one("Resize", (1, 2, 4, 4), [None, numbers(1, 1, 2, 2)], mode="linear"),
         one("ReduceProd", (2, 5), [ints(1)]),
+        one("ReduceL2", (2, 5), [ints(1)]),
+        one("ReduceLogSumExp", (2, 5), [ints(1)]),
+        one("ReduceMin", (2, 5), [ints(1)]),
+        one("CumSum", (2, 5), [np.array(1)]),
+        product("Gemm", (4, 3), (4, 5), transA=1, alpha=0.3),
+        product("Einsum", (2, 3, 4), (2, 3, 4), equation="bhd,bhe->bde"),
         one("Hardmax", (3, 6)),
     ],
     ids=lambda model: model.graph.node[0].op_type,

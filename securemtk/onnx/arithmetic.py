@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from securemtk.onnx.graph import Array, Graph, Node
-from securemtk.onnx.operands import Formula, Operand, without_infinity
+from securemtk.onnx.operands import Formula, Operand, decidable, without_infinity
 from securemtk.onnx.registry import Refused, Step, constant_input, rule
 
 
@@ -53,10 +53,10 @@ def total(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Max", "Min")
 def extreme(node: Node, graph: Graph) -> list[Step]:
-    """Any number of activations and constants that broadcast; infinite constants count as 4096."""
+    """Any number of activations and constants that broadcast; differences below 2**15, larger constants are 2**14."""
     formula = Formula(node, graph)
     op = formula.largest if node.op_type == "Max" else formula.smallest
-    return formula.steps(formula.all_by(op, [without_infinity(x) for x in formula.operands()]))
+    return formula.steps(formula.all_by(op, [decidable(x) for x in formula.operands()]))
 
 
 @rule("Where")

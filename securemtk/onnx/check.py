@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from protocols.errors import BundleError
+from protocols.estimate import Network
 from protocols.program import Layer, Shape
 from protocols.ranges import LayerRange, measure
+from securemtk.estimate import Estimate, estimate_prediction
 from securemtk.inputs import input_arrays
 from securemtk.onnx.graph import Graph, Node, ValueInfo
 from securemtk.onnx.importer import Params, assemble, layers_of, out_of_range, understand
@@ -58,6 +60,7 @@ class Report:
         unsupported: everything that stands in the way.
         layers: the layers of the program; of a model that is not ok, those of its supported nodes.
         ranges: how near sample data brought each layer to the bounds of fixed point; empty where there was none.
+        estimate: what a prediction costs; None for a model that is not ok.
     """
 
     ok: bool
@@ -67,6 +70,7 @@ class Report:
     unsupported: tuple[Problem, ...]
     layers: tuple[LayerCost, ...]
     ranges: tuple[LayerRange, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def in_range(self) -> bool:
@@ -79,24 +83,37 @@ class Report:
         report["unsupported"] = [problem._asdict() for problem in self.unsupported]
         report["ranges"] = [asdict(row) | {"share": row.share, "headroom": row.headroom} for row in self.ranges]
         report["in_range"] = self.in_range
+        report["estimate"] = None if self.estimate is None else self.estimate.to_dict()
         counted = ("parameters", "macs", "comparisons")
         return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
 
 
-def check(source: Source, sample: Any = None, *, low: float = -math.inf, high: float = math.inf) -> Report:
+def check(
+    source: Source,
+    sample: Any = None,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    batch: int = 1,
+    protocol: str = "fss",
+    gated: bool = False,
+    network: Network | None = None,
+) -> Report:
     """Tell whether a model can be run, without raising for one that cannot.
 
     Args:
         source: path of an ONNX file, or its bytes.
         sample: data as `Model.predict` takes it, for `Report.ranges`; the model runs on it in the clear.
         low, high: allowed values of the sample.
+        batch, protocol, gated, network: of the prediction whose cost is estimated, as `estimate_prediction` takes them.
 
     Returns:
         A report that names every unsupported node at once.
 
     Raises:
         BundleError: the file cannot be read as an ONNX model.
-        InputError, TypeError: the model runs, and the sample does not fit it.
+        InputError, TypeError: the model runs, and the sample or the batch does not fit it.
+        UnsupportedError: an unknown protocol.
     """
     try:
         understood = understand(read_proto(source))
@@ -109,6 +126,7 @@ def check(source: Source, sample: Any = None, *, low: float = -math.inf, high: f
         problems.append(Problem("model", "model", str(graph.failure), "see the reason"))
     layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
     measured: tuple[LayerRange, ...] = ()
+    estimate: Estimate | None = None
     if not problems:
         imported = assemble(graph, understood.steps)
         layers, params = imported.program.layers, imported.params
@@ -117,6 +135,8 @@ def check(source: Source, sample: Any = None, *, low: float = -math.inf, high: f
         if sample is not None and not problems:
             inputs = input_arrays(imported.program.inputs, sample, low, high)
             measured = measure(imported.program, params, [inputs])
+        if not problems:
+            estimate = estimate_prediction(imported.program, batch, protocol, gated=gated, network=network)
     return Report(
         ok=not problems,
         inputs=graph.inputs,
@@ -125,6 +145,7 @@ def check(source: Source, sample: Any = None, *, low: float = -math.inf, high: f
         unsupported=tuple(problems),
         layers=_costs(layers, params, graph.shapes),
         ranges=measured,
+        estimate=estimate,
     )
 
 

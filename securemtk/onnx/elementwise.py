@@ -11,7 +11,7 @@ from protocols.program import Attribute
 from protocols.ring import FRAC_BITS
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.lower import custom, straight
-from securemtk.onnx.operands import Formula, is_integral, without_infinity
+from securemtk.onnx.operands import Formula, decidable, is_integral
 from securemtk.onnx.registry import (
     LIMIT,
     Refused,
@@ -85,9 +85,9 @@ def _clip_by_values(node: Node, graph: Graph) -> list[Step]:
     formula = Formula(node, graph)
     x = formula.operand(0)
     if node.input(1):
-        x = formula.largest(x, without_infinity(formula.operand(1)))
+        x = formula.largest(x, decidable(formula.operand(1)))
     if node.input(2):
-        x = formula.smallest(x, without_infinity(formula.operand(2)))
+        x = formula.smallest(x, decidable(formula.operand(2)))
     return formula.steps(x)
 
 

@@ -20,6 +20,8 @@ from securemtk.onnx.registry import Step
 
 Polynomial = tuple[float, ...]
 _DEGREE = 4
+# Formulas are short: nothing is looked for further back than so many steps and values.
+_DEPTH, _WIDTH = 8, 12
 _TOLERANCE = 1e-4
 
 
@@ -103,7 +105,7 @@ def _bases(source: str, makers: Mapping[str, Step]) -> list[str]:
     """Return what a formula can be a formula of: the values that lead to its heart by sums and products."""
     found: list[str] = []
     row = [source]
-    while row:
+    while row and len(found) < _WIDTH:
         value = row.pop(0)
         if value not in found:
             found.append(value)
@@ -182,14 +184,14 @@ def _plus(x: _Form, y: _Form) -> _Form:
     return _Form(_sum(x.factor, y.factor), _sum(x.rest, y.rest))
 
 
-def _polynomial(value: str, base: str, makers: Mapping[str, Step]) -> Polynomial | None:
+def _polynomial(value: str, base: str, makers: Mapping[str, Step], depth: int = _DEPTH) -> Polynomial | None:
     """Return a value as a polynomial of another one, None when it is none."""
     if value == base:
         return _X
     step = makers.get(value)
-    if step is None or step.op not in _ALGEBRA:
+    if step is None or step.op not in _ALGEBRA or not depth:
         return None
-    parts = [_polynomial(x, base, makers) for x in step.inputs]
+    parts = [_polynomial(x, base, makers, depth - 1) for x in step.inputs]
     if any(p is None or len(p) > _DEGREE for p in parts):
         return None
     first, *others = (p for p in parts if p is not None)

@@ -22,15 +22,14 @@ def _operand(node: Node, graph: Graph, index: int) -> Operand:
 def gemm(node: Node, graph: Graph) -> list[Step]:
     """All attributes, each matrix a constant or an activation; transA and products of activations as a whole only."""
     alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    # By samples this refuses whatever does not have an activation on the left and a constant on the right.
     shape, draft = output_shape(node, graph), Draft(node, graph)
     a, b = (
         _turned(draft, _operand(node, graph, i)) if node.attrs.get(name, 0) else _operand(node, graph, i)
         for i, name in enumerate(("transA", "transB"))
     )
-    if not graph.whole and (isinstance(a, str) == isinstance(b, str) or not isinstance(a, str)):
-        raise Refused("the batch must stay the first axis and must not be summed over", "use MatMul with a batch axis")
-    if node.attrs.get("transA", 0) and not graph.whole:
-        raise Refused("with transA the batch would be summed over", "transpose the constant, not the activation")
+    if not isinstance(a, str) and not isinstance(b, str):
+        raise Refused("one of the two factors must be computed from the input", "write it as Add")
     third = node.input(2)
     bias = None
     if third and third not in graph.activations:
@@ -66,8 +65,6 @@ def _turned(draft: Draft, x: Operand) -> Operand:
     if not isinstance(x, str):
         return x.swapaxes(-1, -2)
     n = len(draft.shape(x)) + 1
-    if n < 3:
-        raise Refused("with transA the batch would be summed over", "transpose the constant, not the activation")
     return draft.transpose(x, (*range(n - 2), n - 1, n - 2))
 
 

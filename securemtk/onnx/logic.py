@@ -5,7 +5,7 @@ may be one unit off.
 """
 
 from securemtk.onnx.graph import Graph, Node
-from securemtk.onnx.operands import Formula, Operand, without_infinity
+from securemtk.onnx.operands import Formula, Operand, decidable
 from securemtk.onnx.registry import Step, one_step, rule
 
 # Where x - y changes its truth, in units of 2**-16, and what it is below the first of these.
@@ -22,7 +22,7 @@ _TRUTHS = {
 def comparison(node: Node, graph: Graph) -> list[Step]:
     """Activations and constants that broadcast, |x - y| below 2**15; numbers nearer than 2**-16 are equal."""
     formula = Formula(node, graph)
-    x, y = (without_infinity(v) for v in formula.operands())
+    x, y = (decidable(v) for v in formula.operands())
     knots, below = _TRUTHS[node.op_type]
     return formula.steps(formula.apply("indicator", formula.sub(x, y), knots=knots, below=below))
 

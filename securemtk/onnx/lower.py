@@ -4,12 +4,13 @@ It comes last, because passes want to know what a step means: that a function is
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from protocols import functions
 from protocols.program import Attribute
-from protocols.ring import FRAC_BITS
+from protocols.ring import FRAC_BITS, LIMIT_BITS
 from protocols.spline import Pieces
 from securemtk.onnx.registry import Step
 
@@ -76,7 +77,11 @@ def _spline(step: Step, pieces: Pieces, keep_bits: int) -> Step:
 
 def lines(knots: Sequence[float], *pieces: tuple[float, float]) -> Pieces:
     """Return a function of straight pieces (c0, c1); whole slopes, and whole constants, make it exact."""
-    bits = FRAC_BITS if all(c1 == int(c1) for _, c1 in pieces) else 2 * FRAC_BITS
+    bits = FRAC_BITS
+    if any(c1 != int(c1) for _, c1 in pieces):
+        # As many as leave room for the largest value, since a slope's rounding counts |x| times.
+        largest = max(abs(c0) + abs(c1) * functions.WIDEST for c0, c1 in pieces)
+        bits = min(LIMIT_BITS - 1 - max(math.ceil(math.log2(largest)), 0), 3 * FRAC_BITS)
     if all(c1 == 0 and c0 == int(c0) for c0, c1 in pieces):
         bits = 0
     rows = [(round(c0 * 2.0**bits), round(c1 * 2.0 ** (bits - FRAC_BITS)), 0) for c0, c1 in pieces]

@@ -10,6 +10,7 @@ from functools import reduce
 
 import numpy as np
 
+from protocols.functions import WIDEST
 from protocols.program import Attribute, Shape
 from securemtk.onnx.graph import Array, Graph, Node
 from securemtk.onnx.registry import Refused, Step, affine, constant_input, output_shape, reshaped
@@ -158,6 +159,11 @@ def without_infinity(x: Operand, *, below_only: bool = False) -> Operand:
         return x
     x = np.where(x <= -_INFINITE, -_MASK, x)
     return x if below_only else np.where(x >= _INFINITE, _MASK, x)
+
+
+def decidable(x: Operand) -> Operand:
+    """Return an operand whose constants beyond all that comparisons decide, infinity too, are such as they do."""
+    return x if isinstance(x, str) else np.where(np.abs(x) >= WIDEST, np.sign(x) * WIDEST / 2, x)
 
 
 def is_integral(name: str, graph: Graph) -> bool:

@@ -1,46 +1,114 @@
-"""Inputs of a model that only say shapes, axes, counts or places: they are taken in the clear.
+"""Which inputs of a model are public: those that only ever say shapes, axes, counts or places.
 
-Such an input decides how the computation looks, which both parties must know. Whoever runs the model is told so.
+The exporters write them into the file; a file may also ask for them at run time, as the standard's own tests do. What
+is computed must be known to both parties before it is computed on secrets, so that they are given in the clear.
 """
 
-from onnx import ModelProto
+from collections.abc import Mapping
 
-# Operator -> positions of inputs that say how the others are treated.
-POSITIONS: dict[str, tuple[int, ...]] = {
-    "Reshape": (1,),
+from onnx import ModelProto, NodeProto
+
+from securemtk.onnx.reading import captured
+
+# Operator -> positions of the inputs that say shapes, axes, counts or places, in any opset.
+POSITIONS: Mapping[str, tuple[int, ...]] = {
+    "AffineGrid": (1,),
+    "CenterCropPad": (1,),
+    "Col2Im": (1, 2),
+    "Compress": (1,),
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "DFT": (1, 2),
     "Expand": (1,),
-    "Tile": (1,),
-    "Slice": (1, 2, 3, 4),
-    "Pad": (1, 3),
-    "Squeeze": (1,),
-    "Unsqueeze": (1,),
-    "Split": (1,),
-    "Resize": (1, 2, 3),
-    "Upsample": (1,),
     "Gather": (1,),
     "GatherElements": (1,),
     "GatherND": (1,),
-    "TopK": (1,),
-    "CumSum": (1,),
-    "Trilu": (1,),
+    "MaxUnpool": (2,),
     "OneHot": (1,),
-    "ConstantOfShape": (0,),
+    "Pad": (1, 3),
     "Range": (0, 1, 2),
-    **{
-        f"Reduce{kind}": (1,)
-        for kind in ("Sum", "Mean", "Max", "Min", "L1", "L2", "LogSum", "LogSumExp", "Prod", "SumSquare")
-    },
+    "ReduceL1": (1,),
+    "ReduceL2": (1,),
+    "ReduceLogSum": (1,),
+    "ReduceLogSumExp": (1,),
+    "ReduceMax": (1,),
+    "ReduceMean": (1,),
+    "ReduceMin": (1,),
+    "ReduceProd": (1,),
+    "ReduceSum": (1,),
+    "ReduceSumSquare": (1,),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "ReverseSequence": (1,),
+    "ScatterElements": (1,),
+    "ScatterND": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1, 2),
+    "TopK": (1,),
+    "Trilu": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
 }
+# Operator -> positions of the numbers that say what is computed, as an attribute would: bounds, exponents, rates.
+SETTINGS: Mapping[str, tuple[int, ...]] = {
+    "Clip": (1, 2),
+    "Dropout": (1, 2),
+    "OneHot": (2,),
+    "Pad": (2,),
+    "Pow": (1,),
+}
+# Operator -> positions of what training makes: a model's file has them as initializers.
+WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2, 3, 4),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+    "RMSNormalization": (1,),
+}
+# An embedding's places are what a user looks up; only in computed data are they part of the model.
+_LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 
 
-def public_inputs(model: ModelProto) -> tuple[str, ...]:
-    """Return the names of the inputs that some node uses at such a position, in the model's order."""
-    wanted = {
-        name
-        for node in model.graph.node
-        if node.domain == ""
-        for i, name in enumerate(node.input)
-        if i in POSITIONS.get(node.op_type, ())
-    }
-    weights = {t.name for t in model.graph.initializer}
-    return tuple(x.name for x in model.graph.input if x.name in wanted and x.name not in weights)
+def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = POSITIONS) -> tuple[str, ...]:
+    """Return the names of the inputs that are used at the given positions of operators and nowhere else.
+
+    An input also counts when nodes stand between that only such positions use, as a Cast before a Reshape.
+
+    Args:
+        model: as `securemtk.onnx.reading.read_proto` returns it; its nodes are in order.
+        positions: operator of the default domain -> positions of its inputs: `POSITIONS`, or with `SETTINGS` or
+            `WEIGHTS` as well (`joined`).
+
+    Returns:
+        Names in the model's order; an input that no node uses is not among them.
+    """
+    constant = {t.name for t in model.graph.initializer}
+    for node in model.graph.node:
+        if constant.issuperset(x for x in node.input if x):
+            constant |= set(node.output)
+    secret = {x.name for x in model.graph.output}
+    used: set[str] = set()
+    for node in reversed(model.graph.node):
+        used |= {*node.input, *captured(node)}
+        secret |= captured(node)
+        if not secret.isdisjoint(node.output):
+            public = _positions(node, constant, positions)
+            secret |= {x for i, x in enumerate(node.input) if i not in public}
+    return tuple(x.name for x in model.graph.input if x.name in used - secret - constant)
+
+
+def _positions(node: NodeProto, constant: set[str], positions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    if node.domain or (node.op_type in _LOOKUPS and node.input[0] in constant):
+        return ()
+    return positions.get(node.op_type, ())
+
+
+def joined(*tables: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return one table of positions that holds all that the given ones hold."""
+    return {op: tuple(i for table in tables for i in table.get(op, ())) for table in tables for op in table}
