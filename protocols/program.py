@@ -7,6 +7,7 @@ Every activation has the batch as its first axis; shapes here are those of one s
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -63,6 +64,8 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     # Axes of one repeated: shape of one sample after it, of the same rank.
     "expand": (1, (), ("shape",)),
 }
+# Those whose results cost comparisons, and with them most of a prediction's memory.
+COMPARISONS = {"relu", "spline", "max", "argmax", "max_pool2d"}
 
 
 @dataclass(frozen=True)
@@ -182,3 +185,15 @@ class Program:
             names.add(layer.name)
         if not self.outputs or not known.issuperset(self.outputs):
             raise IntegrityError("every output of a program must be made by one of its layers")
+
+
+def chunk_size(program: Program, batch: int, elements: int) -> int:
+    """Return how many samples of a batch one run of a program takes, so that its memory stays bounded.
+
+    Args:
+        program: the network.
+        batch: number of samples.
+        elements: comparisons that one run may hold, counted as elements of the results of the layers that compare.
+    """
+    compared = sum(math.prod(layer.shape) for layer in program.layers if layer.op in COMPARISONS)
+    return max(1, min(batch, elements // max(compared, 1)))

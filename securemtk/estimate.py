@@ -15,10 +15,9 @@ from protocols.dealer import correction_bytes, pack
 from protocols.errors import InputError
 from protocols.estimate import BYTE_S, MESSAGE_S, Network, Tape, correction_frames
 from protocols.pool import Deal
-from protocols.program import Program
+from protocols.program import Program, chunk_size
 from protocols.runner import LayerCost, Plan
 from securemtk.config import Config
-from securemtk.session import chunk_size
 
 NETWORKS = {
     "local": Network(),

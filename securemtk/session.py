@@ -29,7 +29,7 @@ from protocols.errors import InputError, IntegrityError, NeedsInputs, ProtocolAb
 from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
-from protocols.program import Program
+from protocols.program import Program, chunk_size
 from protocols.runner import LayerCost, Plan, Probe
 from protocols.store import Store
 from protocols.tls import issue
@@ -44,7 +44,6 @@ from securemtk.tasks import Task
 
 T = TypeVar("T")
 Scores = dict[str, NDArray[np.float32]]
-COMPARISONS = {"relu", "spline", "max", "argmax", "max_pool2d"}
 
 
 @dataclass
@@ -631,9 +630,3 @@ class _Order:
 def _total(link: Link) -> int:
     counts = link.counters[link.phase]
     return counts.sent + counts.received
-
-
-def chunk_size(program: Program, batch: int, limit: int) -> int:
-    """Return how many samples one run of the program takes, so that its memory stays bounded."""
-    elements = sum(int(np.prod(layer.shape)) for layer in program.layers if layer.op in COMPARISONS)
-    return max(1, min(batch, limit // max(elements, 1)))

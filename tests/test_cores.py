@@ -22,8 +22,10 @@ def two_cores():
 def test_both_sides_have_cores_of_their_own_and_give_them_back(two_cores):
     with own_cores(False, threads=1):
         assert os.sched_getaffinity(0) == {two_cores[0]}
-    with pytest.raises(KeyError), own_cores(True, threads=1):
+    with own_cores(True, threads=1):
         assert os.sched_getaffinity(0) == {two_cores[1]}
+    assert os.sched_getaffinity(0) == set(two_cores)
+    with pytest.raises(KeyError), own_cores(True, threads=1):
         raise KeyError
     assert os.sched_getaffinity(0) == set(two_cores)
 

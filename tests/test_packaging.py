@@ -41,9 +41,9 @@ PACKAGES = {
             "value",
             "moves",
         ),
-        *("stock", "fss", "runner", "ranges", "demand", "reused", "eager"),
+        *("stock", "fss", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
-    "securemtk": ["tasks", "files", "config", "cores", "inputs", "values"],
+    "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
@@ -75,7 +75,7 @@ PACKAGES = {
             "tidy",
             "public",
         ),
-        *("importer", "check", "export", "bundle"),
+        *("importer", "check", "fix", "export", "bundle"),
     ],
     "securemtk ": [
         *("launch", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
