@@ -39,18 +39,21 @@ class UnsupportedError(SecureError):
     """The model asks for operations that we do not have; the message lists all of them."""
 
 
-class NeedsInputs(UnsupportedError):
+class NeedsInputs(UnsupportedError, ShapeError):
     """A model can be understood only when whole shapes of its inputs, or some of their values, are known.
 
     Args:
         message: what stands in the way without them.
         shapes: whether the whole shape of each input is needed.
         public: names of inputs whose values are needed in the clear.
+        nodes: what stands in the way without them, as in `securemtk.onnx.problems.UnsupportedNodes`.
     """
 
-    def __init__(self, message: str, shapes: bool = False, public: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, shapes: bool = False, public: Sequence[str] = (), nodes: Sequence[object] = ()
+    ) -> None:
         super().__init__(message)
-        self.shapes, self.public = shapes, tuple(public)
+        self.shapes, self.public, self.nodes = shapes, tuple(public), list(nodes)
 
 
 class ProtocolAbort(SecureError):

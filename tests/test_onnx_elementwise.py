@@ -44,7 +44,7 @@ def expected(model: onnx.ModelProto, examples: dict) -> np.ndarray:
 
 
 def as_a_whole(model: onnx.ModelProto) -> Imported:
-    graph = analyse(model, RULES, fixed_shapes(model))
+    graph = analyse(model, RULES, fixed_shapes(model, {}))
     steps, problems = translate(graph)
     assert not problems, problems
     return assemble(graph, steps)
@@ -407,7 +407,8 @@ def test_what_is_whole_by_construction_may_be_cast_and_rounded():
         chain(
             NODE("Greater", ["x", "zero"], ["a"]),
             NODE("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
-            NODE("Floor", ["b"], ["c"]),
+            NODE("Floor", ["b"], ["f"]),
+            NODE("Ceil", ["f"], ["c"]),
             NODE("Cast", ["c"], ["d"], to=TensorProto.INT64),
             NODE("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
             zero=np.float32(0),

@@ -113,7 +113,8 @@ def test_a_last_window_that_reaches_over_the_edge_agrees(kind, counted, pads, si
     attrs = {"count_include_pad": counted} if kind == "AveragePool" else {}
     model = one(kind, ["n", 2, size, size], kernel_shape=[3, 3], strides=[3, 3], pads=pads, ceil_mode=1, **attrs)
     imported = agrees(model, batches=(2,))
-    assert imported.program.layers[0].ints("pads")[2:] != tuple(pads[2:])
+    windows = imported.program.layers[-1].shape[1]
+    assert 3 * windows > size + pads[0] + pads[2]
 
 
 @quick
@@ -160,20 +161,16 @@ def test_a_plain_operator_agrees_in_every_opset(op, opset):
     agrees(one(op, ["n", 3, 4, 5], opset=opset, **attrs))
 
 
-@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+CONSTANT_FIRST = {"Add": ["shift"], "Sub": ["scale", "shift"], "Mul": ["affine"]}
+CONSTANT_LAST = {"Add": ["shift"], "Sub": ["shift"], "Mul": ["affine"], "Div": ["affine"]}
+
+
+@pytest.mark.parametrize(("op", "first"), [*((op, 0) for op in CONSTANT_LAST), *((op, 1) for op in CONSTANT_FIRST)])
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (3, 1), (3, 4), (1, 3, 4), (1, 3, 1), (1, 1, 1)])
-@pytest.mark.parametrize("first", [0, 1])
 def test_arithmetic_with_a_constant_agrees(op, shape, first):
     constant = np.asarray(floats(*shape) + 3, dtype=np.float32)
     model = one(op, ["n", 3, 4], [constant], first=first)
-    if op == "Div" and first == 1:
-        [(name, op_type, reason, remedy)] = refused(model)
-        assert (name, op_type) == ("the Div", "Div")
-        assert "divisor" in reason
-        assert remedy
-    else:
-        shifts = op == "Add" or (op == "Sub" and first == 0)
-        assert ops(agrees(model)) == ["shift" if shifts else "affine"]
+    assert ops(agrees(model)) == (CONSTANT_FIRST if first else CONSTANT_LAST)[op]
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
@@ -547,7 +544,7 @@ def test_a_model_that_onnxruntime_does_not_run_is_judged_without_what_it_does_no
     nodes = [
         node("Conv", ["x", "w"], ["c"], name="good"),
         node("SwiGLU", ["c", "c"], ["y"], name="new"),
-        node("MaxPool", ["c"], ["p"], name="bad", kernel_shape=[2, 2], dilations=[2, 2]),
+        node("Sin", ["c"], ["p"], name="bad"),
     ]
     model = build(nodes, {"x": ["n", 2, 6, 6]}, ["y", "p"], {"w": floats(2, 2, 3, 3)}, opset=NEWEST_OPSET)
     assert [name for name, _, _, _ in refused(model)] == ["new", "bad"]
@@ -576,7 +573,7 @@ def with_function(body: list, calls: int = 1) -> onnx.ModelProto:
 
 def test_functions_of_the_model_are_inlined():
     body = [node("Sigmoid", ["a"], ["s"]), node("Mul", ["a", "s"], ["b"])]
-    assert ops(agrees(with_function(body, calls=2))) == ["spline", "mul"] * 2
+    assert ops(agrees(with_function(body, calls=2))) == ["spline"] * 2
 
 
 def test_a_function_that_calls_itself_is_refused():
@@ -694,19 +691,19 @@ def test_no_weight_is_in_a_program_or_a_repr():
 
 def test_all_unsupported_nodes_are_named_at_once():
     nodes = [
-        node("Erf", ["x"], ["a"], name="first"),
+        node("Sin", ["x"], ["a"], name="first"),
         node("MaxPool", ["a"], ["b", "index"], name="second", kernel_shape=[2, 2]),
         node("Mystery", ["b"], ["c"], name="third", domain="somebody"),
-        node("Elu", ["c"], ["d"], name="fourth"),
+        node("Cos", ["c"], ["d"], name="fourth"),
         node("Cast", ["index"], ["e"], name="fifth", to=TensorProto.FLOAT),
         node("Relu", ["d"], ["y"], name="fine"),
     ]
     problems = refused(build(nodes, {"x": ["n", 2, 4, 4]}, ["y", "e"], domains=["somebody"]))
     assert [(name, op) for name, op, _, _ in problems] == [
-        ("first", "Erf"),
+        ("first", "Sin"),
         ("second", "MaxPool"),
         ("third", "Mystery"),
-        ("fourth", "Elu"),
+        ("fourth", "Cos"),
     ]
     assert all(reason and remedy for _, _, reason, remedy in problems)
     assert "'somebody'" in problems[2].reason
@@ -735,8 +732,7 @@ def test_a_branch_on_constants_is_a_constant():
 
 
 NOT_SUPPORTED = {
-    "a 3-D convolution": (one("Conv", ["n", 1, 4, 4, 4], [floats(1, 1, 2, 2, 2)]), "3-D"),
-    "a dilated pool": (one("MaxPool", ["n", 1, 6, 6], kernel_shape=[2, 2], dilations=[2, 2]), "dilated"),
+    "a 4-D convolution": (one("Conv", ["n", 1, 3, 3, 3, 3], [floats(1, 1, 2, 2, 2, 2)]), "-D"),
     "softmax over the batch": (one("Softmax", ["n", 3], axis=0), "over the batch"),
     "a mean over the batch": (one("ReduceMean", ["n", 3], [np.array([0])]), "batch"),
     "a mean over all": (one("ReduceMean", ["n", 3]), "batch"),
@@ -746,10 +742,8 @@ NOT_SUPPORTED = {
     "a batch flattened": (one("Flatten", ["n", 3, 4], axis=0), "batch"),
     "rows made samples": (one("Reshape", ["n", 3, 4], [np.array([-1, 4])]), "batch"),
     "an axis before the batch": (one("Unsqueeze", ["n", 3], [np.array([0])]), "batch"),
-    "a constant that widens": (one("Add", ["n", 1], [floats(4)]), "widen"),
-    "a constant with more axes": (one("Add", ["n", 3], [floats(2, 1, 3)]), "axes"),
+    "a constant with more axes": (one("Add", ["n", 3], [floats(2, 1, 3)]), "batch must stay the first"),
     "a zero divisor": (one("Div", ["n", 3], [np.zeros(3, np.float32)]), "zero"),
-    "a batch of matrices": (one("MatMul", ["n", 2, 3, 4], [floats(2, 4, 5)]), "one matrix"),
     "a constant times a vector": (one("MatMul", ["n", 4], [floats(3, 2)], first=1), "batch"),
     "statistics of the batch": (
         build(
@@ -766,25 +760,8 @@ NOT_SUPPORTED = {
         "rounds",
     ),
     "bounds in the wrong order": (one("Clip", ["n", 3], [np.float32(2), np.float32(1)]), "exceed"),
-    "two activations multiplied": (
-        build([node("MatMul", ["x", "z"], ["y"])], {"x": ["n", 3, 4], "z": ["n", 4, 3]}, ["y"]),
-        "two activations",
-    ),
-    "two ranks added": (build([node("Add", ["x", "z"], ["y"])], {"x": ["n", 1, 4], "z": ["n", 4]}, ["y"]), "rank"),
+    "two ranks added": (build([node("Add", ["x", "z"], ["y"])], {"x": ["n", 1, 4], "z": ["n", 4]}, ["y"]), "batch"),
     "a constant joined": (one("Concat", ["n", 3], [floats(1, 3)], axis=1), "Concat"),
-    "a constant of every batch joined": (
-        build(
-            [
-                node("Shape", ["x"], ["s"]),
-                node("ConstantOfShape", ["s"], ["z"]),
-                node("Concat", ["x", "z"], ["y"], axis=1),
-            ],
-            {"x": ["n", 3]},
-            ["y"],
-        ),
-        "constant",
-    ),
-    "padding": (one("Pad", ["n", 1, 3], [np.array([0, 0, 1, 0, 0, 0])]), "padding"),
     "a transposed activation": (
         build([node("Gemm", ["x", "w"], ["y"], transA=1)], {"x": ["n", 3]}, ["y"], {"w": floats(3, 4)}),
         "",
@@ -867,7 +844,7 @@ def test_samples_that_influence_each_other_are_refused():
         node("Sub", ["x", "e"], ["y"]),
     ]
     problems = refused(build(nodes, {"x": ["n", 3]}, ["y"], opset=13))
-    assert {op for _, op, _, _ in problems} == {"ReduceMax", "Expand"}
+    assert [op for _, op, _, _ in problems] == ["ReduceMax"]
 
 
 def test_parameters_outside_fixed_point_are_named():

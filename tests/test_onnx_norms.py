@@ -8,8 +8,9 @@ from onnx import helper
 from onnx_models import agrees, agrees_whole, build, fixed, floats, one, ops, torchscript
 from test_protocols import secure
 
+from protocols.errors import UnsupportedError
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.problems import UnsupportedNodes
+from securemtk.onnx.problems import Problem
 from securemtk.onnx.runtime import start
 
 
@@ -175,13 +176,14 @@ REFUSED = [
 
 @pytest.mark.parametrize(("model", "reason"), REFUSED)
 def test_what_is_refused_has_a_reason(model, reason):
-    with pytest.raises(UnsupportedNodes, match=reason):
+    with pytest.raises(UnsupportedError, match=reason) as caught:
         load_onnx(model.SerializeToString())
+    assert [type(node) for node in caught.value.nodes] == [Problem]
 
 
 def test_a_mean_as_second_output_is_refused():
     model = one("LayerNormalization", ("n", 8), [wide(8)], opset=17)
     model.graph.node[0].output[:] = ["y", "mean"]
     model.graph.output.append(onnx.ValueInfoProto(name="mean"))
-    with pytest.raises(UnsupportedNodes, match="only its first output"):
+    with pytest.raises(UnsupportedError, match="only its first output"):
         load_onnx(model.SerializeToString())

@@ -10,8 +10,9 @@ from onnx_models import agrees, agrees_whole, build, fixed, floats, imported_who
 from test_protocols import secure
 
 from protocols import plain
+from protocols.errors import UnsupportedError
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.problems import UnsupportedNodes
+from securemtk.onnx.problems import Problem
 
 
 def ints(*values: int) -> np.ndarray:
@@ -318,8 +319,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("model", "reason"), REFUSED)
 def test_what_is_refused_has_a_reason(model, reason):
-    with pytest.raises(UnsupportedNodes, match=reason):
+    with pytest.raises(UnsupportedError, match=reason) as caught:
         load_onnx(model.SerializeToString())
+    assert [type(node) for node in caught.value.nodes] == [Problem]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +333,7 @@ def test_what_is_refused_has_a_reason(model, reason):
         one("Concat", (1, 3, 4), [floats(1, 3, 2)], axis=2),
         one("Resize", (1, 2, 4, 4), [None, numbers(1, 1, 2, 2)], mode="linear"),
         one("ReduceProd", (2, 5), [ints(1)]),
+        one("ReduceL1", (2, 5), [ints(1)]),
         one("ReduceL2", (2, 5), [ints(1)]),
         one("ReduceLogSumExp", (2, 5), [ints(1)]),
         one("ReduceMin", (2, 5), [ints(1)]),

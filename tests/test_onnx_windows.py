@@ -28,7 +28,7 @@ BATCH = 2
 def as_a_whole(model: onnx.ModelProto) -> Imported:
     """Translate a model of fixed shapes as a whole, whether or not it could be by samples."""
     proto = read_proto(model.SerializeToString())
-    graph = analyse(proto, RULES, fixed_shapes(proto))
+    graph = analyse(proto, RULES, fixed_shapes(proto, {}))
     steps, problems = translate(graph)
     assert not problems
     return assemble(graph, steps)

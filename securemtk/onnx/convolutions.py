@@ -62,6 +62,10 @@ def _cut(chain: Chain, place: int, axis: Axis) -> Axis:
     if axis.before >= 0 and axis.after >= 0:
         return axis
     kept = np.arange(max(0, -axis.before), axis.size + min(0, axis.after))
+    if not len(kept):
+        # Nothing of the axis is seen: zeros take its place.
+        chain.take(place, np.array([-1]))
+        return replace(axis, size=1, before=0, after=axis.before + axis.size + axis.after - 1)
     chain.take(place, kept)
     return replace(axis, size=len(kept), before=max(0, axis.before), after=max(0, axis.after))
 

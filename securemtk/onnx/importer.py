@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from protocols.errors import InputError, NeedsInputs, RangeError
+from protocols.errors import BundleError, InputError, NeedsInputs, RangeError
 from protocols.program import OPERATORS, Layer, Program, Shape
 from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, unique
 from securemtk.onnx.lower import lower
@@ -88,12 +88,13 @@ def _ask_for_inputs(
     missing = [name for name in public_inputs(model) if name not in public]
     needs_shapes = shapes is None and fixed_shapes(model, {}) is None
     unknown = any(p.op_type not in RULES and p.op_type not in ("input", "output") for p in understood.problems)
-    if unknown or not (missing or needs_shapes):
+    is_broken = isinstance(understood.graph.failure, BundleError) and not understood.problems
+    if unknown or is_broken or not (missing or needs_shapes):
         return
     why = str(understood.graph.failure) if not understood.problems else str(UnsupportedNodes(understood.problems))
     asked = ["the whole shape of each input"] * needs_shapes
     asked += [f"the values of {', '.join(map(repr, missing))} in the clear"] * bool(missing)
-    raise NeedsInputs(f"{why}\nwith {' and '.join(asked)} it may run", needs_shapes, missing)
+    raise NeedsInputs(f"{why}\nwith {' and '.join(asked)} it may run", needs_shapes, missing, understood.problems)
 
 
 @dataclass(frozen=True)
