@@ -10,7 +10,7 @@ def own_cores(second: bool, threads: int) -> Iterator[None]:
     """Run the calling thread on one half of the cores it may use, and give it all of them back afterwards.
 
     A role that gets a message is often woken on the core of the one that sent it, which then has to wait although
-    another core is idle: on 2 cores that took a quarter of a small prediction (docs/decisions/0016-cores-of-their-own.md).
+    another core is idle: on 2 cores that took a quarter of a small prediction (decision 0016).
 
     Args:
         second: whether this side takes the second half.

@@ -137,7 +137,7 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
     merge.affine_into_previous: [
         (2, model(conv("x", "c", bias="b"), bn("c", "y"), x=IMAGE, w=W3, **STATISTICS)),
         (0, model(node("MatMul", ["x", "w"], ["c"]), node("Sub", ["c", "b"], ["y"]), x=(3, 5), w=M2, b=B4)),
-        (2, model(node("Mul", ["x", "s"], ["c"]), node("Sub", ["b", "c"], ["y"]), x=(3, 4), s=floats(3, 1), b=B4)),
+        (0, model(node("Mul", ["x", "s"], ["c"]), node("Sub", ["b", "c"], ["y"]), x=(3, 4), s=floats(3, 1), b=B4)),
         (2, model(
             conv("x", "c", pad=1), node("Div", ["c", "b"], ["d"]), node("Dropout", ["d"], ["e"]),
             node("Add", ["e", "b"], ["y"]), x=IMAGE, w=W3, b=np.float32(3).reshape(()))),
@@ -158,7 +158,7 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
         (2, model(
             RELU, bn("r", "z"), node("Transpose", ["z"], ["t"], perm=[0, 2, 3, 1]), node("Flatten", ["t"], ["f"]),
             node("MatMul", ["f", "w"], ["y"]), x=(4, 2, 2), w=floats(16, 3), **STATISTICS)),
-        (2, model(
+        (0, model(
             RELU, node("Sub", ["s", "r"], ["z"]), node("MatMul", ["z", "w"], ["y"]),
             node("MatMul", ["z", "v"], ["q"]), x=(3, 5), outputs=("y", "q"), s=floats(5), w=M2, v=M2[:, :2])),
         (2, model(

@@ -179,7 +179,7 @@ REVEAL, TRUNCATION, PRODUCT, COMPARISON = 1, 1, 1, 2
 ROUNDS = {
     **dict.fromkeys(("conv2d", "matmul", "affine"), lambda number: PRODUCT + REVEAL),
     **dict.fromkeys(LOCAL - {"scale"}, lambda number: REVEAL),
-    "scale": lambda number: (TRUNCATION if number == 1 else 0) + REVEAL,
+    "scale": lambda number: (TRUNCATION if number else 0) + REVEAL,
     **dict.fromkeys(("mean", "avg_pool2d"), lambda number: TRUNCATION + REVEAL),
     **dict.fromkeys(("mul", "dot"), lambda number: PRODUCT + TRUNCATION + REVEAL),
     "relu": lambda number: COMPARISON + REVEAL,
@@ -187,7 +187,7 @@ ROUNDS = {
     "spline": lambda number: COMPARISON + (0, 0, TRUNCATION, 2 * TRUNCATION)[number] + REVEAL,
     "max": lambda number: (3, 2)[number] * COMPARISON + REVEAL,
     "argmax": lambda number: (3, 2)[number] * (COMPARISON + PRODUCT) + REVEAL,
-    "max_pool2d": lambda number: (2, 4)[number] * COMPARISON + REVEAL,
+    "max_pool2d": lambda number: (2, 4, 4)[number] * COMPARISON + REVEAL,
 }
 
 
