@@ -137,6 +137,7 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
     merge.affine_into_previous: [
         (2, model(conv("x", "c", bias="b"), bn("c", "y"), x=IMAGE, w=W3, **STATISTICS)),
         (0, model(node("MatMul", ["x", "w"], ["c"]), node("Sub", ["c", "b"], ["y"]), x=(3, 5), w=M2, b=B4)),
+        (0, model(node("MatMul", ["x", "w"], ["c"]), node("Neg", ["c"], ["y"]), x=(3, 5), w=M2)),
         (0, model(node("Mul", ["x", "s"], ["c"]), node("Sub", ["b", "c"], ["y"]), x=(3, 4), s=floats(3, 1), b=B4)),
         (2, model(
             conv("x", "c", pad=1), node("Div", ["c", "b"], ["d"]), node("Dropout", ["d"], ["e"]),

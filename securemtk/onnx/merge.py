@@ -21,6 +21,8 @@ _MORE = 1 << 16
 # 1 / n in the weights leaves them log2(n) bits less; with K weights for each element of the result, the error for
 # inputs of size 1 has a standard deviation of n * sqrt(K) * 2**-17 / sqrt(3), here at most 0.0006.
 _PRECISE = 128
+# A public factor below this stays a step of its own: in the weights it would leave them fewer than 12 of 16 bits.
+_LEAST_FACTOR = 1 / 16
 
 
 def _axis(step: Step) -> int:
@@ -53,13 +55,25 @@ def _pays(parts: Sequence[Step], products: int, weights: int) -> bool:
 
 
 def affine_into_previous(net: Net) -> Net:
-    """An affine layer (batch normalisation; a sum, difference, product or quotient with a constant) goes into the \
+    """An affine layer (batch normalisation; a sum, difference, product or quotient with a number) goes into the \
 affine layer, or if it has a number for each channel, into the convolution or product before it that only it uses; \
 2 rounds, none for a sum alone."""
     return join_pairs(net, _into_previous)
 
 
+def _as_affine(step: Step) -> Step:
+    """Return a product with a public number, and the sum with one, as an affine layer; any other step as it is."""
+    if step.op != "scale" or abs(step.number("factor")) < _LEAST_FACTOR:
+        return step
+    each = (1,) * (len(step.shape) + 1)
+    params = {"scale": np.full(each, step.number("factor")), "shift": np.full(each, step.number("offset"))}
+    return replace(step, op="affine", params=params, attrs={})
+
+
 def _into_previous(before: Step, affine: Step) -> list[Step] | None:
+    # A sum with the keeper's numbers is free, and so is a public factor behind it.
+    if before.op != "affine" or "scale" in before.params:
+        affine = _as_affine(affine)
     if affine.op != "affine" or not (before.op == "affine" or _folds(before, affine)):
         return None
     scale, shift = param(affine, "scale"), param(affine, "shift")
@@ -90,7 +104,7 @@ def affine_before_reshape(net: Net) -> Net:
     """An affine layer moves before reshapes, transposes and cuts behind a convolution or product, if it then goes \
 into that one; 2 rounds, none for a sum alone."""
     makers, uses, shapes = {step.output: step for step in net.steps}, net.uses(), net.shapes()
-    for affine in net.steps:
+    for affine in map(_as_affine, net.steps):
         if affine.op != "affine" or shapes[affine.inputs[0]] != affine.shape:
             continue
         moved, path = affine, [affine]
