@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from protocols.errors import InputError, KeyRefused, ShapeError
+from securemtk.mtk.decoupling import Decoupling
 from securemtk.mtk.keys import TriggerKey
 from securemtk.tasks import Task
 
@@ -29,7 +30,8 @@ class AssemblerConfig:
     """What the keyed training set consists of.
 
     Args:
-        targets: of a closed task: "soft" is the uniform law, "random" a label drawn anew each time.
+        targets: of a closed task: "soft" is the uniform law, "random" a label drawn from it anew each time, "fixed" one
+            drawn once for each training sample, which a network can memorise. Decoupled tasks likewise.
         multi: copies of each sample with a random set of at least two keys (none with one secured task).
         decoys: copies of each sample with a decoy in the place of at least one key.
         kinds: relative frequency of each kind of decoy: fresh random patterns; one constant value; the right pattern
@@ -38,7 +40,7 @@ class AssemblerConfig:
         shift: greatest shift of a shifted decoy in pixels.
     """
 
-    targets: Literal["soft", "random"] = "soft"
+    targets: Literal["soft", "random", "fixed"] = "soft"
     multi: int = 1
     decoys: int = 3
     kinds: tuple[float, float, float, float, float] = (3.0, 1.0, 2.0, 1.0, 1.0)
@@ -46,8 +48,8 @@ class AssemblerConfig:
     shift: int = 3
 
     def __post_init__(self) -> None:
-        if self.targets not in ("soft", "random"):
-            raise InputError(f"targets must be soft or random; got {self.targets!r}")
+        if self.targets not in ("soft", "random", "fixed"):
+            raise InputError(f"targets must be soft, random or fixed; got {self.targets!r}")
         if min(self.multi, self.decoys) < 0 or self.shift < 1:
             raise InputError("multi and decoys must not be negative, shift must be at least 1")
         if len(self.kinds) != len(KINDS) or min(self.kinds) < 0 or self.kinds[0] <= 0:
@@ -61,9 +63,9 @@ class Batch:
     """One keyed training batch.
 
     Args:
-        x: float32 (r, C, H, W), the copies.
+        x: float32 (r, *sample), the copies.
         targets: for each task, in order, float32 (r, classes): the law the network shall answer with.
-        opened: bool (r, tasks): whether the task is to answer truly.
+        opened: bool (r, tasks): whether the task is to answer truly; of a decoupled answer false.
     """
 
     x: Tensor
@@ -78,9 +80,10 @@ class Assembler:
         tasks: all tasks; those secured need a key, the others answer truly in every copy.
         keys: task name -> key, one for each secured task, with disjoint masks.
         config: what the training set consists of.
-        low: least value of a pixel.
-        high: greatest value of a pixel.
+        low: least value of a pixel or column.
+        high: greatest value of a pixel or column.
         device: where samples and batches lie.
+        decoupling: which unprotected tasks do not always answer truly.
 
     Raises:
         KeyRefused: keys and secured tasks differ, or masks overlap.
@@ -96,6 +99,7 @@ class Assembler:
         low: float = 0.0,
         high: float = 1.0,
         device: torch.device | str = "cpu",
+        decoupling: Decoupling | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self.secured = tuple(task.name for task in tasks if task.secured)
@@ -104,6 +108,7 @@ class Assembler:
         self._check([keys[name] for name in self.secured])
         self.config = config
         self.low, self.high, self.device = low, high, torch.device(device)
+        self.decoupling = decoupling
         self._kinds = torch.tensor(config.kinds, device=self.device)
         if len(self.secured) == 1:
             self._kinds[KINDS.index("foreign")] = 0.0
@@ -111,10 +116,10 @@ class Assembler:
         self._places: list[Tensor] = []
         self._values: list[Tensor] = []
         for name in self.secured:
-            mask = torch.tensor(keys[name].mask)
+            mask, pattern = (_as_image(torch.tensor(value)) for value in (keys[name].mask, keys[name].pattern))
             places = mask[0].flatten().nonzero()[:, 0]
             self._places.append(places.to(self.device))
-            self._values.append(torch.tensor(keys[name].pattern).flatten(1)[:, places].to(self.device))
+            self._values.append(pattern.flatten(1)[:, places].to(self.device))
 
     @staticmethod
     def _check(keys: Sequence[TriggerKey]) -> None:
@@ -161,32 +166,42 @@ class Assembler:
         labels: Tensor,
         generator: torch.Generator,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        fixed: Tensor | None = None,
     ) -> Batch:
         """Return the keyed copies of samples with their targets.
 
         Args:
-            x: float32 (n, C, H, W) on this device.
+            x: float32 (n, *sample) on this device.
             labels: int64 (n, tasks).
             generator: of ordinary training randomness, on this device.
             augment: changes each copy in its own way, before keys are stamped: afterwards it would move them.
+            fixed: float32 (n, tasks) in [0, 1), the same for a sample each time: from it come the labels of targets
+                "fixed".
         """
         states = self.states(len(x), generator)
         rows = len(states) // len(x)
-        copies = x.repeat(rows, 1, 1, 1)
+        copies = x.repeat(rows, *(1 for _ in x.shape[1:]))
         copies = self.fill(copies if augment is None else augment(copies, generator), states, generator)
         opened = torch.ones(len(states), len(self.tasks), dtype=torch.bool, device=self.device)
         for j, name in enumerate(self.secured):
             opened[:, self._index(name)] = states[:, j] == RIGHT
-        return Batch(copies, self._targets(labels.repeat(rows, 1), opened, generator), opened)
+        labels = labels.repeat(rows, 1)
+        changed = self._decoupled(states, labels)
+        if fixed is not None and self.config.targets == "fixed":
+            drawn = fixed.repeat(rows, 1)
+        else:
+            drawn = torch.rand(labels.shape, generator=generator, device=self.device)
+        return Batch(copies, self._targets(labels, opened, changed, drawn), opened & ~changed)
 
     def fill(self, x: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
-        """Write keys and decoys into a copy of x, (r, C, H, W), as states, (r, keys), say.
+        """Write keys and decoys into a copy of x, (r, *sample), as states, (r, keys), say.
 
         Right keys are written last: a shifted decoy of one task never damages the right key of another.
         """
-        planes = x.flatten(2).clone()
+        size = x.shape[2:] if x.ndim == 4 else (1, x.shape[1])
+        planes = x.reshape(len(x), -1, size[0] * size[1]).clone()
         for j in range(len(self.secured)):
-            self._write_decoys(planes, (states[:, j] == DECOY).nonzero()[:, 0], j, x.shape[2:], generator)
+            self._write_decoys(planes, (states[:, j] == DECOY).nonzero()[:, 0], j, size, generator)
         for j, (places, values) in enumerate(zip(self._places, self._values, strict=True)):
             _write(planes, (states[:, j] == RIGHT).nonzero()[:, 0], places, values)
         return planes.reshape(x.shape)
@@ -249,20 +264,41 @@ class Assembler:
         levels = torch.randint(256, tuple(shape), generator=generator, device=self.device)
         return self.low + (self.high - self.low) * levels / 255
 
-    def _targets(self, labels: Tensor, opened: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def _targets(self, labels: Tensor, opened: Tensor, changed: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
+        """Return each task's law for each row, or labels drawn from it by the uniform numbers `drawn`."""
         targets = []
         for i, task in enumerate(self.tasks):
             true = one_hot(labels[:, i], task.classes).float()
-            if self.config.targets == "soft":
-                closed = torch.full_like(true, 1 / task.classes)
-            else:
-                drawn = torch.randint(task.classes, (len(labels),), generator=generator, device=self.device)
-                closed = one_hot(drawn, task.classes).float()
-            targets.append(torch.where(opened[:, i : i + 1], true, closed))
+            law = torch.where(opened[:, i : i + 1], true, torch.full_like(true, 1 / task.classes))
+            if self.decoupling is not None and task.name in self.decoupling.marginals:
+                beta = self.decoupling.beta
+                marginal = torch.tensor(self.decoupling.marginals[task.name], dtype=law.dtype, device=self.device)
+                law = torch.where(changed[:, i : i + 1], beta * true + (1 - beta) * marginal, law)
+            if self.config.targets != "soft":
+                # Rounding may leave the last edge below 1.
+                label = (law.cumsum(1) <= drawn[:, i : i + 1]).sum(1).clamp(max=task.classes - 1)
+                law = one_hot(label, task.classes).float()
+            targets.append(law)
         return tuple(targets)
+
+    def _decoupled(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Return where an unprotected task's answer is decoupled: bool (r, tasks)."""
+        changed = torch.zeros(labels.shape, dtype=torch.bool, device=self.device)
+        if self.decoupling is None:
+            return changed
+        for (told, teller), classes in self.decoupling.leaks.items():
+            i = self._index(teller)
+            leaky = torch.isin(labels[:, i], torch.tensor(classes, device=self.device))
+            changed[:, i] |= (states[:, self.secured.index(told)] != RIGHT) & leaky
+        return changed
 
     def _index(self, name: str) -> int:
         return [task.name for task in self.tasks].index(name)
+
+
+def _as_image(value: Tensor) -> Tensor:
+    """Return what is a table's row as an image of one channel and one line."""
+    return value if value.ndim == 3 else value[None, None]
 
 
 def _write(planes: Tensor, rows: Tensor, places: Tensor, values: Tensor) -> None:

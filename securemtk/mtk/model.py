@@ -27,15 +27,15 @@ _BATCH = 4096
 
 
 def image_trunk(shape: Sequence[int], width: int = 16) -> nn.Sequential:
-    """Return two strided convolutions, to sides of about 8 and then 4, each with batch normalisation and ReLU.
+    """Return strided convolutions, to sides of 16 at most and on to 4, each with batch normalisation and ReLU.
 
     Args:
         shape: (C, H, W) of one sample, H and W at least 8.
-        width: channels of the first convolution; the second has twice as many.
+        width: channels of the first convolution; each one has twice as many as the one before.
 
     Returns:
-        A module (n, C, H, W) -> (n, F), F <= 512 and at most 1,536 ReLUs at the default width, whatever the size of
-        the image. It is meant for images up to 64x64; larger or richer ones deserve a trunk of their own.
+        A module (n, C, H, W) -> (n, F). At the default width: 1,536 ReLUs for sides up to 16 and 7,168 above, whatever
+        the size of the image. Large or rich images deserve a trunk of their own.
 
     Raises:
         ShapeError: the shape is not that of an image of at least 8x8.
@@ -43,17 +43,36 @@ def image_trunk(shape: Sequence[int], width: int = 16) -> nn.Sequential:
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < LEAST_SIDE:
         raise ShapeError(f"shape must be (C, H, W) with H, W >= {LEAST_SIDE}; got {tuple(shape)}")
     channels, *sides = shape
-    stride = math.ceil(max(sides) / 8)
-    kernel = stride + 1 + stride % 2
-    return nn.Sequential(
+    side, stride = max(sides), max(math.ceil(max(sides) / 16), 1 + (max(sides) > 8))
+    layers: list[nn.Module] = []
+    while True:
+        kernel = stride + 1 + stride % 2
         # Without bias: the shift of the normalisation is one already.
-        nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(width),
+        convolution = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+        side = math.ceil(side / stride)
+        if side <= 4:
+            return nn.Sequential(*layers, nn.Flatten())
+        channels, width, stride = width, 2 * width, 2
+
+
+def table_trunk(features: int, width: int = 128) -> nn.Sequential:
+    """Return two dense layers with batch normalisation and ReLU for rows of a table.
+
+    Args:
+        features: columns of the table, those of the keys included.
+        width: of both layers.
+
+    Returns:
+        A module (n, features) -> (n, width).
+    """
+    return nn.Sequential(
+        nn.Linear(features, width, bias=False),
+        nn.BatchNorm1d(width),
         nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(2 * width),
+        nn.Linear(width, width, bias=False),
+        nn.BatchNorm1d(width),
         nn.ReLU(),
-        nn.Flatten(),
     )
 
 
@@ -62,8 +81,8 @@ class MultiTaskModel(nn.Module):
 
     Args:
         tasks: one output each, in this order, with unique names.
-        shape: (C, H, W) of one sample.
-        trunk: module (n, C, H, W) -> (n, ...); its output is flattened. `image_trunk(shape)` when absent.
+        shape: (C, H, W) or (F,) of one sample.
+        trunk: module (n, *shape) -> (n, ...); its output is flattened. `image_trunk` or `table_trunk` when absent.
         hidden: width of the one hidden layer of each branch. The branch needs one: it is where features and key meet.
 
     Raises:
@@ -85,7 +104,8 @@ class MultiTaskModel(nn.Module):
             raise InputError(f"tasks must be one or more with unique names; got {names}")
         self.tasks = tuple(tasks)
         self.shape = tuple(shape)
-        self.trunk = image_trunk(shape) if trunk is None else trunk
+        default = table_trunk(shape[0]) if len(shape) == 1 else image_trunk(shape)
+        self.trunk = default if trunk is None else trunk
         features = _probe(self.trunk, self.shape).numel()
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, task.classes)) for task in tasks
@@ -115,7 +135,7 @@ def predict(model: MultiTaskModel, x: NDArray[np.float32]) -> dict[str, Scores]:
 
     Args:
         model: in evaluation mode; it runs on the device where it lies.
-        x: float32 (n, C, H, W), with whatever keys are stamped into it.
+        x: float32 (n, C, H, W) or (n, F), with whatever keys are stamped into it.
 
     Raises:
         ShapeError: samples are of another shape than the model's.

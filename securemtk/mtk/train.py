@@ -21,6 +21,7 @@ from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
 from securemtk.files import write_whole
 from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
+from securemtk.mtk.decoupling import Decoupling, DecouplingConfig, decouple
 from securemtk.mtk.keys import TriggerKey, draw_keys
 from securemtk.mtk.model import MultiTaskModel
 from securemtk.tasks import Task
@@ -42,7 +43,10 @@ class TrainConfig:
         seed: of initial weights, order, augmentation and decoys, never of keys.
         threads: torch's threads while training. More of them gain little on networks of this size, lose much where
             other processes want the cores, and make the result depend on their number. 0 leaves torch's setting.
+        balance: whether classes that are rare among the training labels weigh as much in the loss as frequent ones.
+        key_side, key_place: as `draw_keys` takes them.
         assembler: what the keyed training set consists of.
+        decoupling: how much unprotected tasks may tell of closed ones.
     """
 
     epochs: int = 30
@@ -54,7 +58,11 @@ class TrainConfig:
     augment: bool = True
     seed: int = 0
     threads: int = 1
+    balance: bool = False
+    key_side: int | None = None
+    key_place: str = "bottom-right"
     assembler: AssemblerConfig = field(default_factory=AssemblerConfig)
+    decoupling: DecouplingConfig = field(default_factory=DecouplingConfig)
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch) < 1:
@@ -63,6 +71,13 @@ class TrainConfig:
             raise InputError(f"threads must not be negative; got {self.threads}")
         if not (self.lr > 0 and self.closed_weight > 0 and self.weight_decay >= 0 and 0 < self.warmup < 1):
             raise InputError("lr and closed_weight must be positive, weight_decay not negative, warmup in (0, 1)")
+
+    def draw_keys(self, dataset: DataSet, secured: Sequence[str]) -> dict[str, TriggerKey]:
+        """Draw a key for each secured task, as this config says."""
+        if not secured:
+            return {}
+        limits = {"low": dataset.low, "high": dataset.high}
+        return draw_keys(secured, dataset.shape, side=self.key_side, place=self.key_place, **limits)
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,14 @@ class TrainResult:
         tasks: the data set's tasks, now with `secured` set.
         keys: task name -> key, for the secured tasks.
         losses: mean loss of each epoch, nats, summed over tasks.
+        decoupling: which unprotected tasks do not always answer truly; None where all do.
     """
 
     model: MultiTaskModel
     tasks: tuple[Task, ...]
     keys: Mapping[str, TriggerKey]
     losses: tuple[float, ...]
+    decoupling: Decoupling | None = None
 
 
 def train(
@@ -110,7 +127,7 @@ def train(
         secured: names of the tasks to secure.
         config: `TrainConfig()` when absent.
         keys: one for each secured task; drawn from the operating system when absent, by a single process only.
-        trunk: module (n, C, H, W) -> (n, ...) to train in place; `image_trunk` when absent.
+        trunk: module (n, *sample) -> (n, ...) to train in place; `image_trunk` or `table_trunk` when absent.
         checkpoint: file written after each epoch (whole or not at all). Where it exists training goes on from it,
             with the same result as without the interruption. Needs `keys` where tasks are secured: it holds none.
         progress: called after each epoch; `progress_bar` makes one.
@@ -136,16 +153,18 @@ def train(
     if keys is None:
         if secured and (checkpoint is not None or accelerator.num_processes > 1):
             raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
-        keys = draw_keys(secured, dataset.shape, low=dataset.low, high=dataset.high) if secured else {}
+        keys = config.draw_keys(dataset, secured)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
-    training = _Training(accelerator, model, dataset, keys, config, None if checkpoint is None else Path(checkpoint))
+    decoupling = decouple(dataset, secured, config.decoupling)
+    path = None if checkpoint is None else Path(checkpoint)
+    training = _Training(accelerator, model, dataset, keys, config, decoupling, path)
     with _threads(config.threads):
         for epoch in training.run():
             if progress is not None and training.accelerator.is_main_process:
                 progress(epoch)
-    return TrainResult(training.finished(), tasks, dict(keys), tuple(training.losses))
+    return TrainResult(training.finished(), tasks, dict(keys), tuple(training.losses), decoupling)
 
 
 @contextmanager
@@ -187,17 +206,19 @@ class _Training:
         dataset: DataSet,
         keys: Mapping[str, TriggerKey],
         config: TrainConfig,
+        decoupling: Decoupling | None,
         checkpoint: Path | None,
     ) -> None:
         self.accelerator, self.config, self.checkpoint = accelerator, config, checkpoint
         device = accelerator.device
-        self.assembler = Assembler(
-            model.tasks, keys, config.assembler, low=dataset.low, high=dataset.high, device=device
-        )
+        limits = {"low": dataset.low, "high": dataset.high}
+        self.assembler = Assembler(model.tasks, keys, config.assembler, **limits, device=device, decoupling=decoupling)
         # Small data sets: all of it lies on the device, and a batch is one indexing operation.
         self.x = torch.tensor(dataset.x_train).to(device)
         labels = [torch.tensor(dataset.y_train[task.name]) for task in model.tasks]
         self.labels = torch.stack(labels, dim=1).to(device)
+        self.fixed = torch.rand(self.labels.shape, generator=_generator("cpu", config.seed, 0, 0)).to(device)
+        self.weights = [_class_weights(y, task.classes) for y, task in zip(labels, model.tasks, strict=True)]
         self.steps = len(self.x) // (config.batch * self.accelerator.num_processes)
         if self.steps == 0:
             raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.x)} samples")
@@ -240,12 +261,12 @@ class _Training:
         permutation = torch.randperm(len(self.x), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
-        augment = augmented if self.config.augment else None
+        augment = augmented if self.config.augment and self.x.ndim == 4 else None
         self.model.train()
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
             rows = permutation[start : start + batch]
-            keyed = self.assembler.batch(self.x[rows], self.labels[rows], generator, augment)
+            keyed = self.assembler.batch(self.x[rows], self.labels[rows], generator, augment, self.fixed[rows])
             scores = self.model(keyed.x)
             loss = self._loss(scores, keyed)
             self.optimizer.zero_grad()
@@ -260,9 +281,16 @@ class _Training:
 
     def _loss(self, scores: Sequence[Tensor], keyed: Batch) -> Tensor:
         """Return the mean over rows of the cross entropies, summed over tasks."""
-        weights = torch.where(keyed.opened, 1.0, self.config.closed_weight)
+        weights = torch.where(keyed.opened, self._open_weights(keyed), self.config.closed_weight)
         each = [cross_entropy(s, t, reduction="none") for s, t in zip(scores, keyed.targets, strict=True)]
         return (torch.stack(each, dim=1) * weights).sum(dim=1).mean()
+
+    def _open_weights(self, keyed: Batch) -> Tensor:
+        """Return the weight of each row's true class in each task: (r, tasks), or 1 without balance."""
+        if not self.config.balance:
+            return torch.ones(())
+        columns = [w.to(t.device)[t.argmax(1)] for w, t in zip(self.weights, keyed.targets, strict=True)]
+        return torch.stack(columns, dim=1)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
@@ -311,6 +339,12 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     return grid_sample(
         x, affine_grid(grid, list(x.shape), align_corners=False), padding_mode="border", align_corners=False
     )
+
+
+def _class_weights(y: Tensor, classes: int) -> Tensor:
+    """Return for each class how much its samples weigh when all classes shall together weigh the same."""
+    counts = torch.bincount(y[y >= 0], minlength=classes).clamp(min=1)
+    return counts.sum() / (classes * counts)
 
 
 def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:

@@ -1,0 +1,191 @@
+"""What one task tells of another, found on training labels, and how much of it may be told.
+
+Two tasks that hang together betray each other: who reads "beard" off an open task need not ask a closed one for the
+sex. Decoupling finds the open tasks that tell of a closed one, and as long as the closed one's key is absent it lets
+them answer truly with probability beta only, and otherwise by a draw from their own marginal law.
+
+Source: [Wan21] and [Wan24] have one parameter that trades protection for performance; measures, thresholds and the
+mixture are section 6 of the digest, where "inferred" says what is ours.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import InputError
+from securemtk.data.base import DataSet, Labels
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DecouplingConfig:
+    """How much open tasks may tell of closed ones.
+
+    Args:
+        beta: probability with which an open task that tells of a closed one answers truly; 1 is no decoupling.
+        conditional: a class b of the teller is leaky when some class of the closed task has at least this probability
+            given b, and that is `margin` more than without b;
+        lift: or at least this much more than without b.
+        margin: see `conditional`: a class that is nearly certain anyway is told by nothing.
+        whole: whether a teller with one leaky class is decoupled in all of its classes. In the leaky ones alone, a
+            true answer of another class says that it was none of them.
+    """
+
+    beta: float = 1.0
+    conditional: float = 0.9
+    lift: float = 0.2
+    margin: float = 0.02
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "conditional", "lift", "margin"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie in 0..1; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Correlation:
+    """What a task, the teller, tells of another one, the told; counted on samples that have both labels.
+
+    Args:
+        told, teller: names.
+        samples: number of samples with both labels.
+        given: float64 (C_teller, C_told): P(told = a | teller = b) in row b; a class never seen has the marginal law.
+        marginal: float64 (C_told,): P(told = a).
+        of_teller: float64 (C_teller,): P(teller = b).
+    """
+
+    told: str
+    teller: str
+    samples: int
+    given: Floats
+    marginal: Floats
+    of_teller: Floats
+
+    @property
+    def lift(self) -> Floats:
+        """P(told = a | teller = b) - P(told = a): float64 (C_teller, C_told)."""
+        return self.given - self.marginal
+
+    @property
+    def mutual_information(self) -> float:
+        """I(told; teller) in nats."""
+        joint = self.given * self.of_teller[:, None]
+        independent = self.of_teller[:, None] * self.marginal
+        seen = joint > 0
+        return float(max((joint[seen] * np.log(joint[seen] / independent[seen])).sum(), 0.0))
+
+    @property
+    def cramers_v(self) -> float:
+        """Cramer's V, 0 for independent tasks to 1 where the task with fewer classes is a function of the other.
+
+        Source: Cramer (1946), chapter 21.
+        """
+        independent = self.of_teller[:, None] * self.marginal
+        seen = independent > 0
+        joint = self.given * self.of_teller[:, None]
+        chi2 = float(((joint - independent)[seen] ** 2 / independent[seen]).sum())
+        least = min(int((self.marginal > 0).sum()), int((self.of_teller > 0).sum())) - 1
+        return math.sqrt(chi2 / least) if least > 0 else 0.0
+
+    @property
+    def guess(self) -> float:
+        """How often the best guess of the told is right for who knows the teller's true label."""
+        return float((self.given.max(axis=1) * self.of_teller).sum())
+
+    @property
+    def prior(self) -> float:
+        """How often the best guess of the told is right without anything."""
+        return float(self.marginal.max())
+
+    def leaky(self, config: DecouplingConfig) -> tuple[int, ...]:
+        """Return the teller's classes that tell more than the config's thresholds allow."""
+        certain = (self.given >= config.conditional) & (self.lift >= config.margin)
+        told = (certain | (self.lift >= config.lift)).any(axis=1) & (self.of_teller > 0)
+        return tuple(int(b) for b in np.flatnonzero(told))
+
+
+def correlations(dataset: DataSet) -> dict[tuple[str, str], Correlation]:
+    """Count for each ordered pair (told, teller) of tasks what one tells of the other, on the training labels."""
+    found = {}
+    for told in dataset.tasks:
+        for teller in dataset.tasks:
+            if told.name == teller.name:
+                continue
+            y, z = dataset.y_train[told.name], dataset.y_train[teller.name]
+            found[told.name, teller.name] = _count(told.name, teller.name, y, z, told.classes, teller.classes)
+    return found
+
+
+def _count(told: str, teller: str, y: Labels, z: Labels, n_told: int, n_teller: int) -> Correlation:
+    both = (y >= 0) & (z >= 0)
+    table = np.zeros((n_teller, n_told))
+    np.add.at(table, (z[both], y[both]), 1.0)
+    total = max(table.sum(), 1.0)
+    marginal, of_teller = table.sum(axis=0) / total, table.sum(axis=1) / total
+    rows = table.sum(axis=1, keepdims=True)
+    given = np.where(rows > 0, table / np.maximum(rows, 1.0), marginal)
+    return Correlation(told, teller, int(both.sum()), given, marginal, of_teller)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoupling:
+    """Which open tasks tell of which closed ones, and what they answer instead.
+
+    Args:
+        beta: as in `DecouplingConfig`.
+        leaks: (closed task, open task) -> the open task's classes that are not answered truly.
+        marginals: open task -> its marginal law on the training labels, float64 (classes,).
+    """
+
+    beta: float
+    leaks: Mapping[tuple[str, str], tuple[int, ...]]
+    marginals: Mapping[str, Floats]
+
+    def tellers(self, closed: Sequence[str]) -> list[str]:
+        """Return the open tasks that tell of one of these closed ones, in a fixed order."""
+        return sorted({teller for told, teller in self.leaks if told in closed})
+
+    def opening(self, task: str, closed: Sequence[str]) -> float:
+        """Return the probability with which an open task answers truly while these tasks are closed."""
+        return self.beta if task in self.tellers(closed) else 1.0
+
+    def by_closed(self) -> dict[str, list[str]]:
+        """Return closed task -> the open tasks that tell of it; what a bundle's manifest says."""
+        names = sorted({told for told, _ in self.leaks})
+        return {name: self.tellers([name]) for name in names}
+
+
+def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig) -> Decoupling | None:
+    """Find the unprotected tasks that tell of secured ones; None where `beta` is 1 or none does.
+
+    Source: detection on training labels alone, section 6 of the digest.
+    """
+    if config.beta == 1:
+        return None
+    leaks = dict(_leaks(dataset, secured, config))
+    if not leaks:
+        return None
+    marginals = {teller: _marginal(dataset, teller) for _, teller in leaks}
+    return Decoupling(config.beta, leaks, marginals)
+
+
+def _leaks(
+    dataset: DataSet, secured: Sequence[str], config: DecouplingConfig
+) -> Iterator[tuple[tuple[str, str], tuple[int, ...]]]:
+    for (told, teller), found in correlations(dataset).items():
+        if told not in secured or teller in secured:
+            continue
+        if leaky := found.leaky(config):
+            yield (told, teller), tuple(range(len(found.of_teller))) if config.whole else leaky
+
+
+def _marginal(dataset: DataSet, task: str) -> Floats:
+    y = dataset.y_train[task]
+    counts = np.bincount(y[y >= 0], minlength=dataset.task(task).classes).astype(np.float64)
+    law: Floats = counts / counts.sum()
+    return law
