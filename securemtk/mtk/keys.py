@@ -168,10 +168,8 @@ def draw_keys(
         raise InputError(f"tasks must be one or more unique names; got {list(tasks)}")
     stream = Stream() if stream is None else stream
     model_id = stream.bytes(MODEL_ID_BYTES).hex() if model_id is None else model_id
-    if len(shape) == 1:
-        masks = _columns(tasks, shape[0], side)
-    else:
-        masks = _patches(tasks, tuple(shape), side, place, stream)
+    is_table = len(shape) == 1
+    masks = _columns(tasks, shape[0], side) if is_table else _patches(tasks, tuple(shape), side, place, stream)
     keys = {}
     for task, mask in zip(tasks, masks, strict=True):
         levels = stream.below(256, (int(mask.sum()),)).numpy()

@@ -76,8 +76,8 @@ class TrainConfig:
         """Draw a key for each secured task, as this config says."""
         if not secured:
             return {}
-        limits = {"low": dataset.low, "high": dataset.high}
-        return draw_keys(secured, dataset.shape, side=self.key_side, place=self.key_place, **limits)
+        low, high = dataset.low, dataset.high
+        return draw_keys(secured, dataset.shape, side=self.key_side, place=self.key_place, low=low, high=high)
 
 
 @dataclass(frozen=True)
