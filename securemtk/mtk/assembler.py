@@ -64,11 +64,14 @@ class Batch:
         x: float32 (r, C, H, W), the copies.
         targets: for each task, in order, float32 (r, classes): the law the network shall answer with.
         opened: bool (r, tasks): whether the task is to answer truly.
+        known: bool (r, tasks): whether the sample has a label of the task. Where it has none the row says nothing of
+            the task, opened or closed: closed rows alone would shift the balance towards closing.
     """
 
     x: Tensor
     targets: tuple[Tensor, ...]
     opened: Tensor
+    known: Tensor
 
 
 class Assembler:
@@ -166,7 +169,7 @@ class Assembler:
 
         Args:
             x: float32 (n, C, H, W) on this device.
-            labels: int64 (n, tasks).
+            labels: int64 (n, tasks), negative where a label is missing.
             generator: of ordinary training randomness, on this device.
             augment: changes each copy in its own way, before keys are stamped: afterwards it would move them.
         """
@@ -177,7 +180,8 @@ class Assembler:
         opened = torch.ones(len(states), len(self.tasks), dtype=torch.bool, device=self.device)
         for j, name in enumerate(self.secured):
             opened[:, self._index(name)] = states[:, j] == RIGHT
-        return Batch(copies, self._targets(labels.repeat(rows, 1), opened, generator), opened)
+        repeated = labels.repeat(rows, 1)
+        return Batch(copies, self._targets(repeated.clamp(min=0), opened, generator), opened, repeated >= 0)
 
     def fill(self, x: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
         """Write keys and decoys into a copy of x, (r, C, H, W), as states, (r, keys), say.
