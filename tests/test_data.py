@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from protocols.errors import InputError, RangeError, ShapeError
-from securemtk.data import DATA_SETS, DataSet, Law, load
+from securemtk.data import Columns, DataSet, Law, correlated_law, load
 from securemtk.data.shapes import COLOURS, SIDE, draw
+from securemtk.mtk.evaluate import chance
 from securemtk.tasks import Task
 
 TASKS = (Task("a", 3), Task("b", 2))
@@ -41,7 +42,7 @@ def shapes() -> DataSet:
 
 
 def test_an_unknown_data_set_is_refused_with_those_known():
-    with pytest.raises(InputError, match=r"digits, shapes; got 'faces'"):
+    with pytest.raises(InputError, match=r"digits, shapes, .*; got 'faces'"):
         load("faces")
 
 
@@ -94,8 +95,18 @@ def test_a_task_is_found_by_name_or_those_known_are_listed():
         ({"x_test": np.full((3, 1, 4, 4), 1.5, np.float32)}, RangeError, "x_test"),
         ({"x_test": np.full((3, 1, 4, 4), np.nan, np.float32)}, RangeError, "not finite"),
         ({"y_test": {"a": np.array([0, 1, 2])}}, InputError, "y_test"),
-        ({"y_test": {"a": np.array([0, 1, 3]), "b": np.array([0, 1, 1])}}, RangeError, r"0..2; got 0..3"),
-        ({"y_test": {"a": np.array([0, -1, 2]), "b": np.array([0, 1, 1])}}, RangeError, r"got -1..2"),
+        (
+            {"y_test": {"a": np.array([0, 1, 3]), "b": np.array([0, 1, 1])}},
+            RangeError,
+            r"0..2, or be -1 where missing; got 0..3",
+        ),
+        ({"y_test": {"a": np.array([0, -2, 2]), "b": np.array([0, 1, 1])}}, RangeError, r"got -2..2"),
+        ({"y_test": {"a": np.array([0, 1, 2]), "b": np.full(3, -1)}}, InputError, "one sample at least; got none"),
+        ({"x_train": np.zeros((6, 4), np.float32)}, ShapeError, r"x_test must have samples of shape \(4,\)"),
+        ({"class_names": {"a": ("x", "y")}}, InputError, "3 unique names"),
+        ({"class_names": {"b": ("x", "x")}}, InputError, "2 unique names"),
+        ({"class_names": {"c": ("x", "y")}}, InputError, r"\['a', 'b'\]; got 'c'"),
+        ({"columns": Columns.fit(["f"], np.zeros((2, 1)))}, InputError, "columns must be those of samples"),
         ({"y_test": {"a": np.array([0, 1]), "b": np.array([0, 1, 1])}}, ShapeError, r"\(3,\)"),
         ({"y_test": {"a": np.array([0.0, 1, 2]), "b": np.array([0, 1, 1])}}, ShapeError, "int64"),
         ({"tasks": ()}, InputError, "unique names"),
@@ -107,6 +118,47 @@ def test_a_task_is_found_by_name_or_those_known_are_listed():
 def test_a_data_set_with_a_fault_is_refused(changes, error, says):
     with pytest.raises(error, match=says):
         small(**changes)
+
+
+def test_samples_may_be_rows_of_a_table():
+    rows = small(x_train=np.zeros((6, 5), np.float32), x_test=np.ones((3, 5), np.float32))
+    assert rows.shape == (5,)
+
+
+def test_missing_labels_are_known_as_such_and_have_no_share():
+    labels = {"a": np.array([0, -1, 2, 2, -1, 2]), "b": np.array([0, 1] * 3)}
+    some = small(y_train=labels, class_names={"a": ("x", "y", "z")})
+    assert some.known("a").tolist() == [True, False, True, True, False, True]
+    assert some.known("a", "test").all()
+    assert some.shares("a").tolist() == [0.25, 0.0, 0.75]
+    assert some.shares("b").tolist() == [0.5, 0.5]
+    with pytest.raises(InputError, match="train or test; got 'valid'"):
+        some.known("a", "valid")
+
+
+def test_columns_put_three_deviations_at_the_ends_and_cut_what_lies_beyond():
+    rows = np.array([[1.0, 7.0], [3.0, 7.0]])
+    columns = Columns.fit(["f", "constant"], rows, low=0.0, high=1.0)
+    found = columns.scaled(np.array([[2.0, 7.0], [5.0, 7.0], [-1.0, 7.0], [100.0, 10.0]]))
+    assert found.dtype == np.float32
+    assert np.allclose(found, [[0.5, 0.5], [1, 0.5], [0, 0.5], [1, 1]])
+    with pytest.raises(ShapeError, match=r"\(n, 2\); got \(1, 3\)"):
+        columns.scaled(np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "error"),
+    [((1,), (2,), ShapeError), ((2,), (1,), ShapeError)],
+)
+def test_columns_need_a_mean_and_a_deviation_each(mean, std, error):
+    with pytest.raises(error, match=r"\(2,\)"):
+        Columns(("f", "g"), np.zeros(mean), np.ones(std))
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, np.nan])
+def test_columns_need_positive_deviations(std):
+    with pytest.raises(RangeError, match="std positive"):
+        Columns(("f",), np.zeros(1), np.array([std]))
 
 
 @st.composite
@@ -181,6 +233,83 @@ def test_shapes_follow_a_law_that_the_caller_sets():
     assert len(np.unique(found.y_train["texture"])) == 2
 
 
+@pytest.mark.parametrize("q", [0.5, 0.7, 0.85, 1.0])
+def test_under_the_correlated_law_each_attribute_is_uniform_and_the_shape_tells_the_others_to_the_strength(q):
+    law = correlated_law(q)
+    for i, n_classes in enumerate(law.table.shape):
+        assert np.allclose(law.table.sum(axis=tuple({0, 1, 2, 3} - {i})), 1 / n_classes)
+    assert all(law.best_guess(name, ["shape"]) == pytest.approx(q) for name in ("colour", "size", "texture"))
+    # Both agree with the half of the shape, or neither does.
+    assert law.best_guess("size", ["texture"]) == pytest.approx(q**2 + (1 - q) ** 2)
+    # The colour's own half is right with it, or with one of three others.
+    assert law.best_guess("size", ["colour"]) == pytest.approx(q * (q + (1 - q) / 3) + (1 - q) * (1 - q) * 2 / 3)
+
+
+def test_optima_hold_every_set_of_other_attributes_and_never_fall_with_more_of_them():
+    optima = correlated_law().optima("size")
+    assert len(optima) == 8
+    assert optima[()] == 0.5
+    assert all(optima[a] <= optima[b] + 1e-12 for a in optima for b in optima if set(a) <= set(b))
+    assert max(optima.values()) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.1, float("nan")])
+def test_a_strength_that_cannot_be_is_refused(strength):
+    with pytest.raises(RangeError, match="strength"):
+        load("shapes-correlated", strength=strength)
+
+
+def test_correlated_shapes_are_drawn_by_that_law():
+    found = load("shapes-correlated", n_train=2000, n_test=5, strength=0.9)
+    shape, y = found.y_train["shape"], found.y_train
+    for agree in (y["colour"] == shape, y["size"] == shape // 2, y["texture"] == shape // 2):
+        assert agree.mean() == pytest.approx(0.9, abs=0.035)
+    assert found.class_names["size"] == ("small", "large")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "features", "tasks"),
+    [
+        ("wine", (133, 45), 11, {"cultivar": 3, "proline": 2, "colour": 2}),
+        ("breast_cancer", (426, 143), 21, {"benign": 2, "size": 2, "concave": 2}),
+    ],
+)
+def test_an_embedded_table_is_split_by_seed_and_scaled_by_its_training_part(name, parts, features, tasks):
+    found, again, other = (load(name, seed=seed) for seed in (0, 0, 1))
+    assert (len(found.x_train), len(found.x_test)) == parts
+    assert found.shape == (features,)
+    assert {task.name: task.classes for task in found.tasks} == tasks
+    assert np.array_equal(found.x_test, again.x_test)
+    assert not np.array_equal(found.x_test, other.x_test)
+    # Three deviations are 1, and few values lie beyond.
+    assert np.abs(found.x_train.mean(axis=0)).max() < 0.04
+    assert np.abs(found.x_train.std(axis=0) - 1 / 3).max() < 0.1
+    assert found.class_names[found.tasks[1].name] == ("low", "high")
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("wine", "proline"), ("breast_cancer", "radius")])
+def test_the_features_that_tasks_are_made_of_are_no_inputs(name, held_out):
+    found = load(name)
+    assert not [feature for feature in found.columns.names if held_out in feature and "error" not in feature]
+    for task in found.tasks[1:]:
+        single = [
+            max(
+                np.mean((x > np.median(x)) == found.y_train[task.name]),
+                np.mean((x <= np.median(x)) == found.y_train[task.name]),
+            )
+            for x in found.x_train.T
+        ]
+        assert max(single) < 0.9
+        assert chance(found, task.name, [found.tasks[0].name]) > chance(found, task.name, []) + 0.2
+
+
+def test_options_that_a_data_set_does_not_have_are_refused_with_those_it_has():
+    with pytest.raises(InputError, match=r"options of digits must be among side; got \['edge'\]"):
+        load("digits", edge=3)
+    with pytest.raises(InputError, match="seed must be a whole number of at least 0; got 'x'"):
+        load("wine", seed="x")
+
+
 def test_shapes_refuse_a_law_of_other_attributes():
     with pytest.raises(InputError, match="the law must be one of"):
         load("shapes", law=np.full((2, 2, 2, 2), 1 / 16))
@@ -222,5 +351,8 @@ def test_drawing_many_images_in_parts_gives_as_many(monkeypatch):
     assert draw(labels, 0).min(axis=(1, 2, 3)).shape == (20,)
 
 
-def test_every_data_set_is_listed_under_its_own_name(digits, shapes):
-    assert sorted(DATA_SETS) == sorted([digits.name, shapes.name])
+def test_every_data_set_is_listed_under_its_own_name():
+    for name in ("digits", "wine", "breast_cancer"):
+        assert load(name).name == name
+    for name in ("shapes", "shapes-correlated"):
+        assert load(name, n_train=1, n_test=1).name == name

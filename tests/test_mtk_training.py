@@ -12,7 +12,7 @@ from torch import nn
 
 from protocols.errors import InputError, KeyRefused, RangeError, ShapeError
 from protocols.prg import Stream
-from securemtk.data import DataSet, Law, load
+from securemtk.data import MISSING, DataSet, Law, load
 from securemtk.mtk.answers import AnswerStats, answer_stats, draw_answers, fit_answers
 from securemtk.mtk.assembler import ABSENT, DECOY, KINDS, RIGHT, Assembler, AssemblerConfig
 from securemtk.mtk.evaluate import (
@@ -165,6 +165,15 @@ def test_random_targets_are_labels_drawn_anew():
     assert not torch.equal(again.targets[0], batch.targets[0])
 
 
+def test_rows_of_samples_without_a_label_are_told_apart_for_that_task_alone():
+    assembler, _, x, labels, _ = assembled(2, 1, 0, AssemblerConfig())
+    labels[::2, 0] = MISSING
+    batch = assembler.batch(x, labels, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.known[:, 0], (labels[:, 0] >= 0).repeat(assembler.copies))
+    assert batch.known[:, 1:].all()
+    assert all(torch.allclose(law.sum(dim=1), torch.ones(len(law))) for law in batch.targets)
+
+
 def test_augmentation_comes_before_stamping_and_differs_between_copies():
     assembler, keys, x, labels, _ = assembled(2, 0, 0, AssemblerConfig())
     batch = assembler.batch(x, labels, torch.Generator().manual_seed(0), augmented)
@@ -282,6 +291,45 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(few):
     third = train(few, SECURED, replace(config, seed=5), keys=keys)
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
     assert not torch.equal(weights(first)[0], weights(third)[0])
+
+
+def test_samples_without_a_label_teach_nothing_of_that_task():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((64, 1, 8, 8), dtype=np.float32), rng.integers(2, size=64)
+    unlabelled = np.where(np.arange(64) < 32, y, MISSING)
+    config = TrainConfig(epochs=10, lr=1e-3, augment=False)
+
+    def scores(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        dataset = DataSet("d", (Task("a", 2),), images, {"a": labels}, x, {"a": y})
+        # Normalisation over the batch would let the samples without label in by another door.
+        trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+        torch.manual_seed(0)
+        for parameter in trunk.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        result = train(dataset, config=replace(config, batch=len(images)), trunk=trunk)
+        return predict(result.model, x)["a"]
+
+    some, alone, everything = scores(x, unlabelled), scores(x[:32], y[:32]), scores(x, y)
+    assert np.abs(some - alone).max() < 1e-3
+    assert np.abs(everything - alone).max() > 1e-2
+
+
+def test_accuracies_leave_out_samples_without_a_label(trained, digits):
+    known = np.arange(len(digits.x_test)) % 3 > 0
+    missing = {name: np.where(known, y, MISSING) for name, y in digits.y_test.items()}
+    only = {name: y[known] for name, y in digits.y_test.items()}
+    found, expected = (
+        evaluate(trained.model, dataset, trained.keys, n_random=2, stream=Stream(bytes(16)))
+        for dataset in (replace(digits, y_test=missing), replace(digits, x_test=digits.x_test[known], y_test=only))
+    )
+    for name, figures in found.items():
+        for field, value in vars(figures).items():
+            assert value == pytest.approx(vars(expected[name])[field], abs=1e-5), (name, field)
+    rates = [
+        opening_rate(trained.model, dataset, trained.keys["digit"], tries=5, samples=20, stream=Stream(bytes(16)))
+        for dataset in (replace(digits, y_test=missing), replace(digits, x_test=digits.x_test[known], y_test=only))
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_training_leaves_torchs_generator_and_threads_as_they_were(few):
@@ -438,6 +486,21 @@ def test_an_attacker_finds_what_is_there_and_nothing_in_noise():
     assert found.gain > 0.4
     assert found.logistic > 0.8
     assert abs(attack(noise, y).gain) < 0.08
+
+
+def test_guesses_and_attacks_leave_out_samples_without_a_label():
+    tasks = (Task("a", 2), Task("b", 2))
+    blank = np.zeros((4, 1, 1, 1), dtype=np.float32)
+    train_labels = {"a": np.array([0, -1, -1, 1]), "b": np.array([0, 0, 0, 1])}
+    test_labels = {"a": np.array([0, 1, -1, -1]), "b": np.array([0, 1, 1, -1])}
+    assert chance(DataSet("d", tasks, blank, train_labels, blank, test_labels), "a", ["b"]) == 1
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=200)
+    answers = rng.normal(size=(200, 2)) + np.eye(2)[y]
+    hidden = np.where(np.arange(200) < 100, y, MISSING)
+    assert attack(answers, hidden, [y % 2]) == attack(answers[:100], y[:100], [y[:100] % 2])
+    with pytest.raises(InputError, match="one row with a label"):
+        accuracy(answers, np.full(200, MISSING))
 
 
 def test_an_attacker_is_measured_against_what_open_labels_tell():

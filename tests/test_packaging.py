@@ -44,7 +44,7 @@ PACKAGES = {
         *("stock", "fss", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
-    "securemtk.data": ["base", "digits", "shapes", ""],
+    "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
         *(

@@ -4,7 +4,8 @@ With a known law the leak of one attribute through another has an exact optimum 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,16 @@ class Law:
         joint = self.table.sum(axis=others, keepdims=True)
         return float(joint.max(axis=self.names.index(target)).sum())
 
+    def optima(self, target: str) -> dict[tuple[str, ...], float]:
+        """Return the `best_guess` of target for every set of other attributes, the empty one first.
+
+        Raises:
+            InputError: target is unknown.
+        """
+        others = [name for name in self.names if name != target]
+        sets = (given for size in range(len(others) + 1) for given in combinations(others, size))
+        return {given: self.best_guess(target, given) for given in sets}
+
     def sample(self, n: int, seed: int) -> dict[str, Labels]:
         """Return n draws, attribute name -> int64 (n,); the same seed gives the same draws."""
         edges = np.cumsum(self.table.ravel())
@@ -125,7 +136,45 @@ def load(
         y_train={task.name: labels[task.name][:n_train] for task in TASKS},
         x_test=x[n_train:],
         y_test={task.name: labels[task.name][n_train:] for task in TASKS},
+        class_names={"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES},
     )
+
+
+def correlated_law(strength: float = 0.85) -> Law:
+    """Return a law under which the shape betrays the other three attributes, and they betray each other.
+
+    The shape s = 0..3 is uniform. Given it the others are independent, and each agrees with it with probability
+    q = strength: colour = s, size = s // 2 and texture = s // 2. A colour that does not agree is one of the other three
+    with equal chance. All attributes are uniform by themselves, so the best guess without any other is 1 / classes.
+
+    Meant for securing colour, size and texture while shape stays open: who knows the shape guesses each of them
+    rightly with probability q exactly (for q >= 1/2). `Law.best_guess` and `Law.optima` give all other cases.
+
+    Args:
+        strength: q, in [0.5, 1]; 0.5 leaves size and texture independent of the shape.
+
+    Raises:
+        RangeError: strength lies outside.
+
+    Example:
+        >>> law = correlated_law(0.85)
+        >>> round(law.best_guess("colour"), 3), round(law.best_guess("colour", given=["shape"]), 3)
+        (0.25, 0.85)
+        >>> round(law.best_guess("size", given=["colour", "texture"]), 3)
+        0.78
+    """
+    if not 0.5 <= strength <= 1:
+        raise RangeError(f"strength must lie in [0.5, 1]; got {strength}")
+    s = np.arange(4)
+    agrees = [np.eye(n)[place] for n, place in ((4, s), (2, s // 2), (2, s // 2))]
+    colour, size, texture = (np.where(one == 1, strength, (1 - strength) / (one.shape[1] - 1)) for one in agrees)
+    return Law(tuple(task.name for task in TASKS), np.einsum("sc,sz,st->sczt", colour, size, texture) / 4)
+
+
+def load_correlated(*, strength: float = 0.85, n_train: int = 4000, n_test: int = 1000, seed: int = 0) -> DataSet:
+    """Draw shapes under `correlated_law(strength)`; all else is as in `load`."""
+    drawn = load(law=correlated_law(strength), n_train=n_train, n_test=n_test, seed=seed)
+    return replace(drawn, name="shapes-correlated")
 
 
 def draw(labels: dict[str, Labels], seed: int) -> Images:

@@ -66,11 +66,14 @@ class Batch:
         x: float32 (r, *sample), the copies.
         targets: for each task, in order, float32 (r, classes): the law the network shall answer with.
         opened: bool (r, tasks): whether the task is to answer truly; of a decoupled answer false.
+        known: bool (r, tasks): whether the sample has a label of the task. Where it has none the row says nothing of
+            the task, opened or closed: closed rows alone would shift the balance towards closing.
     """
 
     x: Tensor
     targets: tuple[Tensor, ...]
     opened: Tensor
+    known: Tensor
 
 
 class Assembler:
@@ -172,7 +175,7 @@ class Assembler:
 
         Args:
             x: float32 (n, *sample) on this device.
-            labels: int64 (n, tasks).
+            labels: int64 (n, tasks), negative where a label is missing.
             generator: of ordinary training randomness, on this device.
             augment: changes each copy in its own way, before keys are stamped: afterwards it would move them.
             fixed: float32 (n, tasks) in [0, 1), the same for a sample each time: from it come the labels of targets
@@ -191,7 +194,8 @@ class Assembler:
             drawn = fixed.repeat(rows, 1)
         else:
             drawn = torch.rand(labels.shape, generator=generator, device=self.device)
-        return Batch(copies, self._targets(labels, opened, changed, drawn), opened & ~changed)
+        targets = self._targets(labels.clamp(min=0), opened, changed, drawn)
+        return Batch(copies, targets, opened & ~changed, labels >= 0)
 
     def fill(self, x: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
         """Write keys and decoys into a copy of x, (r, *sample), as states, (r, keys), say.

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.prg import Stream
-from securemtk.data.base import DataSet, Images, Labels
+from securemtk.data.base import MISSING, DataSet, Labels, Samples
 from securemtk.mtk.keys import TriggerKey, stamp
 from securemtk.mtk.model import MultiTaskModel, Scores, predict
 
@@ -137,15 +137,20 @@ def release(scores: Scores | Floats, how: Release = "sampled", stream: Stream | 
 def accuracy(answers: Scores | Floats, y: Labels) -> float:
     """Return the share of rows whose greatest answer is at y; of t equal greatest ones each counts 1 / t.
 
-    That is the expectation over ties broken at random: rounded probabilities of a closed task are often all equal,
-    and the lowest index would then be a guess of class 0.
+    Rows whose label is missing (-1) do not count. The share is the expectation over ties broken at random: rounded
+    probabilities of a closed task are often all equal, and the lowest index would then be a guess of class 0.
     """
+    answers, y = _labelled(answers, y)
     top = answers == answers.max(axis=1, keepdims=True)
     return float((top[np.arange(len(y)), y] / top.sum(axis=1)).mean())
 
 
-def released_accuracy(scores: Scores, y: Labels, how: Release = "sampled") -> float:
-    """Return the accuracy of released answers, in expectation over sampled labels and broken ties."""
+def released_accuracy(scores: Scores | Floats, y: Labels, how: Release = "sampled") -> float:
+    """Return the accuracy of released answers, in expectation over sampled labels and broken ties.
+
+    Rows whose label is missing (-1) do not count.
+    """
+    scores, y = _labelled(scores, y)
     if how == "sampled":
         return float(probabilities(scores)[np.arange(len(y)), y].mean())
     return accuracy(release(scores, how), y)
@@ -154,6 +159,7 @@ def released_accuracy(scores: Scores, y: Labels, how: Release = "sampled") -> fl
 def chance(dataset: DataSet, task: str, given: Sequence[str]) -> float:
     """Return how often the best guess of a task from the true labels of the tasks `given` is right on the test part.
 
+    Samples whose label is missing are left out; a given label that is missing counts as a class of its own.
     The guess for each combination of given labels is the most frequent class among the training samples that have it
     (of all training samples where none has): what an attacker without test labels can do. With nothing given it is
     the most frequent class.
@@ -168,8 +174,9 @@ def chance(dataset: DataSet, task: str, given: Sequence[str]) -> float:
     y_train, y_test = dataset.y_train[task], dataset.y_test[task]
     both = [np.concatenate([dataset.y_train[name], dataset.y_test[name]]) for name in given]
     cells = _joint(both, len(y_train) + len(y_test))
-    guesses = _best_guess(cells[: len(y_train)], y_train, cells[len(y_train) :])
-    return float((guesses == y_test).mean())
+    known_train, known_test = dataset.known(task, "train"), dataset.known(task, "test")
+    cells_train, cells_test = cells[: len(y_train)][known_train], cells[len(y_train) :][known_test]
+    return float((_best_guess(cells_train, y_train[known_train], cells_test) == y_test[known_test]).mean())
 
 
 def evaluate(
@@ -218,7 +225,7 @@ def opening_rate(
     lift: float = 0.2,
     stream: Stream | None = None,
 ) -> OpeningRate:
-    """Try random patterns in the place of a key on the first test samples.
+    """Try random patterns in the place of a key on the first test samples that have a label of its task.
 
     Args:
         model: as `train` returns it.
@@ -233,7 +240,8 @@ def opening_rate(
     if min(tries, samples) < 1:
         raise InputError(f"tries and samples must be at least 1; got {tries} and {samples}")
     stream = Stream() if stream is None else stream
-    x, y = dataset.x_test[:samples], dataset.y_test[key.task][:samples]
+    tried = np.flatnonzero(dataset.known(key.task, "test"))[:samples]
+    x, y = dataset.x_test[tried], dataset.y_test[key.task][tried]
     no_key = released_accuracy(predict(model, x)[key.task], y, how)
     found = []
     block = max(1, _ROWS // len(x))
@@ -256,7 +264,8 @@ def attack(
 
     Args:
         answers: (n, features), all that was revealed about each sample: scores, rounded or sampled answers.
-        y: int64 (n,), the labels to be guessed; at least `folds` rows of each class.
+        y: int64 (n,), the labels to be guessed; rows where it is missing (-1) are left out. At least `folds` rows of
+            each class.
         given: further int64 (n,) labels that the guess without answers may use; true labels of open tasks whose
             answers are among the features.
         folds: number of folds.
@@ -267,6 +276,8 @@ def attack(
     """
     if answers.ndim != 2 or y.shape != (len(answers),) or any(g.shape != y.shape for g in given):
         raise ShapeError(f"answers must be (n, features) and labels (n,); got {answers.shape} and {y.shape}")
+    known = y != MISSING
+    answers, y, given = answers[known], y[known], [labels[known] for labels in given]
     split = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(answers, y))
     logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     boosting = HistGradientBoostingClassifier(max_iter=50, random_state=seed)
@@ -294,7 +305,7 @@ class _States:
 
 def _states(
     model: MultiTaskModel,
-    x: Images,
+    x: Samples,
     keys: Mapping[str, TriggerKey],
     n_random: int,
     dataset: DataSet,
@@ -358,6 +369,14 @@ def _in_place_of(key: TriggerKey, other: TriggerKey) -> Scores:
     pattern = np.zeros(key.shape, dtype=np.float32)
     pattern[key.mask] = np.resize(other.pattern[other.mask], int(key.mask.sum()))
     return pattern
+
+
+def _labelled(answers: Scores | Floats, y: Labels) -> tuple[Scores | Floats, Labels]:
+    """Return the rows whose label is known."""
+    known = y != MISSING
+    if not known.any():
+        raise InputError("an accuracy must be over one row with a label at least; got none")
+    return answers[known], y[known]
 
 
 def _joint(labels: Sequence[Labels], n: int) -> Labels:

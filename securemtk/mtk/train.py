@@ -280,8 +280,9 @@ class _Training:
         return mean
 
     def _loss(self, scores: Sequence[Tensor], keyed: Batch) -> Tensor:
-        """Return the mean over rows of the cross entropies, summed over tasks."""
+        """Return for each task the mean cross entropy over the rows whose sample has a label, summed over tasks."""
         weights = torch.where(keyed.opened, self._open_weights(keyed), self.config.closed_weight)
+        weights = weights * keyed.known * (len(keyed.known) / keyed.known.sum(dim=0).clamp(min=1))
         each = [cross_entropy(s, t, reduction="none") for s, t in zip(scores, keyed.targets, strict=True)]
         return (torch.stack(each, dim=1) * weights).sum(dim=1).mean()
 
