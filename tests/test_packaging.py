@@ -45,7 +45,7 @@ PACKAGES = {
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", ""],
-    "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
+    "securemtk.mtk": ["keys", "decoupling", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
         *(
             "problems",

@@ -1,7 +1,7 @@
 """A data set for multi-task classification: images or rows of a table, and one label for each task."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -148,6 +148,27 @@ class DataSet:
                 )
             if y.max() == MISSING:
                 raise InputError(f"y_{part}[{task.name!r}] must have a label for one sample at least; got none")
+
+    def with_key_columns(self, n: int) -> "DataSet":
+        """Return this table with n more columns at the end, of one value in the middle of the range, for keys to take.
+
+        In the table's own units the value is 0: who asks about new rows appends n zeros before `Columns.scaled`.
+
+        Raises:
+            InputError: the samples are images, which have room for keys, or n is less than 1.
+        """
+        if len(self.shape) != 1 or n < 1:
+            raise InputError(f"one or more columns may be added to rows of a table; got {n} for samples {self.shape}")
+
+        def widened(x: Samples) -> Samples:
+            return np.pad(x, ((0, 0), (0, n)), constant_values=np.float32((self.low + self.high) / 2))
+
+        columns = self.columns
+        if columns is not None:
+            names = (*columns.names, *(f"key {i + 1}" for i in range(n)))
+            mean, std = np.pad(columns.mean, (0, n)), np.pad(columns.std, (0, n), constant_values=1.0)
+            columns = replace(columns, names=names, mean=mean, std=std)
+        return replace(self, x_train=widened(self.x_train), x_test=widened(self.x_test), columns=columns)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -143,7 +143,7 @@ def draw_keys(
         shape: (C, H, W) or (F,) of one sample.
         model_id: 32 hexadecimal digits; drawn when absent. All keys of one call share it.
         side: side of a patch in pixels, at least 3; when absent 5, or less where the patches do not fit into one row.
-            Of a table the number of columns, at least 4; when absent 8, or less where half the table has not so many.
+            Of a table the number of columns, at least 4; 8 when absent, or less where half the table has fewer.
         place: the corner in which a row of patches begins: bottom-right, bottom-left, top-right or top-left; or
             "anywhere", drawn from the stream; or for each task the first row and column of its patch. Of a table all
             but that are counted from the last column.

@@ -22,7 +22,7 @@ from securemtk.data.base import DataSet
 from securemtk.files import write_whole
 from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
 from securemtk.mtk.decoupling import Decoupling, DecouplingConfig, decouple
-from securemtk.mtk.keys import TriggerKey, draw_keys
+from securemtk.mtk.keys import DEFAULT_COLUMNS, TriggerKey, draw_keys
 from securemtk.mtk.model import MultiTaskModel
 from securemtk.tasks import Task
 
@@ -71,6 +71,12 @@ class TrainConfig:
             raise InputError(f"threads must not be negative; got {self.threads}")
         if not (self.lr > 0 and self.closed_weight > 0 and self.weight_decay >= 0 and 0 < self.warmup < 1):
             raise InputError("lr and closed_weight must be positive, weight_decay not negative, warmup in (0, 1)")
+
+    def with_room(self, dataset: DataSet, secured: Sequence[str]) -> DataSet:
+        """Return the data set with room for the keys: a table gets columns for them, an image has it."""
+        if len(dataset.shape) != 1 or not secured:
+            return dataset
+        return dataset.with_key_columns(len(secured) * (self.key_side or DEFAULT_COLUMNS))
 
     def draw_keys(self, dataset: DataSet, secured: Sequence[str]) -> dict[str, TriggerKey]:
         """Draw a key for each secured task, as this config says."""
