@@ -47,13 +47,14 @@ class Secrets:
     Args:
         gate_mask: m of the key gate, int64 0 or 1, shape of one sample.
         gate_pattern: m * p at scale 2**f, int64, shape of one sample.
-        is_open: output name -> whether its scores may be revealed.
+        opening: output name -> probability with which a row's scores are revealed, each row by itself: 1 for an open
+            task, 0 for a closed one, between them for one that is decoupled.
         noise: output name -> a function of the batch size that draws (n, C) scores, int64 at scale 2**f.
     """
 
     gate_mask: Tensor
     gate_pattern: Tensor
-    is_open: dict[str, bool]
+    opening: dict[str, float]
     noise: dict[str, Callable[[int], Tensor]]
 
     def __repr__(self) -> str:
@@ -230,9 +231,11 @@ def _take_key_gate(request: Request, rank: int, stream: Stream, corrections: Seq
 def _deal_output_gate(request: Request, keeper: Stream, user: Stream, dealing: Dealing) -> Dealt:
     (shape,) = request.shapes
     task, secrets = str(dict(request.options)["task"]), dealing.secrets
-    is_open = secrets is None or secrets.is_open[task]
+    opening = 1.0 if secrets is None else secrets.opening[task]
     r = keeper.words(shape) + user.words(shape)
-    o = torch.tensor(int(is_open))
+    rows = _rows_of(shape)
+    # Uniform numbers lie below 1, so that 0 and 1 are certain; drawn for them as well, that the time is the same.
+    o = (Stream().uniform(rows) < opening).long()
     noise = torch.zeros(shape, dtype=torch.int64)
     if secrets is not None and task in secrets.noise:
         # Drawn for an open task as well: the time to deal must not tell which tasks are open.
@@ -248,7 +251,12 @@ def _take_output_gate(request: Request, rank: int, stream: Stream, corrections: 
     r = stream.words(shape)
     if rank == KEEPER:
         return r, *corrections
-    return r, stream.words(()), stream.words(shape), stream.words(shape), stream.words(shape)
+    return r, stream.words(_rows_of(shape)), stream.words(shape), stream.words(shape), stream.words(shape)
+
+
+def _rows_of(shape: Shape) -> Shape:
+    """Return the shape of one number for each row of a batch, that broadcasts against `shape`."""
+    return (shape[0], *(1 for _ in shape[1:]))
 
 
 KINDS: dict[str, Kind] = {
@@ -274,8 +282,8 @@ KINDS: dict[str, Kind] = {
     "output_gate": Kind(
         _deal_output_gate,
         _take_output_gate,
-        lambda q: [(), *q.shapes * 3],
-        part=lambda q: [q.shapes[0], (), *q.shapes * 3],
+        lambda q: [_rows_of(q.shapes[0]), *q.shapes * 3],
+        part=lambda q: [q.shapes[0], _rows_of(q.shapes[0]), *q.shapes * 3],
     ),
 }
 

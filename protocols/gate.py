@@ -67,11 +67,11 @@ class Scores:
 
 @costs(lambda n: Cost(rounds=1, payload_bytes=16 * n))
 def close_outputs(party: Party, outputs: Sequence[Scores]) -> list[Tensor]:
-    """Truncate all outputs, and replace a closed task's scores by the authority's noise: y' = o y + (1 - o) n.
+    """Truncate all outputs, and replace a closed row's scores by the authority's noise: y' = o y + (1 - o) n.
 
     With h = z + r + 2**62 opened (as in `party.truncate`; without the offset when bits is 0),
-    o y = [o] T - [o R] + [o m] g, and the dealer gives [(1 - o) n] besides. All outputs open in one
-    message each way.
+    o y = [o] T - [o R] + [o m] g, and the dealer gives [(1 - o) n] besides; o is 0 or 1 for each row. All
+    outputs open in one message each way.
 
     Args:
         party: this party.

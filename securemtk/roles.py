@@ -290,12 +290,8 @@ class Authority:
         return Secrets(
             mask,
             pattern,
-            {task.name: not task.secured or task.name in granted for task in manifest.tasks},
-            {
-                task.name: partial(_noise, AnswerStats.from_dict(manifest.answers[task.name]))
-                for task in manifest.tasks
-                if task.secured
-            },
+            {task.name: manifest.opening(task.name, granted) for task in manifest.tasks},
+            {name: partial(_noise, AnswerStats.from_dict(raw)) for name, raw in manifest.answers.items()},
         )
 
     def _key(self, model_id: str, task: str) -> TriggerKey:

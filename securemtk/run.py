@@ -167,6 +167,9 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
         RangeError: a weight, or a value on the training samples, is outside fixed point.
     """
     result, dataset = trained.result, trained.dataset
+    leaks = {} if result.decoupling is None else result.decoupling.by_closed()
+    tellers = sorted({name for names in leaks.values() for name in names})
+    stats = answer_stats(result.model, dataset, dict(result.keys), tellers)
     example = torch.from_numpy(dataset.x_train[:2])
     return write_bundle(
         folder,
@@ -177,9 +180,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
         input_shape=dataset.shape,
         low=dataset.low,
         high=dataset.high,
-        answers={
-            name: stats.to_dict() for name, stats in answer_stats(result.model, dataset, dict(result.keys)).items()
-        },
+        answers={name: each.to_dict() for name, each in stats.items()},
+        decoupling={"beta": result.decoupling.beta, "leaks": leaks} if result.decoupling is not None else None,
         samples=_asked(dataset, list(result.keys.values())),
         overwrite=overwrite,
     )

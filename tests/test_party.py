@@ -110,7 +110,10 @@ def test_the_output_gate_reveals_scores_or_exactly_the_authoritys_noise(bits, is
     z = {"a": torch.randint(-(2**40), 2**40, (5, 4)), "b": torch.randint(-(2**40), 2**40, (5, 2))}
     noise = {name: Stream().words(v.shape) for name, v in z.items()}
     secrets = Secrets(
-        torch.zeros(1), torch.zeros(1), {"a": is_open, "b": True}, {name: lambda n, k=name: noise[k] for name in z}
+        torch.zeros(1),
+        torch.zeros(1),
+        {"a": float(is_open), "b": 1.0},
+        {name: lambda n, k=name: noise[k] for name in z},
     )
     shares = {name: split(v) for name, v in z.items()}
     requests = [Request("output_gate", (tuple(v.shape),), (("bits", bits), ("task", name))) for name, v in z.items()]
@@ -134,7 +137,7 @@ def test_the_output_gate_reveals_scores_or_exactly_the_authoritys_noise(bits, is
 def test_what_the_output_gate_opens_is_uniform_whether_open_or_closed():
     z = torch.zeros((64, 64), dtype=torch.int64)
     for is_open in (True, False):
-        secrets = Secrets(z, z, {"a": is_open}, {"a": lambda n: torch.zeros((n, 64), dtype=torch.int64)})
+        secrets = Secrets(z, z, {"a": float(is_open)}, {"a": lambda n: torch.zeros((n, 64), dtype=torch.int64)})
         request = Request("output_gate", ((64, 64),), (("bits", 16), ("task", "a")))
 
         def program(p):

@@ -7,7 +7,7 @@ Source: output gate, "Key gate" and "Output gate" in the design of the protocols
 pooled covariance is the model of linear discriminant analysis (Fisher, 1936).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,9 +98,22 @@ def fit_answers(scores: Scores | Floats) -> AnswerStats:
     return AnswerStats(means, (covariance + covariance.T) / 2)
 
 
-def answer_stats(model: MultiTaskModel, dataset: Samples, keys: Mapping[str, TriggerKey]) -> dict[str, AnswerStats]:
-    """Return for each secured task the statistics of its scores on the training part, with its own key stamped in."""
-    return {name: fit_answers(predict(model, stamp(dataset.x_train, [key]))[name]) for name, key in keys.items()}
+def answer_stats(
+    model: MultiTaskModel, dataset: Samples, keys: Mapping[str, TriggerKey], tellers: Sequence[str] = ()
+) -> dict[str, AnswerStats]:
+    """Return the statistics of scores on the training part, of each secured task with its own key stamped in.
+
+    Args:
+        model: as `train` returns it.
+        dataset: the one it was trained on.
+        keys: one for each secured task.
+        tellers: unprotected tasks that are decoupled; theirs are with all keys stamped in.
+    """
+    stats = {name: fit_answers(predict(model, stamp(dataset.x_train, [key]))[name]) for name, key in keys.items()}
+    if not tellers:
+        return stats
+    scores = predict(model, stamp(dataset.x_train, keys.values()))
+    return stats | {name: fit_answers(scores[name]) for name in tellers}
 
 
 def draw_answers(stats: AnswerStats, n: int, stream: Stream) -> Floats:

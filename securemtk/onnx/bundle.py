@@ -39,6 +39,8 @@ _MAX_MANIFEST_BYTES = 1 << 26
 _FRAC_BITS = range(8, 25)
 _LIBRARIES = ("securemtk", "torch", "onnx", "onnxruntime", "numpy")
 _SUM = "sha256"
+# Left out of the text where they are None.
+_OPTIONAL = {"decoupling", "headroom"}
 
 Matrix = Sequence[Sequence[float]]
 Answers = Mapping[str, Mapping[str, Matrix]]
@@ -55,11 +57,14 @@ class Manifest:
         input_shape: shape of one sample.
         low: least allowed input value.
         high: greatest allowed input value.
-        answers: for each secured task of C classes "mean", a (C, C) matrix whose row c is the mean score vector of
-            answer c, and "covariance", a (C, C) matrix around it: the authority draws a closed task's scores from them.
+        answers: for each secured or decoupled task of C classes "mean", a (C, C) matrix whose row c is the mean score
+            vector of answer c, and "covariance", a (C, C) matrix around it: the authority draws a closed task's scores
+            from them.
         files: name -> {"sha256": 64 hexadecimal digits, "bytes": size} of each file beside the manifest.
         versions: name -> version of what wrote the bundle.
         frac_bits: fraction bits of fixed point.
+        decoupling: "beta" and "leaks", secured task -> unprotected tasks that tell of it: while it is closed, each row
+            of theirs is answered with probability beta and is noise otherwise. None where all of them always answer.
         headroom: step -> layer -> how many times its values on sample data may double within fixed point, as
             `protocols.ranges.headroom` says; None where nobody measured.
         format: version of this format.
@@ -78,6 +83,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, str | int]]
     versions: Mapping[str, str] = field(default_factory=dict)
     frac_bits: int = 16
+    decoupling: Mapping[str, Any] | None = None
     headroom: Headroom | None = None
     format: int = FORMAT
 
@@ -103,16 +109,31 @@ class Manifest:
         texts = (*self.versions, *self.versions.values())
         _require(all(isinstance(x, str) for x in texts), "versions must map names to texts")
         secured = {task.name: task.classes for task in self.tasks if task.secured}
-        _require(set(self.answers) == set(secured), f"answers must be those of the secured tasks {sorted(secured)}")
-        for name, classes in secured.items():
+        _check_decoupling(self.decoupling, set(secured), set(names) - set(secured))
+        drawn = {task.name: task.classes for task in self.tasks if task.secured or task.name in self._tellers(secured)}
+        _require(set(self.answers) == set(drawn), f"answers must be those of the tasks {sorted(drawn)}")
+        for name, classes in drawn.items():
             _check_answers(name, self.answers[name], classes)
         _check_headroom({} if self.headroom is None else self.headroom)
+
+    def _tellers(self, closed: Iterable[str]) -> set[str]:
+        leaks: Mapping[str, Sequence[str]] = {} if self.decoupling is None else self.decoupling["leaks"]
+        return {teller for name in closed for teller in leaks.get(name, ())}
+
+    def opening(self, task: str, granted: Sequence[str]) -> float:
+        """Return the probability with which a row of a task is answered truly when these tasks' keys are granted."""
+        closed = [t.name for t in self.tasks if t.secured and t.name not in granted]
+        if task in closed:
+            return 0.0
+        decoupled = self.decoupling is not None and task in self._tellers(closed)
+        return float(self.decoupling["beta"]) if decoupled and self.decoupling is not None else 1.0
 
     def to_json(self) -> str:
         """Return the manifest as canonical JSON text; its last entry is the SHA-256 of the rest."""
         fields = asdict(self)
-        if self.headroom is None:
-            del fields["headroom"]
+        for name in _OPTIONAL:
+            if fields[name] is None:
+                del fields[name]
         digest = hashlib.sha256(_canonical(fields).encode()).hexdigest()
         return _canonical(fields | {_SUM: digest}) + "\n"
 
@@ -124,8 +145,8 @@ class Manifest:
         except (ValueError, RecursionError):
             raise BundleError(f"{MANIFEST} must be JSON text as written by this program") from None
         fields = set(cls.__dataclass_fields__)
-        if isinstance(raw, dict) and "headroom" not in raw:
-            fields.remove("headroom")
+        if isinstance(raw, dict):
+            fields -= _OPTIONAL - set(raw)
         if not isinstance(raw, dict) or set(raw) != fields | {_SUM}:
             found = sorted(set(raw) ^ (fields | {_SUM})) if isinstance(raw, dict) else type(raw).__name__
             raise BundleError(f"{MANIFEST} must have exactly its entries; missing or unknown: {found}")
@@ -155,6 +176,7 @@ def write_bundle(
     low: float,
     high: float,
     answers: Mapping[str, Mapping[str, Any]] | None = None,
+    decoupling: Mapping[str, Any] | None = None,
     frac_bits: int = 16,
     samples: Iterable[NDArray[np.float32]] = (),
     overwrite: bool = False,
@@ -164,7 +186,7 @@ def write_bundle(
     Args:
         folder: the bundle's folder; its parent must exist.
         onnx_bytes: the model, with one output for each task, named like it.
-        model_id, tasks, input_name, input_shape, low, high, frac_bits: as in `Manifest`.
+        model_id, tasks, input_name, input_shape, low, high, decoupling, frac_bits: as in `Manifest`.
         answers: as in `Manifest`; arrays are allowed.
         samples: batches of what the model will be asked, (n, *input_shape) each, for the manifest's headroom.
         overwrite: replace a bundle that is there. Anything else that is there is never replaced.
@@ -195,6 +217,7 @@ def write_bundle(
         files={MODEL: {"sha256": hashlib.sha256(onnx_bytes).hexdigest(), "bytes": len(onnx_bytes)}},
         versions={name: _version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
         frac_bits=frac_bits,
+        decoupling=decoupling,
     )
     imported = _check_model(manifest, onnx_bytes)
     manifest = replace(manifest, headroom=_measured(manifest, imported, samples))
@@ -273,6 +296,20 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _check_decoupling(raw: Mapping[str, Any] | None, secured: set[str], unprotected: set[str]) -> None:
+    if raw is None:
+        return
+    whole = isinstance(raw, Mapping) and set(raw) == {"beta", "leaks"} and isinstance(raw["leaks"], Mapping)
+    _require(whole, "decoupling must have beta and leaks")
+    _require(_is_number(raw["beta"]) and 0 <= raw["beta"] < 1, f"beta must be in [0, 1); got {raw['beta']!r}")
+    for name, tellers in raw["leaks"].items():
+        fits = name in secured and isinstance(tellers, list | tuple) and 0 < len(tellers) == len(set(tellers))
+        _require(
+            fits and set(tellers) <= unprotected, f"leaks of {name!r} must be unprotected tasks beside a secured one"
+        )
+    _require(bool(raw["leaks"]), "decoupling must have leaks; leave it out where there are none")
 
 
 def _check_answers(task: str, answers: Mapping[str, Matrix], classes: int) -> None:
