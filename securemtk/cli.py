@@ -39,6 +39,7 @@ from protocols.errors import (
 )
 from protocols.ranges import LayerRange, headroom, warning
 from securemtk.config import Config
+from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.estimate import NETWORKS, Estimate, LayerEstimate, parse_network
 from securemtk.files import write_whole
@@ -163,9 +164,15 @@ def demo(
 
 @app.command(epilog="Example:  securemtk train digits --secure digit --secure parity --out runs/digits")
 def train(
-    dataset: Annotated[str, typer.Argument(help="digits or shapes.")],
+    dataset: Annotated[str, typer.Argument(help=f"{', '.join(DATA_SETS)}; docs/data.md tells what they are.")],
     out: Annotated[Path, typer.Option(help="Folder of the run, new or empty: checkpoint, keys, accuracies.")],
     secure: Annotated[list[str] | None, typer.Option(help="Task that gets a key; may be given several times.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Option of the data set, such as path=FOLDER; may be given several times."
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = TrainConfig.epochs,
     batch: Annotated[int, typer.Option(help="Samples a step.")] = TrainConfig.batch,
     lr: Annotated[float, typer.Option(help="Greatest learning rate.")] = TrainConfig.lr,
@@ -180,8 +187,16 @@ def train(
     config = TrainConfig(epochs=epochs, batch=batch, lr=lr, seed=seed, assembler=AssemblerConfig(decoys=decoys))
     passphrase = _passphrase(passphrase_file, needed=lock, fresh=not resume)
     with progress_bar(f"train on {dataset}") as bar:
+        options = _data_options(data or ())
         trained = train_run(
-            out, dataset, tuple(secure or ()), config, passphrase=passphrase, resume=resume, progress=bar
+            out,
+            dataset,
+            tuple(secure or ()),
+            config,
+            options=options,
+            passphrase=passphrase,
+            resume=resume,
+            progress=bar,
         )
     _show_evaluation(as_json, trained)
     log.info("written: %s", out)
@@ -371,6 +386,20 @@ def _range_row(row: LayerRange) -> dict[str, str]:
 
 
 # --- input ----------------------------------------------------------------------------------------------------------
+
+
+def _data_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Read options NAME=VALUE: VALUE as JSON where it is such, as names where it has commas, else as a text."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals) or name in options:
+            raise InputError(f"--data must be NAME=VALUE, each name once; got {text!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value.split(",") if "," in value else value
+    return options
 
 
 def _read_input(path: Path) -> Any:

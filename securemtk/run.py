@@ -10,7 +10,7 @@ The keys are written before the training begins, so that a run that was interrup
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ class Run:
         secured: names of the secured tasks.
         config: settings of the training.
         metrics: task name -> measured accuracies, as in `TaskResult`; absent before the training has ended.
+        options: of the data set's loader; JSON values.
     """
 
     dataset: str
     secured: tuple[str, ...]
     config: TrainConfig
     metrics: Mapping[str, Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of run.json."""
@@ -92,6 +94,7 @@ def train_run(
     secured: Sequence[str] = (),
     config: TrainConfig | None = None,
     *,
+    options: Mapping[str, Any] | None = None,
     passphrase: str | None = None,
     resume: bool = False,
     progress: Callable[[Epoch], None] | None = None,
@@ -103,6 +106,7 @@ def train_run(
         dataset: name of a data set.
         secured: names of the tasks that get a key.
         config: `TrainConfig()` when absent.
+        options: of the data set's loader, such as its path; values that JSON has.
         passphrase: locks the key files.
         resume: go on with the run in `folder`, which must be of the same data set, tasks and settings.
         progress: called after each epoch.
@@ -120,8 +124,9 @@ def train_run(
         >>> sorted(trained.result.keys)                                # doctest: +SKIP
         ['digit', 'parity']
     """
-    wanted = Run(dataset, tuple(secured), TrainConfig() if config is None else config)
-    loaded = data.load(dataset)
+    chosen = TrainConfig() if config is None else config
+    wanted = Run(dataset, tuple(secured), chosen, options=_plain(options or {}))
+    loaded = data.load(dataset, **wanted.options)
     path = Path(os.path.abspath(folder))
     if not resume:
         _prepare(path, wanted, loaded, passphrase)
@@ -146,7 +151,7 @@ def open_run(folder: str | os.PathLike[str], passphrase: str | None = None) -> T
     run = _read(path)
     if run.metrics is None:
         raise InputError(f"{os.fspath(folder)!r} must be a run that has ended; resume its training first")
-    loaded = data.load(run.dataset)
+    loaded = data.load(run.dataset, **run.options)
     keys = _load_keys(path, run, passphrase)
     # A checkpoint of the last epoch leaves nothing to train: this reads and checks it.
     result = train(loaded, run.secured, run.config, keys=keys, checkpoint=path / CHECKPOINT)
@@ -189,6 +194,15 @@ def _asked(dataset: DataSet, keys: Sequence[TriggerKey]) -> Iterator[Images]:
     """Give the training samples as a model gets them: without a key, with each of them, and with all."""
     for stamped in ([], *([key] for key in keys), *([keys] if len(keys) > 1 else [])):
         yield stamp(dataset.x_train, stamped)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as run.json gives them back."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(options)))
+    except TypeError as error:
+        raise InputError(f"options of a data set must be values that JSON has; got another ({error})") from None
+    return plain
 
 
 def task_figures(result: TaskResult) -> dict[str, Any]:

@@ -44,7 +44,7 @@ PACKAGES = {
         *("stock", "fss", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
-    "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", ""],
+    "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
     "securemtk.onnx": [
         *(
@@ -165,6 +165,7 @@ DOORS = {
     "pickle": set(),
     "typer": {"securemtk.cli"},
     "matplotlib": {"securemtk.pictures"},
+    "PIL": {"securemtk.data.images"},
 }
 
 
