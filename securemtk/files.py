@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from protocols.errors import InputError
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that its name always stands for all of it: the old content, or `data`.
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a file to write that takes the name `path` when the block ends well, and vanishes otherwise.
 
     Raises:
         OSError: the disk refuses; nothing is left behind.
@@ -20,10 +22,20 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as work:
         fresh = Path(work) / "new"
         with open(fresh, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that its name always stands for all of it: the old content, or `data`.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def check_new_folder(folder: str | os.PathLike[str], *, replaceable: Sequence[str] = ()) -> Path:

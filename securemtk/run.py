@@ -10,7 +10,7 @@ The keys are written before the training begins, so that a run that was interrup
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from securemtk.data import DataSet
 from securemtk.data.base import Images
 from securemtk.files import check_new_folder, new_folder, write_whole
 from securemtk.mtk.answers import answer_stats
-from securemtk.mtk.assembler import AssemblerConfig
 from securemtk.mtk.evaluate import TaskResult, evaluate
-from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, draw_keys, stamp
+from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, stamp
 from securemtk.mtk.keys import load as load_key
+from securemtk.mtk.settings import train_config
 from securemtk.mtk.train import Epoch, TrainConfig, TrainResult, train
 from securemtk.onnx.bundle import Manifest, write_bundle
 from securemtk.onnx.export import export_onnx
@@ -44,12 +44,14 @@ class Run:
         secured: names of the secured tasks.
         config: settings of the training.
         metrics: task name -> measured accuracies, as in `TaskResult`; absent before the training has ended.
+        options: of the data set's loader; JSON values.
     """
 
     dataset: str
     secured: tuple[str, ...]
     config: TrainConfig
     metrics: Mapping[str, Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of run.json."""
@@ -62,11 +64,7 @@ class Run:
             raw = json.loads(text)
             if raw.pop("format") != FORMAT:
                 raise ValueError("format")
-            config = raw.pop("config")
-            assembler = config.pop("assembler")
-            lists = {name: tuple(value) for name, value in assembler.items() if isinstance(value, list)}
-            whole = TrainConfig(**config, assembler=AssemblerConfig(**assembler | lists))
-            return cls(raw.pop("dataset"), tuple(raw.pop("secured")), whole, **raw)
+            return cls(raw.pop("dataset"), tuple(raw.pop("secured")), train_config(raw.pop("config")), **raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{RUN} must be as written by train; got another ({type(error).__name__})") from None
 
@@ -92,6 +90,7 @@ def train_run(
     secured: Sequence[str] = (),
     config: TrainConfig | None = None,
     *,
+    options: Mapping[str, Any] | None = None,
     passphrase: str | None = None,
     resume: bool = False,
     progress: Callable[[Epoch], None] | None = None,
@@ -103,6 +102,7 @@ def train_run(
         dataset: name of a data set.
         secured: names of the tasks that get a key.
         config: `TrainConfig()` when absent.
+        options: of the data set's loader, such as its path; values that JSON has.
         passphrase: locks the key files.
         resume: go on with the run in `folder`, which must be of the same data set, tasks and settings.
         progress: called after each epoch.
@@ -120,8 +120,9 @@ def train_run(
         >>> sorted(trained.result.keys)                                # doctest: +SKIP
         ['digit', 'parity']
     """
-    wanted = Run(dataset, tuple(secured), TrainConfig() if config is None else config)
-    loaded = data.load(dataset)
+    chosen = TrainConfig() if config is None else config
+    wanted = Run(dataset, tuple(secured), chosen, options=_plain(options or {}))
+    loaded = chosen.with_room(data.load(dataset, **wanted.options), wanted.secured)
     path = Path(os.path.abspath(folder))
     if not resume:
         _prepare(path, wanted, loaded, passphrase)
@@ -146,7 +147,7 @@ def open_run(folder: str | os.PathLike[str], passphrase: str | None = None) -> T
     run = _read(path)
     if run.metrics is None:
         raise InputError(f"{os.fspath(folder)!r} must be a run that has ended; resume its training first")
-    loaded = data.load(run.dataset)
+    loaded = run.config.with_room(data.load(run.dataset, **run.options), run.secured)
     keys = _load_keys(path, run, passphrase)
     # A checkpoint of the last epoch leaves nothing to train: this reads and checks it.
     result = train(loaded, run.secured, run.config, keys=keys, checkpoint=path / CHECKPOINT)
@@ -193,6 +194,15 @@ def _asked(dataset: DataSet, keys: Sequence[TriggerKey]) -> Iterator[Images]:
         yield stamp(dataset.x_train, stamped)
 
 
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as run.json gives them back."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(options)))
+    except TypeError as error:
+        raise InputError(f"options of a data set must be values that JSON has; got another ({error})") from None
+    return plain
+
+
 def task_figures(result: TaskResult) -> dict[str, Any]:
     """Return a task's accuracies as JSON values, the worse kind of wrong key included."""
     return asdict(result) | {"wrong_key": result.wrong_key}
@@ -205,8 +215,7 @@ def _prepare(path: Path, run: Run, dataset: DataSet, passphrase: str | None) -> 
     with new_folder(path) as work:
         (work / KEYS).mkdir(mode=0o700)
         if run.secured:
-            drawn = draw_keys(run.secured, dataset.shape, low=dataset.low, high=dataset.high)
-            for name, key in drawn.items():
+            for name, key in run.config.draw_keys(dataset, run.secured).items():
                 key.save(work / KEYS / f"{name}{KEY_SUFFIX}", passphrase)
         write_whole(work / RUN, run.to_json().encode())
 

@@ -181,6 +181,23 @@ def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, ma
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_options_of_a_data_set_are_given_by_name_and_kept_in_the_run(tmp_path, command):
+    call = ["train", "shapes-correlated", "--secure", "size", "--out", tmp_path / "run", "--epochs", 1, "--decoys", 1]
+    options = ["--data", "n_train=96", "--data", "n_test=20", "--data", "strength=0.9"]
+    status, out, _ = command(*call, *options, "--json")
+    assert status == 0
+    assert json.loads(out)["tasks"]["size"]["secured"]
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
+    assert kept == {"n_train": 96, "n_test": 20, "strength": 0.9}
+    assert len(run.open_run(tmp_path / "run").dataset.x_train) == 96
+    assert cli._data_options(["a=x,y", "b=[1,2]", "c=true", "d=./e=f"]) == {
+        "a": ["x", "y"],
+        "b": [1, 2],
+        "c": True,
+        "d": "./e=f",
+    }
+
+
 def test_keys_are_locked_all_or_none_and_never_shown(tmp_path, command, made):
     shutil.copytree(made / "run" / "keys", tmp_path / "keys")
     one_secret, other_secret = tmp_path / "one", tmp_path / "other"
@@ -460,6 +477,13 @@ def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
     ("arguments", "message"),
     [
         (["train", "letters"], "digits, shapes"),
+        (["train", "shapes", "--data", "n_train"], "NAME=VALUE"),
+        (["train", "shapes", "--data", "seed=1", "--data", "seed=2"], "each name once"),
+        (["train", "shapes", "--data", "n_train=many"], "n_train must be a whole number"),
+        (["train", "shapes", "--data", "law=none"], "table of probabilities"),
+        (["train", "shapes", "--data", "colour=red"], "options of shapes must be among law, n_train"),
+        (["train", "images", "--data", "path=nowhere"], "must be a folder that holds images"),
+        (["train", "utkface"], "path given"),
         (["train", "digits", "--secure", "colour"], "colour"),
         (["train", "digits", "--secure", "digit", "--secure", "digit"], "unique"),
         (["train", "digits", "--epochs", "0"], "epochs"),

@@ -44,8 +44,8 @@ PACKAGES = {
         *("stock", "fss", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
-    "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", ""],
-    "securemtk.mtk": ["keys", "decoupling", "assembler", "model", "train", "answers", "evaluate"],
+    "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
+    "securemtk.mtk": ["keys", "decoupling", "assembler", "model", "train", "settings", "answers", "evaluate"],
     "securemtk.onnx": [
         *(
             "problems",
@@ -165,6 +165,7 @@ DOORS = {
     "pickle": set(),
     "typer": {"securemtk.cli"},
     "matplotlib": {"securemtk.pictures"},
+    "PIL": {"securemtk.data.images"},
 }
 
 

@@ -5,7 +5,7 @@ from inspect import signature
 from types import MappingProxyType
 
 from protocols.errors import InputError
-from securemtk.data import digits, embedded, shapes
+from securemtk.data import digits, embedded, faces, shapes, tables
 from securemtk.data.base import MISSING, Columns, DataSet
 from securemtk.data.shapes import Law, correlated_law
 
@@ -16,6 +16,10 @@ DATA_SETS: Mapping[str, Callable[..., DataSet]] = MappingProxyType(
         "shapes-correlated": shapes.load_correlated,
         "wine": embedded.wine,
         "breast_cancer": embedded.breast_cancer,
+        "celeba": faces.celeba,
+        "utkface": faces.utkface,
+        "images": tables.images,
+        "table": tables.table,
     }
 )
 

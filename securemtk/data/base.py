@@ -47,6 +47,11 @@ class Columns:
             raise ShapeError(f"mean and std must be ({len(self.names)},); got {self.mean.shape}, {self.std.shape}")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
             raise RangeError("mean and std must be finite and std positive; got others")
+        if (
+            not all(isinstance(v, int | float) and np.isfinite(v) for v in (self.low, self.high))
+            or self.low >= self.high
+        ):
+            raise RangeError(f"low and high must be finite numbers, low < high; got {self.low!r} and {self.high!r}")
 
     @classmethod
     def fit(cls, names: Sequence[str], rows: NDArray[np.float64], low: float = -1.0, high: float = 1.0) -> "Columns":

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from protocols.errors import InputError
 from securemtk.data.base import DataSet, Images
+from securemtk.data.splits import check_whole
 from securemtk.tasks import Task
 
 CANVAS = 16
@@ -32,7 +33,7 @@ def load(*, side: int = 11) -> DataSet:
     Raises:
         InputError: side lies outside 8..16.
     """
-    if not 8 <= side <= CANVAS:
+    if not 8 <= check_whole("side", side, 1) <= CANVAS:
         raise InputError(f"side must lie in 8..{CANVAS}; got {side}")
     raw = load_digits()
     digit = raw.target.astype(np.int64)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import InputError, RangeError, ShapeError
 from securemtk.data.base import DataSet, Images, Labels
+from securemtk.data.splits import check_whole
 from securemtk.tasks import Task
 
 SIDE = 32
@@ -121,12 +122,12 @@ def load(
     """
     law = Law.independent() if law is None else law
     if not isinstance(law, Law):
-        law = Law(tuple(task.name for task in TASKS), np.asarray(law, dtype=np.float64))
+        law = Law(tuple(task.name for task in TASKS), _table(law))
     wanted = {task.name: task.classes for task in TASKS}
     if dict(zip(law.names, law.table.shape, strict=True)) != wanted:
         raise InputError(f"the law must be one of {wanted}; got {law.names} of shape {law.table.shape}")
-    if min(n_train, n_test) < 1:
-        raise InputError(f"n_train and n_test must be at least 1; got {n_train} and {n_test}")
+    for name, value, least in (("n_train", n_train, 1), ("n_test", n_test, 1), ("seed", seed, 0)):
+        check_whole(name, value, least)
     labels = law.sample(n_train + n_test, seed)
     x = draw(labels, seed + 1)
     return DataSet(
@@ -138,6 +139,13 @@ def load(
         y_test={task.name: labels[task.name][n_train:] for task in TASKS},
         class_names={"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES},
     )
+
+
+def _table(law: object) -> NDArray[np.float64]:
+    try:
+        return np.asarray(law, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("the law must be a Law or a table of probabilities; got something else") from None
 
 
 def correlated_law(strength: float = 0.85) -> Law:
@@ -163,8 +171,8 @@ def correlated_law(strength: float = 0.85) -> Law:
         >>> round(law.best_guess("size", given=["colour", "texture"]), 3)
         0.78
     """
-    if not 0.5 <= strength <= 1:
-        raise RangeError(f"strength must lie in [0.5, 1]; got {strength}")
+    if not (isinstance(strength, int | float) and 0.5 <= strength <= 1):
+        raise RangeError(f"strength must lie in [0.5, 1]; got {strength!r}")
     s = np.arange(4)
     agrees = [np.eye(n)[place] for n, place in ((4, s), (2, s // 2), (2, s // 2))]
     colour, size, texture = (np.where(one == 1, strength, (1 - strength) / (one.shape[1] - 1)) for one in agrees)

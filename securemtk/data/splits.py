@@ -1,7 +1,9 @@
 """What loaders share: the split into training and test, options, and names."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class Split:
         Raises:
             InputError: a number is less than 1.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(check_whole("seed", seed, 0))
         parts = []
         for name, part, most in (("n_train", self.train, n_train), ("n_test", self.test, n_test)):
             if most is not None:
@@ -72,11 +74,25 @@ def check_whole(name: str, value: object, least: int) -> int:
     return value
 
 
+def as_path(name: str, value: object) -> Path:
+    """Return an option that is a path; raise InputError for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name} must be a path; got {value!r}")
+    return Path(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return an option that is true or false; raise InputError for anything else."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false; got {value!r}")
+    return value
+
+
 def names_of(value: str | Sequence[str], what: str) -> tuple[str, ...]:
     """Return an option that is one name or several; raise InputError where there is none, or one stands twice."""
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{what} must be one or more unique names; got {list(names)}")
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise InputError(f"{what} must be one or more unique names; got {value!r}")
     return names
 
 

@@ -183,13 +183,18 @@ def progress_bar(title: str) -> Iterator[Callable[[Epoch], None]]:
         ...     result = train(load("digits"), config=TrainConfig(epochs=1), progress=progress)
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(title, total=None, loss="")
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    line = bar.add_task(title, total=None, loss="")
 
-        def show(epoch: Epoch) -> None:
-            bar.update(line, total=epoch.total, completed=epoch.number, loss=f"loss {epoch.loss:.3f}")
+    def show(epoch: Epoch) -> None:
+        # Not before the first epoch: until then a data set may draw a bar of its own.
+        bar.start()
+        bar.update(line, total=epoch.total, completed=epoch.number, loss=f"loss {epoch.loss:.3f}")
 
+    try:
         yield show
+    finally:
+        bar.stop()
 
 
 @contextmanager
