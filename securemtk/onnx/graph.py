@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from protocols.errors import BundleError, InputError, ShapeError
 from protocols.program import Shape
+from securemtk.inputs import NUMBERS
 from securemtk.onnx import runtime
 from securemtk.onnx.problems import Problem
 from securemtk.onnx.reading import captured, initializer, opset_of
@@ -31,8 +32,6 @@ from securemtk.onnx.reading import captured, initializer, opset_of
 Array = NDArray[Any]
 
 _BATCHES = (2, 3)
-# What can be an input: every number that fixed point holds, and truth values as 0 and 1.
-INPUT_DTYPES = ("float32", "float64", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64")
 # Their result is another at each run: never a constant.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -166,7 +165,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         problems=[
             Problem(x.name, "input", f"an input must be an array of numbers; got {x.dtype}", "feed it as numbers")
             for x in infos
-            if x.dtype not in INPUT_DTYPES
+            if x.dtype not in NUMBERS
         ],
         failure=failure,
         batch=batch,
@@ -236,18 +235,20 @@ def _as_declared(x: ValueInfoProto, value: Array) -> onnx.TensorProto:
     array, dtype = np.asarray(value), _dtype(x)
     if dtype == "unknown" or not np.can_cast(array.dtype, dtype, "same_kind"):
         raise InputError(f"public input {x.name!r} must be an array of {dtype}; got {array.dtype}")
-    _check_shape(f"the shape of public input {x.name!r}", x, array.shape)
+    _check_shape(f"the shape of public input {x.name!r}", x, array.shape, least=0)
     return onnx.numpy_helper.from_array(array.astype(dtype), x.name)
 
 
-def _check_shape(what: str, x: ValueInfoProto, shape: Shape) -> None:
-    """Raise ShapeError unless a shape has the sizes that the file fixes."""
+def _check_shape(what: str, x: ValueInfoProto, shape: Shape, least: int = 1) -> None:
+    """Raise ShapeError unless a shape has the sizes that the file fixes, each at least `least`."""
     kind = x.type.tensor_type
-    sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     fits = not kind.HasField("shape") or len(sizes) == len(shape)
-    if not fits or min(shape, default=1) < 1 or any(n not in (0, m) for n, m in zip(sizes, shape, strict=False)):
+    others = any(n not in (None, m) for n, m in zip(sizes, shape, strict=False))
+    if not fits or min(shape, default=least) < least or others:
         names = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in kind.shape.dim]
-        raise ShapeError(f"{what} must be of the form ({', '.join(map(str, names))}), at least 1; got {tuple(shape)}")
+        form = ", ".join(map(str, names))
+        raise ShapeError(f"{what} must be of the form ({form}), at least {least}; got {tuple(shape)}")
 
 
 def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | None]:
@@ -298,9 +299,11 @@ def _reach(nodes: Iterable[NodeProto], sources: set[str], *, through_shape: bool
     """Return the values that depend on `sources`: on their numbers, or `through_shape` on their shapes too."""
     reached = set(sources)
     for node in nodes:
-        if node.op_type in ("Shape", "Size") and node.domain == "" and not through_shape:
-            continue
-        if node.op_type in _RANDOM or reached.intersection(node.input) or reached & captured(node):
+        inputs = list(node.input)
+        if node.domain == "" and not through_shape:
+            # Of these only shape and type count: of all inputs, or of those behind the first one.
+            inputs = {"Shape": [], "Size": [], "CastLike": inputs[:1]}.get(node.op_type, inputs)
+        if node.op_type in _RANDOM or reached.intersection(inputs) or reached & captured(node):
             reached |= set(node.output)
     return reached - {""}
 
