@@ -188,6 +188,17 @@ class Draft:
         """Add |x|: exact."""
         return self.add("leaky_relu", (value,), self.shape(value), slope=-1.0)
 
+    def whole_power(self, value: str, n: int) -> str:
+        """Add x**n, n at least 1, by repeated squaring."""
+        result = ""
+        while True:
+            if n & 1:
+                result = self.binary("mul", result, value) if result else value
+            n >>= 1
+            if not n:
+                return result
+            value = self.binary("mul", value, value)
+
     # --- reductions; they keep their axes with size 1
 
     def reduce(self, op: str, value: str, axes: Sequence[int], *, keepdims: bool = True) -> str:

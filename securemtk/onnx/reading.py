@@ -245,8 +245,8 @@ def _raised(model: ModelProto) -> ModelProto:
         made = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except (RuntimeError, ValueError, KeyError) as error:
         raise BundleError(
-            f"a model of opset {opset} must be one that onnx converts to {OLDEST_OPSET}; it says: {_first_line(error)}; "
-            "export it again with a later opset_version"
+            f"a model of opset {opset} must be one that onnx converts to {OLDEST_OPSET}; export it again with a later "
+            f"opset_version; onnx says: {_first_line(error)}"
         ) from None
     _sort(made.graph)
     _check(made)

@@ -24,9 +24,7 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
     if node.opset >= by_input and node.input(1):
         axes = tuple(int(x) for x in constant_input(node, graph, 1, "the axes").ravel())
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        if node.op_type not in _NOOP:
-            raise Refused("it must have axes", "name the axes")
-        return draft.made(source)
+        return draft.made(source if node.op_type in _NOOP else make(draft, source, ()))
     ours = tuple(sorted({sample_axis(graph, x, rank, "a reduction") for x in axes or range(rank)}))
     value = make(draft, source, ours)
     if not _keeps(node):
@@ -73,13 +71,13 @@ def _least(draft: Draft, x: str, axes: Axes) -> str:
 
 @rule("ReduceL1")
 def reduce_l1(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceSum, without noop_with_empty_axes."""
+    """As ReduceSum."""
     return _reduced(node, graph, lambda draft, x, axes: draft.reduce("sum", draft.magnitude(x), axes))
 
 
 @rule("ReduceSumSquare")
 def reduce_sum_square(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1."""
+    """As ReduceSum."""
     return _reduced(node, graph, sum_square)
 
 
@@ -90,19 +88,19 @@ def sum_square(draft: Draft, x: str, axes: Axes) -> str:
 
 @rule("ReduceL2")
 def reduce_l2(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; the sum of squares up to 2**14."""
+    """As ReduceSum; the sum of squares up to 2**14."""
     return _reduced(node, graph, lambda draft, x, axes: draft.function(sum_square(draft, x, axes), "sqrt"))
 
 
 @rule("ReduceLogSum")
 def reduce_log_sum(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; the sum from 2**-8 to 2**12."""
+    """As ReduceSum; the sum from 2**-8 to 2**12."""
     return _reduced(node, graph, lambda draft, x, axes: draft.function(draft.reduce("sum", x, axes), "log"))
 
 
 @rule("ReduceLogSumExp")
 def reduce_log_sum_exp(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; by differences from the maximum."""
+    """As ReduceSum; by differences from the maximum."""
     return _reduced(node, graph, _log_sum_exp)
 
 

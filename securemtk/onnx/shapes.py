@@ -264,11 +264,9 @@ def trilu(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Resize", "Upsample")
 def resize(node: Node, graph: Graph) -> list[Step]:
-    """`nearest`, `linear` and `cubic` with all their attributes (keep_aspect_ratio_policy stretch), not of the batch; \
-all but `nearest` are a product with a constant matrix for each axis."""
+    """`nearest`, `linear` and `cubic` with all their attributes, not of the batch; all but `nearest` are a product \
+with a constant matrix for each axis."""
     source, shape, draft = activation_input(node, graph), output_shape(node, graph), Draft(node, graph)
-    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Refused("the aspect ratio must not be kept", "give scales")
     rank = graph.rank(source)
     scales, roi = _scales(node, graph, rank), _roi(node, graph, rank)
     value = source
@@ -301,8 +299,22 @@ def _scales(node: Node, graph: Graph, rank: int) -> dict[int, float]:
     """Return axis -> scale, empty where sizes say it."""
     index = 1 if node.op_type == "Upsample" or node.opset < 11 else 2
     if not node.input(index) or not constant_input(node, graph, index, "scales").size:
-        return {}
+        return _kept_aspect(node, graph, rank)
     return dict(zip(_axes(node, rank), constant_input(node, graph, index, "scales").tolist(), strict=True))
+
+
+def _kept_aspect(node: Node, graph: Graph, rank: int) -> dict[int, float]:
+    """Return the one scale of all axes with which the largest or smallest size asked for is met."""
+    choose = {"not_larger": min, "not_smaller": max}.get(node.attrs.get("keep_aspect_ratio_policy", "stretch"))
+    if choose is None:
+        return {}
+    axes, sizes = _axes(node, rank), _ints(node, graph, 3, "sizes")
+    old = [graph.shapes[node.input(0)][graph.axis(a, rank) - 1] for a in axes]
+    scale = choose(np.float32(new) / np.float32(n) for new, n in zip(sizes, old, strict=True))
+    made = [graph.shapes[node.outputs[0]][graph.axis(a, rank) - 1] for a in axes]
+    if any(int(np.float32(n) * scale) != new for n, new in zip(old, made, strict=True)):
+        raise Refused("with the aspect ratio kept sizes must not be rounded up", "give scales")
+    return dict.fromkeys(axes, float(scale))
 
 
 def _roi(node: Node, graph: Graph, rank: int) -> dict[int, tuple[float, float]]:
