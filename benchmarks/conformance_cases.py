@@ -195,10 +195,11 @@ def weight_cases() -> Iterator[Case]:
     """Yield the cases of this file that have weights, with each of these an input instead of a constant."""
     for case in generated_cases():
         model = ModelProto.FromString(case.model)
-        constants = list(model.graph.initializer)
+        constants = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
         if case.op not in _WEIGHTED or not constants or any(d.dim_param for x in model.graph.input for d in _dims(x)):
             continue
-        del model.graph.initializer[:]
+        for t in constants:
+            model.graph.initializer.remove(t)
         model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in constants)
         inputs = {**case.inputs, **{t.name: numpy_helper.to_array(t) for t in constants}}
         title = f"{case.name} with secret weights"

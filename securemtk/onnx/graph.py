@@ -147,9 +147,9 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         if shapes is None:
             infos, batch = _inputs(inputs)
         else:
-            infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), _dtype(x)) for x in inputs)
+            infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), dtype_of(x)) for x in inputs)
     except ShapeError as error:
-        infos, failure = tuple(ValueInfo(x.name, None, _dtype(x)) for x in inputs), error
+        infos, failure = tuple(ValueInfo(x.name, None, dtype_of(x)) for x in inputs), error
     activations = _reach(protos, {x.name for x in inputs}, through_shape=False)
     _name(protos)
     nodes = [_node(p, opset_of(model)) for p in protos]
@@ -232,7 +232,7 @@ def _real_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _as_declared(x: ValueInfoProto, value: Array) -> onnx.TensorProto:
-    array, dtype = np.asarray(value), _dtype(x)
+    array, dtype = np.asarray(value), dtype_of(x)
     if dtype == "unknown" or not np.can_cast(array.dtype, dtype, "same_kind"):
         raise InputError(f"public input {x.name!r} must be an array of {dtype}; got {array.dtype}")
     _check_shape(f"the shape of public input {x.name!r}", x, array.shape, least=0)
@@ -259,7 +259,7 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
     batches: set[int] = set()
     for x in inputs:
         kind = x.type.tensor_type
-        if _dtype(x) == "unknown" or not kind.HasField("shape") or not kind.shape.dim:
+        if dtype_of(x) == "unknown" or not kind.HasField("shape") or not kind.shape.dim:
             raise ShapeError(f"input {x.name!r} must be an array of known type and rank, batch first")
         first, *rest = kind.shape.dim
         if first.HasField("dim_value"):
@@ -271,13 +271,14 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
                     f"axis {axis} of input {x.name!r} must have a fixed size of at least 1; got {what!r}; only the "
                     "batch may be free: export again with fixed sizes, or set them with onnx.tools.update_model_dims"
                 )
-        infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), _dtype(x)))
+        infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), dtype_of(x)))
     if len(batches) > 1 or batches & {0}:
         raise ShapeError(f"the first axis of every input must be the batch, free or the same; got {sorted(batches)}")
     return tuple(infos), next(iter(batches), None)
 
 
-def _dtype(x: ValueInfoProto) -> str:
+def dtype_of(x: ValueInfoProto) -> str:
+    """Return the name of a value's numpy type, "unknown" where there is none."""
     try:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(x.type.tensor_type.elem_type)).name
     except KeyError:
@@ -481,7 +482,7 @@ class _Probe:
 
 def _is_static(x: ValueInfoProto) -> bool:
     dims = x.type.tensor_type.shape.dim
-    return bool(dims) and all(d.dim_value > 0 for d in dims[1:]) and _dtype(x) == "float32"
+    return bool(dims) and all(d.dim_value > 0 for d in dims[1:]) and dtype_of(x) == "float32"
 
 
 def _sample(shape: Shape, dtype: str) -> Array:

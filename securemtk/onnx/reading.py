@@ -19,7 +19,7 @@ import onnx.numpy_helper
 import onnx.version_converter
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from protocols.errors import BundleError
 from securemtk.onnx.problems import Problem, UnsupportedNodes
@@ -94,6 +94,17 @@ def initializer(tensor: TensorProto) -> NDArray[np.generic]:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"initializer {tensor.name!r} must hold data of its shape; {error}") from None
+
+
+def declared(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+    """Return the inputs and outputs of a model as its file declares them, without inputs that have a default.
+
+    Raises:
+        BundleError: the file is missing or no ONNX model.
+    """
+    graph = _parse(source if isinstance(source, bytes) else read_bytes(source)).graph
+    weights = {t.name for t in graph.initializer}
+    return [x for x in graph.input if x.name not in weights], list(graph.output)
 
 
 def captured(node: NodeProto) -> set[str]:
