@@ -9,7 +9,7 @@ free, and shapes are those of one sample. As a whole: every size is given, no ax
 input is the one sample of a prediction; ONNX's axis a is then our axis a + 1. `Graph.axis` and `Graph.rank` hide which.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ import onnx
 import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
@@ -407,10 +406,10 @@ class _Probe:
         unknown = _reach(protos, lost - self._fed.keys() - {""}, through_shape=True)
         self._kept = [p for p in protos if id(p) not in names and not unknown.intersection({*p.input, *captured(p)})]
         self._wanted = [x for p in self._kept for x in p.output if x in graph.used]
-        self._session: onnxruntime.InferenceSession | None = None
+        self._run: Callable[..., list[Any]] | None = None
         try:
             if self._wanted:
-                self._session = runtime.start(runtime.runnable(self._runnable()).SerializeToString(), optimise=False)
+                self._run = runtime.prober(self._runnable())
         except runtime.ERRORS as error:
             raise BundleError(
                 f"the file must be a model that onnxruntime accepts; it says: {runtime.reason(error)}"
@@ -428,11 +427,10 @@ class _Probe:
             shape = [d.dim_value for d in kind.tensor_type.shape.dim]
             feeds[name] = _sample((*lead, *shape[len(lead) :]), "float32")
         fed = {name: feeds[name] for name in self._fed}
-        if self._session is None:
+        if self._run is None:
             return fed
-        known = {x.name for x in self._session.get_inputs()}
         try:
-            values = self._session.run(self._wanted, {k: v for k, v in feeds.items() if k in known})
+            values = self._run(self._wanted, feeds)
         except runtime.ERRORS as error:
             raise ShapeError(
                 f"the model must run{'' if batch is None else f' with a batch of {batch}'}; onnxruntime says: "

@@ -254,7 +254,7 @@ def _raised(model: ModelProto) -> ModelProto:
         return model
     try:
         made = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
         raise BundleError(
             f"a model of opset {opset} must be one that onnx converts to {OLDEST_OPSET}; export it again with a later "
             f"opset_version; onnx says: {_first_line(error)}"

@@ -238,12 +238,13 @@ def depth_to_space(node: Node, graph: Graph) -> list[Step]:
 
 @rule("SpaceToDepth")
 def space_to_depth(node: Node, graph: Graph) -> list[Step]:
-    """Any block size."""
+    """Any block size, both modes."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     (*lead, c, h, w), b = graph.shapes[source], int(node.attrs["blocksize"])
     n = len(lead) + 1
     apart = draft.reshape(source, (*lead, c, h // b, b, w // b, b))
-    turned = draft.transpose(apart, (*range(n), *(n + i for i in (2, 4, 0, 1, 3))))
+    order = (2, 4, 0, 1, 3) if node.attrs.get("mode", "DCR") == "DCR" else (0, 2, 4, 1, 3)
+    turned = draft.transpose(apart, (*range(n), *(n + i for i in order)))
     return draft.made(draft.reshape(turned, (*lead, c * b**2, h // b, w // b)))
 
 
