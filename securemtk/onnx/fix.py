@@ -134,7 +134,7 @@ def _newer(model: ModelProto, done: list[str]) -> ModelProto:
         return model
     try:
         model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UnsupportedError(f"opset {old} must be converted to {OLDEST_OPSET}; onnx says: {reason}") from None
     done.append(f"converted opset {old} to {OLDEST_OPSET}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from protocols.program import Attribute
 from securemtk.onnx.graph import Array, Graph, Node
+from securemtk.onnx.lower import custom
 from securemtk.onnx.registry import Refused, Step, activation_input, only_first_output, rule
 from securemtk.onnx.windows import Axis, Chain, n_spatial, numbers, window
 
@@ -164,30 +165,40 @@ def _sum(chain: Chain, pair: Pair) -> None:
 
 @rule("LpPool")
 def lp_pool(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, p 1 or 2, any strides, pads, auto_pad, dilations and ceil_mode."""
+    """1-D to 3-D, p 1 to 4 (3 and 4: sums of powers up to 2**14), any strides, pads, auto_pad, dilations and \
+ceil_mode."""
     return _norm(node, graph, _pool_axes(node, graph))
 
 
 @rule("GlobalLpPool")
 def global_lp_pool(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, p 1 or 2."""
+    """1-D to 3-D, p as of LpPool."""
     return _norm(node, graph, _global_axes(node, graph))
 
 
 def _norm(node: Node, graph: Graph, axes: tuple[Axis, ...]) -> list[Step]:
     p = int(node.attrs.get("p", 2))
-    if p not in (1, 2):
-        raise Refused(f"p must be 1 or 2; got {p}", "use p 2")
+    if not 1 <= p <= _LARGEST_P:
+        raise Refused(f"p must be 1 to {_LARGEST_P}; got {p}", "use p 2")
     chain = Chain.at(node, graph)
     source, shape = chain.value, chain.shape
-    if p == 1:
+    if p % 2:
         # |x| = 2 max(x, 0) - x.
         chain.then("relu", shape)
         chain.then("scale", shape, attrs={"factor": 2, "offset": 0})
         chain.then("sub", shape, others=(source,))
-    else:
+        source = chain.value
+    if p > 1:
         chain.then("mul", shape, others=(source,))
+    if p > _SQUARE:
+        # x**3 or, of the square with itself, x**4.
+        chain.then("mul", shape, others=(source if p % 2 else chain.value,))
     _over(chain, axes, _sum)
-    if p == 2:
+    if p == _SQUARE:
         chain.then("sqrt", chain.shape)
+    elif p > _SQUARE:
+        chain.then("function", chain.shape, attrs=custom("power", 1 / p))
     return chain.end(graph)
+
+
+_SQUARE, _LARGEST_P = 2, 4

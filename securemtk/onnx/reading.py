@@ -16,9 +16,10 @@ import onnx.checker
 import onnx.defs
 import onnx.inliner
 import onnx.numpy_helper
+import onnx.version_converter
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from protocols.errors import BundleError
 from securemtk.onnx.problems import Problem, UnsupportedNodes
@@ -55,11 +56,12 @@ def read_proto(source: Source) -> ModelProto:
         source: path of an ONNX file (external data beside it is read), or its bytes (external data is refused).
 
     Returns:
-        A model whose default domain is written "", without local functions and external data.
+        A model of opset 9 or later, raised to 9 where the file's is older, whose default domain is written "", without
+        local functions and external data.
 
     Raises:
-        BundleError: the file is missing, not ONNX, truncated, inconsistent, cyclic, of an opset outside
-            9..NEWEST_OPSET, or its external data is missing or lies outside its folder.
+        BundleError: the file is missing, not ONNX, truncated, inconsistent, cyclic, of an opset that is unknown or that
+            onnx cannot raise to 9, or its external data is missing or lies outside its folder.
         UnsupportedNodes: the file has sparse initializers.
     """
     folder = None if isinstance(source, bytes) else Path(source).absolute().parent
@@ -74,7 +76,7 @@ def read_proto(source: Source) -> ModelProto:
         raise UnsupportedNodes([Problem(n, "initializer", "sparse initializers are not read", remedy) for n in names])
     _sort(model.graph)
     _check(model)
-    return model
+    return model if opset_of(model) >= OLDEST_OPSET else _raised(model)
 
 
 def self_contained(source: Source) -> bytes:
@@ -92,6 +94,17 @@ def initializer(tensor: TensorProto) -> NDArray[np.generic]:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"initializer {tensor.name!r} must hold data of its shape; {error}") from None
+
+
+def declared(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+    """Return the inputs and outputs of a model as its file declares them, without inputs that have a default.
+
+    Raises:
+        BundleError: the file is missing or no ONNX model.
+    """
+    graph = _parse(source if isinstance(source, bytes) else read_bytes(source)).graph
+    weights = {t.name for t in graph.initializer}
+    return [x for x in graph.input if x.name not in weights], list(graph.output)
 
 
 def captured(node: NodeProto) -> set[str]:
@@ -225,11 +238,38 @@ def opset_of(model: ModelProto) -> int:
 
 def _check_opset(model: ModelProto) -> None:
     opset = opset_of(model)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if not 1 <= opset <= NEWEST_OPSET:
         raise BundleError(
-            f"the model's opset must lie in {OLDEST_OPSET}..{NEWEST_OPSET}; got {opset or 'none'}; "
+            f"the model's opset must lie in 1..{NEWEST_OPSET}; got {opset or 'none'}; "
             "export it again with another opset_version, or convert it with onnx.version_converter"
         )
+
+
+def _raised(model: ModelProto) -> ModelProto:
+    """Return a model of an old opset in the oldest one that the importer knows."""
+    opset = opset_of(model)
+    if all(_is_unchanged(node, opset) for node in model.graph.node):
+        for entry in model.opset_import:
+            entry.version = OLDEST_OPSET if entry.domain == "" else entry.version
+        return model
+    try:
+        made = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"a model of opset {opset} must be one that onnx converts to {OLDEST_OPSET}; export it again with a later "
+            f"opset_version; onnx says: {_first_line(error)}"
+        ) from None
+    _sort(made.graph)
+    _check(made)
+    return made
+
+
+def _is_unchanged(node: NodeProto, opset: int) -> bool:
+    """Return whether a node's operator is the same in an old opset and in the oldest that the importer knows."""
+    if node.domain or any(True for _ in _subgraphs(node)):
+        return False
+    known = [v for v in (opset, OLDEST_OPSET) if onnx.defs.has(node.op_type, v, "")]
+    return len({onnx.defs.get_schema(node.op_type, v, "").since_version for v in known}) == 1 and len(known) == 2
 
 
 def _inline(model: ModelProto) -> ModelProto:

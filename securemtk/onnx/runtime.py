@@ -2,6 +2,8 @@
 
 import functools
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx.defs
@@ -9,6 +11,7 @@ import onnx.helper
 import onnx.version_converter
 import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from securemtk.onnx.reading import NEWEST_OPSET, OLDEST_OPSET, opset_of
@@ -20,6 +23,7 @@ ERRORS = (
     ort_errors.InvalidProtobuf,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    onnx.version_converter.ConvertError,
     RuntimeError,
     ValueError,
 )
@@ -35,6 +39,31 @@ def start(model: bytes, *, optimise: bool = True) -> onnxruntime.InferenceSessio
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def prober(model: ModelProto) -> Callable[[Sequence[str], Mapping[str, Any]], list[Any]]:
+    """Return what computes values of a model, unoptimised, from its inputs; inputs of other names are left out.
+
+    onnxruntime lacks some numeric types of some operators, and opsets newer than itself: onnx's own reference, which is
+    slow, takes its place there.
+
+    Raises:
+        one of `ERRORS`: the model is not valid.
+    """
+    names = {x.name for x in model.graph.input}
+    try:
+        session: Any = start(runnable(model).SerializeToString(), optimise=False)
+    except (ort_errors.NotImplemented, onnx.version_converter.ConvertError, RuntimeError):
+        # RuntimeError: an attribute that only the newer opset has.
+        session = ReferenceEvaluator(model)
+
+    def run(wanted: Sequence[str], values: Mapping[str, Any]) -> list[Any]:
+        try:
+            return list(session.run(list(wanted), {k: v for k, v in values.items() if k in names}))
+        except (TypeError, IndexError, KeyError) as error:
+            raise ValueError(str(error)) from None
+
+    return run
 
 
 def reason(error: Exception) -> str:

@@ -238,12 +238,13 @@ def depth_to_space(node: Node, graph: Graph) -> list[Step]:
 
 @rule("SpaceToDepth")
 def space_to_depth(node: Node, graph: Graph) -> list[Step]:
-    """Any block size."""
+    """Any block size, both modes."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     (*lead, c, h, w), b = graph.shapes[source], int(node.attrs["blocksize"])
     n = len(lead) + 1
     apart = draft.reshape(source, (*lead, c, h // b, b, w // b, b))
-    turned = draft.transpose(apart, (*range(n), *(n + i for i in (2, 4, 0, 1, 3))))
+    order = (2, 4, 0, 1, 3) if node.attrs.get("mode", "DCR") == "DCR" else (0, 2, 4, 1, 3)
+    turned = draft.transpose(apart, (*range(n), *(n + i for i in order)))
     return draft.made(draft.reshape(turned, (*lead, c * b**2, h // b, w // b)))
 
 
@@ -264,11 +265,9 @@ def trilu(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Resize", "Upsample")
 def resize(node: Node, graph: Graph) -> list[Step]:
-    """`nearest`, `linear` and `cubic` with all their attributes (keep_aspect_ratio_policy stretch), not of the batch; \
-all but `nearest` are a product with a constant matrix for each axis."""
+    """`nearest`, `linear` and `cubic` with all their attributes, not of the batch; all but `nearest` are a product \
+with a constant matrix for each axis."""
     source, shape, draft = activation_input(node, graph), output_shape(node, graph), Draft(node, graph)
-    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Refused("the aspect ratio must not be kept", "give scales")
     rank = graph.rank(source)
     scales, roi = _scales(node, graph, rank), _roi(node, graph, rank)
     value = source
@@ -301,8 +300,22 @@ def _scales(node: Node, graph: Graph, rank: int) -> dict[int, float]:
     """Return axis -> scale, empty where sizes say it."""
     index = 1 if node.op_type == "Upsample" or node.opset < 11 else 2
     if not node.input(index) or not constant_input(node, graph, index, "scales").size:
-        return {}
+        return _kept_aspect(node, graph, rank)
     return dict(zip(_axes(node, rank), constant_input(node, graph, index, "scales").tolist(), strict=True))
+
+
+def _kept_aspect(node: Node, graph: Graph, rank: int) -> dict[int, float]:
+    """Return the one scale of all axes with which the largest or smallest size asked for is met."""
+    choose = {"not_larger": min, "not_smaller": max}.get(node.attrs.get("keep_aspect_ratio_policy", "stretch"))
+    if choose is None:
+        return {}
+    axes, sizes = _axes(node, rank), _ints(node, graph, 3, "sizes")
+    old = [graph.shapes[node.input(0)][graph.axis(a, rank) - 1] for a in axes]
+    scale = choose(np.float32(new) / np.float32(n) for new, n in zip(sizes, old, strict=True))
+    made = [graph.shapes[node.outputs[0]][graph.axis(a, rank) - 1] for a in axes]
+    if any(int(np.float32(n) * scale) != new for n, new in zip(old, made, strict=True)):
+        raise Refused("with the aspect ratio kept sizes must not be rounded up", "give scales")
+    return dict.fromkeys(axes, float(scale))
 
 
 def _roi(node: Node, graph: Graph, rank: int) -> dict[int, tuple[float, float]]:
