@@ -11,6 +11,7 @@ from protocols.program import Attribute
 from protocols.ring import FRAC_BITS
 from securemtk.onnx.draft import Draft
 from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.lookups import only_looked_up
 from securemtk.onnx.lower import custom, straight
 from securemtk.onnx.operands import Formula, decidable, is_integral
 from securemtk.onnx.registry import (
@@ -193,11 +194,13 @@ def dropout(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Cast", "CastLike")
 def cast(node: Node, graph: Graph) -> list[Step]:
-    """Between floats, from bool or integers to anything, from floats to bool, and to integers what is whole anyway."""
+    """Between floats, from bool or integers to anything, from floats to bool, and to integers what is whole anyway or \
+only says places in a constant table (Gather), which must be whole then."""
     source, target = activation_input(node, graph), np.dtype(graph.dtypes[node.outputs[0]])
     if target.kind == "b" and graph.dtypes[source] != "bool":
         return [one_step(node, graph, "indicator", knots=(0, 1), below=1)]
-    if target.kind in "iu" and not is_integral(source, graph):
+    whole = is_integral(source, graph) or only_looked_up(node.outputs[0], graph)
+    if target.kind in "iu" and not whole:
         raise Refused(f"a cast to {target} rounds", "keep the value in float32")
     return [one_step(node, graph, "identity")]
 

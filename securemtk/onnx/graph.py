@@ -485,7 +485,10 @@ def _is_static(x: ValueInfoProto) -> bool:
 
 def _sample(shape: Shape, dtype: str) -> Array:
     """Return numbers to find out shapes with: sample i is the same in every batch."""
+    kind = np.dtype(dtype).kind
     if not shape:
-        return np.asarray(0.5 if np.dtype(dtype).kind == "f" else 1).astype(dtype)
+        return np.asarray(0.5 if kind == "f" else 1).astype(dtype)
     rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    return np.reshape(rows, shape).astype(dtype)
+    numbers = np.reshape(rows, shape)
+    # Whole numbers may be places in a table, however small.
+    return (np.minimum(np.sign(numbers), 0) if kind == "i" else numbers).astype(dtype)
