@@ -27,6 +27,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from protocols.errors import (
     BundleError,
@@ -116,6 +117,8 @@ def report(error: BaseException) -> int:
         return _complain(f"aborted, nothing was revealed: {error}", ABORTED)
     if isinstance(error, OSError | SecureError):
         return _complain(str(error), SYSTEM)
+    if isinstance(error, MemoryError):
+        return _complain("this machine has too little memory for what was asked", SYSTEM)
     log.debug("%s", "".join(traceback.format_exception(error)))
     # Its text may hold a value: place and kind are what a report of it needs.
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -478,8 +481,13 @@ def _rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(_shown(str(value)) for value in row.values()))
     Console().print(table)
+
+
+def _shown(text: str) -> Text:
+    """Return a text as it is: what a model calls its nodes must neither be markup nor steer the terminal."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def _facts_table(title: str, facts: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def power(node: Node, graph: Graph) -> list[Step]:
     exponent = float(exponents[0])
     if exponent in _ROOTS:
         return formula.steps(formula.apply(_ROOTS[exponent], base))
-    if exponent != int(exponent) or abs(exponent) > _MOST:
+    if not abs(exponent) <= _MOST or exponent != int(exponent):
         rule_ = f"the exponent must be whole, {-_MOST} to {_MOST}, or 0.5 or -0.5; got {exponent}"
         raise Refused(rule_, "write it as exp and log")
     if not exponent:
