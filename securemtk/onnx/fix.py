@@ -328,12 +328,12 @@ def _agree(before: bytes, after: bytes, model: ModelProto) -> bool:
 
 def _runner(data: bytes) -> Run:
     try:
-        session = runtime.start(runtime.runnable(_readable(data)).SerializeToString(), optimise=False)
+        session = runtime.start(runtime.runnable(_readable(data)).SerializeToString(), optimise=False, bounded=True)
     except runtime.ERRORS as error:
         raise UnsupportedError(
             f"a model must run in onnxruntime to be rewritten, for both are compared; it says: {runtime.reason(error)}"
         ) from None
-    return lambda fed: session.run(None, dict(fed))
+    return lambda fed: runtime.run(session, None, fed)
 
 
 def _readable(data: bytes) -> ModelProto:

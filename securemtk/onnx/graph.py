@@ -9,6 +9,7 @@ free, and shapes are those of one sample. As a whole: every size is given, no ax
 input is the one sample of a prediction; ONNX's axis a is then our axis a + 1. `Graph.axis` and `Graph.rank` hide which.
 """
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ from securemtk.onnx.reading import captured, initializer, opset_of
 Array = NDArray[Any]
 
 _BATCHES = (2, 3)
+# In one input, of all samples of a run: far more than a prediction under encryption can have.
+_MOST_NUMBERS = 1 << 27
 # Their result is another at each run: never a constant.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -136,7 +139,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         What was found; `problems` and `failure` say what is wrong.
 
     Raises:
-        BundleError: an initializer's data do not fill its shape.
+        BundleError: an initializer's data do not fill its shape, or a run takes too much memory or time.
     """
     protos = _needed(model)
     weights = {t.name: initializer(t) for t in model.graph.initializer}
@@ -147,6 +150,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
             infos, batch = _inputs(inputs)
         else:
             infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), dtype_of(x)) for x in inputs)
+        _check_size(infos, 1 if shapes is not None else max(batch or 0, *_BATCHES))
     except ShapeError as error:
         infos, failure = tuple(ValueInfo(x.name, None, dtype_of(x)) for x in inputs), error
     activations = _reach(protos, {x.name for x in inputs}, through_shape=False)
@@ -178,6 +182,13 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
             reason += "say the same for each of its samples"
             graph.problems.append(Problem(name, "output", reason, "remove it: it says the same to every caller"))
     return graph
+
+
+def _check_size(inputs: Iterable[ValueInfo], batch: int) -> None:
+    for x in inputs:
+        if batch * math.prod(x.shape or ()) > _MOST_NUMBERS:
+            got = f"{batch} samples of shape {x.shape}"
+            raise ShapeError(f"input {x.name!r} must hold at most {_MOST_NUMBERS} numbers; got {got}")
 
 
 def _is_same_for_all(graph: Graph, name: str) -> bool:
@@ -341,6 +352,8 @@ def _observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable:
             if graph.batch is not None:
                 probe = probe.with_free_batch(graph.batch)
             runs = [probe.run(b) for b in ((None,) if graph.whole else _BATCHES)]
+        except runtime.TooCostly:
+            raise
         except InputError as error:
             graph.failure = error
         else:
@@ -431,6 +444,8 @@ class _Probe:
             return fed
         try:
             values = self._run(self._wanted, feeds)
+        except runtime.TooCostly:
+            raise
         except runtime.ERRORS as error:
             raise ShapeError(
                 f"the model must run{'' if batch is None else f' with a batch of {batch}'}; onnxruntime says: "
@@ -488,7 +503,7 @@ def _sample(shape: Shape, dtype: str) -> Array:
     kind = np.dtype(dtype).kind
     if not shape:
         return np.asarray(0.5 if kind == "f" else 1).astype(dtype)
-    rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    numbers = np.reshape(rows, shape)
+    # Drawn in order: a larger batch begins with the same samples.
+    numbers = np.random.default_rng(0).standard_normal(shape)
     # Whole numbers may be places in a table, however small.
     return (np.minimum(np.sign(numbers), 0) if kind == "i" else numbers).astype(dtype)

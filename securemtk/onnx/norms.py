@@ -165,6 +165,8 @@ def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool =
 
 def inverse_root(draft: Draft, x: str, epsilon: float, times: int = 1) -> str:
     """Add 1 / sqrt(times x + epsilon) for 0 <= times x <= 2**12."""
+    if epsilon < 0:
+        raise Refused(f"epsilon must not be negative; got {epsilon}", "mend the attribute")
     return draft.function(draft.scale(x, times * _FINER), "rsqrt", epsilon, _FINER)
 
 

@@ -264,6 +264,9 @@ def trilu(node: Node, graph: Graph) -> list[Step]:
     return _moved(node, graph, source, part(grid - ABSENT, k) + ABSENT)
 
 
+# Of the matrix that resizes one axis.
+_MOST_WEIGHTS = 1 << 26
+
 # --- resizing -------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +283,8 @@ with a constant matrix for each axis."""
         old, new = draft.shape(value)[ours - 1], shape[ours - 1]
         if (old, scales.get(axis, 1.0)) == (new, 1.0) and axis not in roi:
             continue
+        if (old + 1) * max(old, new) > _MOST_WEIGHTS:
+            raise Refused(f"an axis of {old} resized to {new} must have at most {_MOST_WEIGHTS} weights", "resize less")
         weights = _weights_along(node, old, new, scales.get(axis), roi.get(axis))
         value = _along(draft, value, ours, weights, nearest=node.attrs.get("mode", "nearest") == "nearest")
     return draft.made(value)
