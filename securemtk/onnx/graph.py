@@ -488,4 +488,6 @@ def _sample(shape: Shape, dtype: str) -> Array:
     if not shape:
         return np.asarray(0.5 if np.dtype(dtype).kind == "f" else 1).astype(dtype)
     rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    return np.reshape(rows, shape).astype(dtype)
+    values = np.reshape(rows, shape).astype(dtype)
+    # No zero among whole numbers, by which a model may divide.
+    return np.where(values == 0, 1, values).astype(dtype) if values.dtype.kind in "iu" else values
