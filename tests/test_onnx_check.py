@@ -183,7 +183,7 @@ def test_samples_that_influence_each_other_are_reported():
 def test_what_follows_an_unknown_operator_is_judged_when_the_file_tells_its_shape():
     nodes = [
         node("Mystery", ["x"], ["c"], name="unknown", domain="somebody"),
-        node("MaxPool", ["c"], ["d"], name="dilated", kernel_shape=[2, 2], dilations=[2, 2]),
+        node("LpPool", ["c"], ["d"], name="large", kernel_shape=[1, 1], p=9),
         node("Relu", ["d"], ["y"], name="fine"),
     ]
     model = build(nodes, {"x": ["n", 2, 4, 4]}, ["y"], domains=["somebody"])
@@ -192,8 +192,8 @@ def test_what_follows_an_unknown_operator_is_judged_when_the_file_tells_its_shap
     assert [p.name for p in check(model.SerializeToString()).unsupported] == ["unknown"]
     model.graph.value_info[0].type.tensor_type.elem_type = TensorProto.FLOAT
     report = check(model.SerializeToString())
-    assert [p.name for p in report.unsupported] == ["unknown", "dilated"]
-    assert [(row.name, row.shape) for row in report.layers] == [("fine", (3, 4, 4))]
+    assert [p.name for p in report.unsupported] == ["unknown", "large"]
+    assert [(row.name, row.shape) for row in report.layers] == [("fine", (3, 6, 6))]
 
 
 def test_sparse_weights_are_reported():

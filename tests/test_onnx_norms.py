@@ -177,11 +177,3 @@ REFUSED = [
 def test_what_is_refused_has_a_reason(model, reason):
     with pytest.raises(UnsupportedNodes, match=reason):
         load_onnx(model.SerializeToString())
-
-
-def test_a_mean_as_second_output_is_refused():
-    model = one("LayerNormalization", ("n", 8), [wide(8)], opset=17)
-    model.graph.node[0].output[:] = ["y", "mean"]
-    model.graph.output.append(onnx.ValueInfoProto(name="mean"))
-    with pytest.raises(UnsupportedNodes, match="only its first output"):
-        load_onnx(model.SerializeToString())
