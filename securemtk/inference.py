@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ValueInfoProto
 
 from protocols.errors import InputError, NeedsInputs
 from securemtk.config import Config
-from securemtk.onnx.graph import ValueInfo, dtype_of
-from securemtk.onnx.reading import declared
+from securemtk.onnx.graph import ValueInfo, declared
 from securemtk.session import Model, PredictionCost, Session
 
 
@@ -105,13 +103,13 @@ class InferenceSession:
     def get_inputs(self) -> list[NodeArg]:
         """Return the model's inputs."""
         if self._needs is not None or self._model is None:
-            return [_declared(x) for x in declared(self._source)[0]]
+            return [_declared(*x) for x in declared(self._source)[0]]
         return [_arg(x, self._model) for x in self._model.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
         """Return the model's outputs, with the shapes of the last `run` where that had to say the inputs' shapes."""
         if self._model is None:
-            return [_declared(x) for x in declared(self._source)[1]]
+            return [_declared(*x) for x in declared(self._source)[1]]
         return [_arg(x, self._model) for x in self._model.outputs]
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -178,10 +176,8 @@ def _arg(info: ValueInfo, model: Model) -> NodeArg:
     return NodeArg(info.name, [*shape, *(info.shape or ())], f"tensor({_type(info.dtype)})")
 
 
-def _declared(info: ValueInfoProto) -> NodeArg:
-    kind = info.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
-    return NodeArg(info.name, shape, f"tensor({_type(dtype_of(info))})")
+def _declared(name: str, shape: list[int | str], dtype: str) -> NodeArg:
+    return NodeArg(name, shape, f"tensor({_type(dtype)})")
 
 
 def _type(dtype: str) -> str:

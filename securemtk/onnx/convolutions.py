@@ -68,17 +68,11 @@ def _by_windows(node: Node, graph: Graph, draft: Draft, weight: str, taps: Seque
         taps: of each axis the place that each tap of each window reads, or `ABSENT`: int64 (made, kernel).
     """
     value, made = activation_input(node, graph), output_shape(node, graph)
-    batch, channels = draft.shape(value)[:2]
-    groups, n = draft.shape(weight)[1], len(taps)
-    for axis, places in enumerate(taps, 3):
-        value = draft.take(value, axis, places.ravel().tolist())
-    apart = draft.reshape(value, (batch, groups, channels // groups, *(size for x in taps for size in x.shape)))
-    # (N, groups, C / groups, made, kernel, made, kernel ...): the kernels to the channels.
-    turned = draft.transpose(apart, (0, 1, 2, 3, *range(5, 5 + 2 * n, 2), *range(4, 4 + 2 * n, 2)))
-    rows = draft.shape(weight)[-1]
-    product = draft.dot(weight, draft.reshape(turned, (batch, groups, rows, math.prod(len(x) for x in taps))))
+    _, groups, _, rows = draft.shape(weight)
+    apart = draft.reshape(draft.windows(value, taps), (made[0], groups, rows, math.prod(made[2:])))
+    product = draft.dot(weight, apart)
     bias = draft.weight(2, "the bias") if node.input(2) else None
-    form = (1, made[1], *[1] * n)
+    form = (1, made[1], *[1] * len(taps))
     return draft.made(
         draft.linear(draft.reshape(product, made), None, None if bias is None else draft.shaped(bias, form))
     )

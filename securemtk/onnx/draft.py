@@ -123,6 +123,20 @@ class Draft:
         flat = self.take(self.reshape(value, (math.prod(self.shape(value)),)), 1, places.ravel().tolist(), fill)
         return self.reshape(flat, places.shape)
 
+    def windows(self, value: str, taps: Sequence[Array], fill: float = 0.0) -> str:
+        """Lay the places of sliding windows side by side: (N, C, *sizes) -> (N, C, *kernel, *made).
+
+        Args:
+            value: of a model understood as a whole.
+            taps: of each axis, int64 (made, kernel): the place that each tap of each window reads; `ABSENT` for `fill`.
+            fill: a public number.
+        """
+        n = len(taps)
+        for axis, places in enumerate(taps, 3):
+            value = self.take(value, axis, places.ravel().tolist(), fill)
+        apart = self.reshape(value, (*self.shape(value)[:2], *(size for x in taps for size in x.shape)))
+        return self.transpose(apart, (0, 1, 2, *range(4, 4 + 2 * n, 2), *range(3, 3 + 2 * n, 2)))
+
     def expand(self, value: str, shape: Sequence[int]) -> str:
         """Repeat axes of 1; the rank stays."""
         shape = tuple(shape)

@@ -27,7 +27,7 @@ from protocols.program import Shape
 from securemtk.inputs import NUMBERS
 from securemtk.onnx import runtime
 from securemtk.onnx.problems import Problem
-from securemtk.onnx.reading import captured, initializer, opset_of
+from securemtk.onnx.reading import Source, captured, initializer, interface, opset_of
 
 Array = NDArray[Any]
 
@@ -287,6 +287,24 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
     return tuple(infos), next(iter(batches), None)
 
 
+Declared = tuple[str, list[int | str], str]
+
+
+def declared(source: Source) -> tuple[list[Declared], list[Declared]]:
+    """Return name, shape and dtype of a model's inputs and outputs as its file declares them; free sizes are names.
+
+    Raises:
+        BundleError: the file is missing or no ONNX model.
+    """
+
+    def said(x: ValueInfoProto) -> Declared:
+        sizes = x.type.tensor_type.shape.dim
+        return x.name, [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in sizes], dtype_of(x)
+
+    inputs, outputs = interface(source)
+    return [said(x) for x in inputs], [said(x) for x in outputs]
+
+
 def dtype_of(x: ValueInfoProto) -> str:
     """Return the name of a value's numpy type, "unknown" where there is none."""
     try:
@@ -505,5 +523,7 @@ def _sample(shape: Shape, dtype: str) -> Array:
         return np.asarray(0.5 if kind == "f" else 1).astype(dtype)
     # Drawn in order: a larger batch begins with the same samples.
     numbers = np.random.default_rng(0).standard_normal(shape)
-    # Whole numbers may be places in a table, however small.
-    return (np.minimum(np.sign(numbers), 0) if kind == "i" else numbers).astype(dtype)
+    if kind in "iu":
+        # They may be places in a table, however small, or a model may divide by them.
+        numbers = np.where(numbers < 0, -1 if kind == "i" else 2, 1)
+    return numbers.astype(dtype)

@@ -102,7 +102,7 @@ def initializer(tensor: TensorProto) -> NDArray[np.generic]:
         raise BundleError(f"initializer {tensor.name!r} must hold data of its shape; {error}") from None
 
 
-def declared(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+def interface(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
     """Return the inputs and outputs of a model as its file declares them, without inputs that have a default.
 
     Raises:

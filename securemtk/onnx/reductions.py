@@ -25,7 +25,10 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
     if node.opset >= by_input and node.input(1):
         axes = tuple(int(x) for x in constant_input(node, graph, 1, "the axes").ravel())
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        return draft.made(source if node.op_type in _NOOP else make(draft, source, ()))
+        if node.op_type in _NOOP:
+            return draft.made(source)
+        # The root of one square.
+        return draft.made(draft.magnitude(source) if node.op_type == "ReduceL2" else make(draft, source, ()))
     ours = tuple(sorted({sample_axis(graph, x, rank, "a reduction") for x in axes or range(rank)}))
     value = make(draft, source, ours)
     if not _keeps(node):
@@ -33,7 +36,7 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
     return draft.made(value)
 
 
-_NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
+_NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
 
 
 def _keeps(node: Node) -> bool:
