@@ -32,7 +32,7 @@ from securemtk.onnx import runtime
 from securemtk.onnx.graph import bound
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.problems import UnsupportedNodes
-from securemtk.onnx.public import POSITIONS, SETTINGS, WEIGHTS, joined, public_inputs
+from securemtk.onnx.public import public_inputs
 from securemtk.onnx.reading import read_proto
 
 DOCUMENT = report.ROOT / "docs" / "conformance.md"
@@ -98,33 +98,18 @@ def judge(case: Case, execute: Execute) -> Result:
         return result(SKIPPED, reason=str(skip))
     except SecureError as error:
         return result(REFUSED, reason=_said(error))
-    refusal = ""
-    for names in _constant_sets(model):
-        constants = {name: x for name, x in case.inputs.items() if name in names}
-        secrets = {name: x for name, x in case.inputs.items() if name not in names}
-        if not secrets:
-            break
-        try:
-            got = execute(model, secrets, constants)
-        except (UnsupportedNodes, InputError) as error:
-            refusal = _said(error)
-            continue
-        except Exception as error:
-            return result(DIFFERS, reason=f"{type(error).__name__}: {error}"[:300], constants=tuple(constants))
-        return result(constants=tuple(constants), reference=reference, **_compared(got, expected))
-    if not refusal:
+    names = public_inputs(model)
+    constants = {name: x for name, x in case.inputs.items() if name in names}
+    secrets = {name: x for name, x in case.inputs.items() if name not in names}
+    if not secrets:
         return result(SKIPPED, reason="nothing is secret: every input says shapes or places")
-    return result(REFUSED, reason=refusal)
-
-
-def _constant_sets(model: ModelProto) -> list[set[str]]:
-    """Return the inputs to give as constants, in the order in which to try: shapes, settings too, weights too."""
-    sets: list[set[str]] = []
-    for tables in ((POSITIONS,), (POSITIONS, SETTINGS), (POSITIONS, SETTINGS, WEIGHTS)):
-        names = set(public_inputs(model, joined(*tables)))
-        if names not in sets:
-            sets.append(names)
-    return sets
+    try:
+        got = execute(model, secrets, constants)
+    except (UnsupportedNodes, InputError) as error:
+        return result(REFUSED, reason=_said(error))
+    except Exception as error:
+        return result(DIFFERS, reason=f"{type(error).__name__}: {error}"[:300], constants=tuple(constants))
+    return result(constants=tuple(constants), reference=reference, **_compared(got, expected))
 
 
 def _expected(case: Case, model: ModelProto) -> tuple[str, dict[str, Array]]:
@@ -298,9 +283,9 @@ def document(content: Mapping[str, Any]) -> str:
             "",
             "Cases are onnx's own tests of operators (`node`), the same with operators written out by their "
             "definitions (`expanded`), onnx's tests of torch modules (`torch`), and models generated for the "
-            "attributes that exports use (`generated`). Inputs that only say shapes, axes, counts or places are "
-            "constants (`securemtk/onnx/public.py`); bounds, exponents and weights are secret inputs at "
-            "first and constants where the importer refuses that.",
+            "attributes that exports use (`generated`), these once more with each weight an input (`weights`). Inputs "
+            "that only say shapes, axes, counts, places or exponents are constants (`securemtk/onnx/public.py`); all "
+            "others are secret, weights too.",
             "",
             f"{len(results)} cases: "
             + ", ".join(f"{counts[s]} {s}" for s in (AGREES, DIFFERS, REFUSED, SKIPPED))

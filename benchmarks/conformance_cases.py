@@ -43,7 +43,7 @@ class Case:
         name: of the case.
         op: the operator that it is about.
         source: "node" and "expanded" (onnx's tests of operators, and of their definitions by other operators),
-            "torch" (onnx's tests made of torch modules), "generated".
+            "torch" (onnx's tests made of torch modules), "generated", "weights" (the same with weights as inputs).
         model: the ONNX file.
         inputs: name -> value; anything that numpy or onnx has.
         expected: output name -> value, by whoever made the case; None where onnxruntime is to say it.
@@ -182,6 +182,32 @@ def generated_cases() -> Iterator[Case]:
     """Yield the cases of this file."""
     for table in (_linear, _elementwise, _logic, _pools, _norms, _shapes, _reductions, _composed):
         yield from table()
+
+
+# Operators whose constants are what training makes: they may be inputs as well.
+_WEIGHTED = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "PRelu", "BatchNormalization", "InstanceNormalization"),
+    *("GroupNormalization", "LayerNormalization", "RMSNormalization"),
+)
+
+
+def weight_cases() -> Iterator[Case]:
+    """Yield the cases of this file that have weights, with each of these an input instead of a constant."""
+    for case in generated_cases():
+        model = ModelProto.FromString(case.model)
+        constants = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
+        if case.op not in _WEIGHTED or not constants or any(d.dim_param for x in model.graph.input for d in _dims(x)):
+            continue
+        for t in constants:
+            model.graph.initializer.remove(t)
+        model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in constants)
+        inputs = {**case.inputs, **{t.name: numpy_helper.to_array(t) for t in constants}}
+        title = f"{case.name} with secret weights"
+        yield Case(title, case.op, "weights", model.SerializeToString(), inputs)
+
+
+def _dims(x: onnx.ValueInfoProto) -> Any:
+    return x.type.tensor_type.shape.dim
 
 
 def secret(*shape: int, low: float = -2.0, high: float = 2.0, dtype: str = "float32", free: bool = False) -> Secret:
@@ -767,4 +793,5 @@ SOURCES: Mapping[str, Source] = {
     "expanded": lambda: (case for case in node_cases() if case.source == "expanded"),
     "torch": torch_cases,
     "generated": generated_cases,
+    "weights": weight_cases,
 }

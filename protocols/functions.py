@@ -307,6 +307,25 @@ def _power_of_sum(alpha: float, bias: float, exponent: float) -> Function:
     )
 
 
+def _power(exponent: float) -> Function:
+    """x**exponent of 2**-12 to 2**14, as far as it is 2**14 at most; below that a line to 0, or constant."""
+    low, high = 2.0**-12, 2.0**14
+    if exponent < 0:
+        low = max(low, 2.0 ** (14 / exponent))
+    if exponent > 1:
+        high = 2.0 ** (14 / exponent)
+    return Function(
+        lambda x: np.maximum(x, low) ** exponent,
+        low,
+        high,
+        left=(0.0, low ** (exponent - 1)) if exponent > 0 else (low**exponent, 0.0),
+        right=(high**exponent, 0.0),
+        absolute=1e-6 if exponent < 0 else 2e-4,
+        relative=5e-4,
+        keep_bits=24,
+    )
+
+
 # Functions with public numbers of their own.
 CUSTOM: Mapping[str, Callable[..., Function]] = {
     "scaled_exp": _scaled_exp,
@@ -317,6 +336,7 @@ CUSTOM: Mapping[str, Callable[..., Function]] = {
     "log_of_sum": lambda n: _log_of_sum(int(n)),
     "rsqrt": _rsqrt,
     "power_of_sum": _power_of_sum,
+    "power": _power,
 }
 
 

@@ -27,6 +27,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from protocols.errors import (
     BundleError,
@@ -41,13 +42,14 @@ from protocols.ranges import LayerRange, headroom, warning
 from securemtk.config import Config
 from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
-from securemtk.estimate import NETWORKS, Estimate, LayerEstimate, parse_network
+from securemtk.estimate import NETWORKS, LayerEstimate, parse_network
 from securemtk.files import write_whole
 from securemtk.mtk.evaluate import opening_rate
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.settings import Wanted, read_config
 from securemtk.mtk.train import progress_bar
 from securemtk.onnx.bundle import read_model
+from securemtk.onnx.check import LayerCost, Report
 from securemtk.onnx.check import check as check_model
 from securemtk.onnx.fix import fix as fix_model
 from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, task_figures, train_run
@@ -55,6 +57,7 @@ from securemtk.session import Model, PredictionCost, Scores, Session
 
 INTERNAL, USAGE, INPUT, UNSUPPORTED, ABORTED, SYSTEM, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 6, 130, 143
 SHOWN_ROWS = 10
+_NUMERALS = ("", *"-.0123456789")
 # A bundle's writer reports the disk's refusal as an error of the bundle: by these the two are told apart.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -117,6 +120,8 @@ def report(error: BaseException) -> int:
         return _complain(f"aborted, nothing was revealed: {error}", ABORTED)
     if isinstance(error, OSError | SecureError):
         return _complain(str(error), SYSTEM)
+    if isinstance(error, MemoryError):
+        return _complain("this machine has too little memory for what was asked", SYSTEM)
     log.debug("%s", "".join(traceback.format_exception(error)))
     # Its text may hold a value: place and kind are what a report of it needs.
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -359,10 +364,9 @@ def check(
     def show() -> None:
         if rewrites is not None:
             _rows_table(f"rewrites, written to {fix}", [{"": text} for text in rewrites or ["nothing to do"]])
-        _rows_table("layers", [dict(row) for row in document["layers"]])
-        if found.estimate is not None:
-            _estimate_table(found.estimate)
-        _rows_table("largest values on the sample", [_range_row(row) for row in found.ranges])
+        _layers_table(found)
+        most = f", the {SHOWN_ROWS} nearest to their bounds" if len(found.ranges) > SHOWN_ROWS else ""
+        _rows_table(f"largest values on the sample{most}", _range_rows(found))
         _rows_table("unsupported", [dict(row) for row in document["unsupported"]])
         stdout = Console()
         verdict = "runs under encryption" if found.in_range else "does not run right: values reach their bounds"
@@ -375,24 +379,64 @@ def check(
         raise typer.Exit(UNSUPPORTED)
 
 
-def _estimate_table(cost: Estimate) -> None:
-    def row(layer: LayerEstimate) -> dict[str, str]:
-        cells = {"name": layer.name, "op": layer.op, "rounds": str(layer.rounds)}
-        cells |= {"online, bytes": f"{layer.online_bytes:,}", "offline, bytes": f"{layer.offline_bytes:,}"}
-        return cells if layer.online_s is None else cells | {"online, ms": f"{layer.online_s * 1e3:.2f}"}
-
-    frames = cost.offline_bytes - sum(layer.offline_bytes for layer in cost.layers)
-    rest = LayerEstimate("requests and frames", "", 0, 0, frames, None if cost.online_s is None else 0.0)
-    total = LayerEstimate("total", "", cost.rounds, cost.online_bytes, cost.offline_bytes, cost.online_s)
-    title = f"a prediction of {cost.batch}, {cost.protocol}" + (f", in {cost.chunks} chunks" if cost.chunks > 1 else "")
-    _rows_table(title, [row(layer) for layer in (*cost.layers, rest, total)])
-    if cost.network is not None and cost.online_s is not None and cost.offline_s is not None:
+def _layers_table(found: Report) -> None:
+    """Print what each layer computes and costs, the sums last; what is nothing is left blank."""
+    cost = found.estimate
+    computed = {layer.name: layer for layer in found.layers}
+    spent = {} if cost is None else {layer.name: layer for layer in cost.layers}
+    names = list(computed) if cost is None else list(spent)
+    rows = [_layer_row(name, computed.get(name), spent.get(name)) for name in names]
+    sums = {name: sum(getattr(x, name) for x in found.layers) for name in ("parameters", "macs", "comparisons")}
+    total = LayerCost("", "total", (), **sums)
+    whole = None if cost is None else LayerEstimate("", "", cost.rounds, cost.online_bytes, 0, cost.online_s)
+    if cost is not None:
+        dealt = sum(layer.offline_bytes for layer in cost.layers)
+        frames = LayerEstimate("", "", 0, 0, cost.offline_bytes - dealt)
+        rows.append(_layer_row("requests, frames", None, frames))
+        whole = replace(whole or frames, offline_bytes=cost.offline_bytes)
+    last = _layer_row("total", total, whole)
+    title = "layers" if cost is None else f"a prediction of {cost.batch}, {cost.protocol}"
+    title += f", in {cost.chunks} chunks" if cost is not None and cost.chunks > 1 else ""
+    _rows_table(title, rows, last)
+    if cost is not None and cost.network is not None and cost.online_s is not None and cost.offline_s is not None:
         wide = cost.network.bits_per_s
         over = f"{cost.network.rtt_s * 1e3:g} ms there and back" + (
             "" if math.isinf(wide) else f", {wide / 1e6:g} Mbit/s"
         )
         text = f"about {cost.online_s:.3g} s online and {cost.offline_s:.3g} s before, over {over}"
         Console().print(text, highlight=False)
+    if cost is not None:
+        Console().print(
+            f"{cost.online_bytes:,} bytes in {cost.rounds} rounds online; {cost.offline_bytes:,} bytes before, "
+            f"{cost.repeat_bytes:,} for the next of this batch; {cost.load_bytes:,} once, for the weights",
+            highlight=False,
+        )
+
+
+def _layer_row(name: str, computed: LayerCost | None, spent: LayerEstimate | None) -> dict[str, str]:
+    row = {"layer": name, "": computed.op if computed else spent.op if spent else ""}
+    row["shape"] = " ".join(map(str, computed.shape)) if computed else ""
+    for title, key in (("products", "macs"), ("compared", "comparisons")):
+        row[title] = _short(getattr(computed, key)) if computed else ""
+    if spent is not None:
+        row |= {"rounds": _short(spent.rounds), "online": _short(spent.online_bytes, "B")}
+        row["offline"] = _short(spent.offline_bytes, "B")
+        if spent.online_s is not None:
+            row["ms"] = f"{spent.online_s * 1e3:.1f}"
+    return row
+
+
+def _short(number: int, unit: str = "") -> str:
+    """Return a count with three digits, blank for none."""
+    value, thousands = float(number), 0
+    while value >= 999.5:
+        value, thousands = value / 1000, thousands + 1
+    return f"{value:.3g}{['', 'k', 'M', 'G', 'T'][thousands]}{unit}" if number else ""
+
+
+def _range_rows(found: Report) -> list[dict[str, str]]:
+    """Return the layers that came nearest to their bounds, nearest first."""
+    return [_range_row(row) for row in sorted(found.ranges, key=lambda row: -row.share)[:SHOWN_ROWS]]
 
 
 def _range_row(row: LayerRange) -> dict[str, str]:
@@ -514,17 +558,28 @@ def _status(text: str) -> Iterator[None]:
         yield
 
 
-def _rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _rows_table(title: str, rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any] | None = None) -> None:
+    """Print rows of one form, numbers to the right; a last one is set apart."""
     if not rows:
         return
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for name in rows[0]:
-        table.add_column(name, overflow="fold")
+        is_number = all(str(row[name])[:1] in _NUMERALS for row in rows) and any(row[name] for row in rows)
+        right = is_number and name != "shape"
+        table.add_column(name, overflow="fold", justify="right" if right else "left", no_wrap=right)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(_shown(str(value)) for value in row.values()))
+    if last is not None:
+        table.add_section()
+        table.add_row(*(_shown(str(value)) for value in last.values()))
     Console().print(table)
+
+
+def _shown(text: str) -> Text:
+    """Return a text as it is: what a model calls its nodes must neither be markup nor steer the terminal."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def _facts_table(title: str, facts: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import InputError, NeedsInputs
 from securemtk.config import Config
-from securemtk.onnx.graph import ValueInfo
+from securemtk.onnx.graph import ValueInfo, declared
 from securemtk.session import Model, PredictionCost, Session
 
 
@@ -22,7 +22,8 @@ class NodeArg:
 
     Args:
         name: of the value.
-        shape: with "batch" as its first axis where that is free; empty where it is not known yet.
+        shape: with "batch" as its first axis where that is free; of a model that `run` has to say more about, as the
+            file declares it, with names for what it leaves free.
         type: such as "tensor(float)".
     """
 
@@ -100,12 +101,16 @@ class InferenceSession:
         return self._model is not None and self._model.program.whole
 
     def get_inputs(self) -> list[NodeArg]:
-        """Return the model's inputs; none before the first `run` where that has to say their shapes."""
-        return [] if self._model is None else [_arg(x, self._model) for x in self._model.inputs]
+        """Return the model's inputs."""
+        if self._needs is not None or self._model is None:
+            return [_declared(*x) for x in declared(self._source)[0]]
+        return [_arg(x, self._model) for x in self._model.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
-        """Return the model's outputs; none before the first `run` where that has to say the inputs' shapes."""
-        return [] if self._model is None else [_arg(x, self._model) for x in self._model.outputs]
+        """Return the model's outputs, with the shapes of the last `run` where that had to say the inputs' shapes."""
+        if self._model is None:
+            return [_declared(*x) for x in declared(self._source)[1]]
+        return [_arg(x, self._model) for x in self._model.outputs]
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[NDArray[Any]]:
         """Return the named outputs (all, in the model's order, for None) for a batch.
@@ -168,11 +173,15 @@ _TYPES = {"float32": "float", "float64": "double"}
 
 def _arg(info: ValueInfo, model: Model) -> NodeArg:
     shape: list[int | str] = [] if model.program.whole else ["batch"]
-    return NodeArg(info.name, [*shape, *(info.shape or ())], f"tensor({_type(info)})")
+    return NodeArg(info.name, [*shape, *(info.shape or ())], f"tensor({_type(info.dtype)})")
 
 
-def _type(info: ValueInfo) -> str:
-    return _TYPES.get(info.dtype, info.dtype)
+def _declared(name: str, shape: list[int | str], dtype: str) -> NodeArg:
+    return NodeArg(name, shape, f"tensor({_type(dtype)})")
+
+
+def _type(dtype: str) -> str:
+    return _TYPES.get(dtype, dtype)
 
 
 def _numbers(value: Any) -> Any:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import conformance  # noqa: E402
 from benchmarks.conformance import AGREES, DIFFERS, REFUSED, SKIPPED, Result, judge  # noqa: E402
-from benchmarks.conformance_cases import LISTED, Case, generated_cases, made, secret, torch_cases  # noqa: E402
-from securemtk.onnx.public import POSITIONS, SETTINGS, joined, public_inputs  # noqa: E402
+from benchmarks.conformance_cases import LISTED, Case, generated_cases, made, secret, torch_cases, weight_cases  # noqa: E402
+from securemtk.onnx.public import public_inputs  # noqa: E402
 
 # One generated case of so many, encrypted.
 STRIDE = {"crypten": 20, "fss": 8}
@@ -50,6 +50,13 @@ def test_torch_modules_do_not_differ_from_onnxruntime():
     results = [judge(case, execute) for case in torch_cases()]
     assert failures(results) == []
     assert sum(x.status == AGREES for x in results) > len(results) // 2
+
+
+def test_weights_that_are_inputs_give_what_constants_give():
+    execute = conformance.in_float()
+    results = [judge(case, execute) for case in weight_cases()]
+    assert [f"{x.name}: {x.reason}" for x in results if x.status != AGREES] == []
+    assert len({x.op for x in results}) > 8
 
 
 @pytest.mark.parametrize("protocol", ["crypten", "fss"])
@@ -145,7 +152,9 @@ def test_places_in_an_embedding_are_secret_and_in_computed_data_public():
     assert public_inputs(model) == ("i",)
 
 
-def test_settings_are_public_only_where_asked_for():
-    model = parsed("(float[2,3] x, float low, float high) => (float[2,3] y) { y = Clip(x, low, high) }")
-    assert public_inputs(model) == ()
-    assert public_inputs(model, joined(POSITIONS, SETTINGS)) == ("low", "high")
+def test_bounds_are_secret_and_exponents_public():
+    model = parsed(
+        """(float[2,3] x, float low, float high, float e) => (float[2,3] y)
+        { c = Clip(x, low, high)  y = Pow(c, e) }"""
+    )
+    assert public_inputs(model) == ("e",)

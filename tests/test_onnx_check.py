@@ -183,17 +183,17 @@ def test_samples_that_influence_each_other_are_reported():
 def test_what_follows_an_unknown_operator_is_judged_when_the_file_tells_its_shape():
     nodes = [
         node("Mystery", ["x"], ["c"], name="unknown", domain="somebody"),
-        node("TopK", ["c", "two"], ["d", "i"], name="best"),
+        node("LpPool", ["c"], ["d"], name="large", kernel_shape=[1, 1], p=9),
         node("Relu", ["d"], ["y"], name="fine"),
     ]
-    model = build(nodes, {"x": ["n", 2, 4, 4]}, ["y"], {"two": np.array([2])}, domains=["somebody"])
+    model = build(nodes, {"x": ["n", 2, 4, 4]}, ["y"], domains=["somebody"])
     assert [p.name for p in check(model.SerializeToString()).unsupported] == ["unknown"]
     model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.INT64, ["n", 3, 6, 6]))
     assert [p.name for p in check(model.SerializeToString()).unsupported] == ["unknown"]
     model.graph.value_info[0].type.tensor_type.elem_type = TensorProto.FLOAT
     report = check(model.SerializeToString())
-    assert [p.name for p in report.unsupported] == ["unknown", "best"]
-    assert [(row.name, row.shape) for row in report.layers] == [("fine", (3, 6, 2))]
+    assert [p.name for p in report.unsupported] == ["unknown", "large"]
+    assert [(row.name, row.shape) for row in report.layers] == [("fine", (3, 6, 6))]
 
 
 def test_sparse_weights_are_reported():

@@ -914,7 +914,10 @@ NOT_A_MODEL = {
     "a value that nothing makes": (changed(node=[node("Relu", ["nowhere"], ["q"])]), "nowhere"),
     "a value made twice": (changed(node=[node("Relu", ["x"], ["y"])]), "twice"),
     "an output that nothing makes": (changed(output=[helper.make_tensor_value_info("q", 1, None)]), "'q'"),
-    "an old opset": (with_opset(8), "9.."),
+    "an old opset that cannot be raised": (
+        build([node("Add", ["x", "c"], ["y"], broadcast=1, axis=0)], {"x": ["n", 3]}, ["y"], {"c": floats(1)}, opset=6),
+        "converts to 9",
+    ),
     "a future opset": (with_opset(NEWEST_OPSET + 1), "got"),
     "no opset": (without_opset(), "none"),
     "a weight too short": (short_weight(), ""),

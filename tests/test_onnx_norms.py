@@ -179,11 +179,3 @@ def test_what_is_refused_has_a_reason(model, reason):
     with pytest.raises(UnsupportedError, match=reason) as caught:
         load_onnx(model.SerializeToString())
     assert [type(node) for node in caught.value.nodes] == [Problem]
-
-
-def test_a_mean_as_second_output_is_refused():
-    model = one("LayerNormalization", ("n", 8), [wide(8)], opset=17)
-    model.graph.node[0].output[:] = ["y", "mean"]
-    model.graph.output.append(onnx.ValueInfoProto(name="mean"))
-    with pytest.raises(UnsupportedError, match="only its first output"):
-        load_onnx(model.SerializeToString())

@@ -56,6 +56,7 @@ PACKAGES = {
             "lower",
             "operands",
             "draft",
+            "lookups",
             "arithmetic",
             "elementwise",
             "logic",

@@ -50,7 +50,10 @@ TURNED = model(
 
 def test_a_model_without_a_batch_is_understood_for_the_shapes_that_it_is_fed():
     with InferenceSession(TURNED) as session:
-        assert session.get_inputs() == session.get_outputs() == []
+        assert [(x.name, x.shape, x.type) for x in session.get_inputs()] == [
+            ("x", ["rows", "columns"], "tensor(float)")
+        ]
+        assert [(x.name, x.type) for x in session.get_outputs()] == [("y", "tensor(float)")]
         for columns in (4, 2, 4):
             agree(TURNED, session, {"x": RNG.standard_normal((3, columns)).astype(np.float32)})
         assert [(x.name, x.shape) for x in session.get_outputs()] == [("y", [4, 5])]

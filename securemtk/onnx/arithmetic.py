@@ -1,12 +1,11 @@
 """Rules of operators that compute with several values, which broadcast as in numpy."""
 
-from collections.abc import Callable
-
 import numpy as np
 
+from securemtk.onnx.draft import Draft
 from securemtk.onnx.graph import Array, Graph, Node
 from securemtk.onnx.operands import Formula, Operand, decidable, without_infinity
-from securemtk.onnx.registry import Refused, Step, constant_input, rule
+from securemtk.onnx.registry import Refused, Step, constant_input, fit, output_shape, rule
 
 
 @rule("Add", "Sub")
@@ -91,37 +90,36 @@ _MOST = 64
 
 @rule("Pow")
 def power(node: Node, graph: Graph) -> list[Step]:
-    """Exponent one constant: whole, -64 to 64, 0.5 or -0.5; or the base one positive constant (domain of `Exp`)."""
-    formula = Formula(node, graph)
+    """Constant exponents of -64 to 64, which are public, elements of each apart from others (that are not whole: of \
+2**-12 up, results to 2**14, within 0.0002 + 0.0005 |y|); or the base one positive constant (domain of `Exp`)."""
     if node.inputs[0] not in graph.activations:
+        formula = Formula(node, graph)
         return formula.steps(_exponential(node, graph, formula))
-    base = formula.operand(0)
-    exponents = np.unique(constant_input(node, graph, 1, "the exponent").astype(np.float64))
-    if exponents.size != 1:
-        raise Refused("the exponent must be one number for all elements", "split the power by exponents")
-    exponent = float(exponents[0])
+    shape, draft = output_shape(node, graph), Draft(node, graph)
+    given = constant_input(node, graph, 1, "the exponent").astype(np.float64)
+    exponents = np.broadcast_to(fit(node, graph, given, node.outputs[0]), (1, *shape)).ravel()
+    old, distinct = graph.shapes[node.inputs[0]], np.unique(exponents)
+    base = draft.expand(draft.reshape(node.inputs[0], (*[1] * (len(shape) - len(old)), *old)), shape)
+    if len(distinct) == 1:
+        return draft.made(_power(draft, base, distinct.item()))
+    flat = draft.reshape(base, (exponents.size,))
+    places = [np.flatnonzero(exponents == e) for e in distinct]
+    parts = [_power(draft, draft.take(flat, 1, p.tolist()), e.item()) for p, e in zip(places, distinct, strict=True)]
+    order = np.argsort(np.concatenate(places))
+    return draft.made(draft.reshape(draft.take(draft.concat(parts, 1), 1, order.tolist()), shape))
+
+
+def _power(draft: Draft, base: str, exponent: float) -> str:
+    """Add base**exponent."""
     if exponent in _ROOTS:
-        return formula.steps(formula.apply(_ROOTS[exponent], base))
-    if exponent != int(exponent) or abs(exponent) > _MOST:
-        rule_ = f"the exponent must be whole, {-_MOST} to {_MOST}, or 0.5 or -0.5; got {exponent}"
-        raise Refused(rule_, "write it as exp and log")
+        return draft.function(base, _ROOTS[exponent])
+    if not abs(exponent) <= _MOST:
+        raise Refused(f"an exponent must lie in {-_MOST}..{_MOST}; got {exponent}", "write it as exp and log")
+    if exponent != int(exponent):
+        return draft.function(base, "power", exponent)
     if not exponent:
-        return formula.steps(formula.scale(base, 0.0, 1.0))
-    if exponent < 0:
-        base = formula.apply("reciprocal", base)
-    return formula.steps(_whole_power(base, abs(int(exponent)), formula.mul))
-
-
-def _whole_power(x: Operand, n: int, mul: Callable[[Operand, Operand], Operand]) -> Operand:
-    """Return x**n by repeated squaring."""
-    result: Operand | None = None
-    while True:
-        if n & 1:
-            result = x if result is None else mul(result, x)
-        n >>= 1
-        if not n:
-            return x if result is None else result
-        x = mul(x, x)
+        return draft.scale(base, 0.0, 1.0)
+    return draft.whole_power(draft.function(base, "reciprocal") if exponent < 0 else base, abs(int(exponent)))
 
 
 def _exponential(node: Node, graph: Graph, formula: Formula) -> Operand:

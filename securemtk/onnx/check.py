@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from protocols.errors import BundleError
+from protocols.errors import BundleError, RangeError
 from protocols.estimate import Network
 from protocols.program import Layer, Shape
 from protocols.ranges import LayerRange, measure
@@ -124,9 +124,14 @@ def check(
         raise graph.failure
     if graph.failure is not None:
         problems.append(Problem("model", "model", str(graph.failure), "see the reason"))
-    layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
     measured: tuple[LayerRange, ...] = ()
     estimate: Estimate | None = None
+    layers: tuple[Layer, ...] = ()
+    params: Params = {}
+    try:
+        layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
+    except RangeError as error:
+        problems.append(Problem("model", "model", str(error), "mend the node's numbers"))
     if not problems:
         imported = assemble(graph, understood.steps)
         layers, params = imported.program.layers, imported.params

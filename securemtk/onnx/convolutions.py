@@ -1,28 +1,81 @@
-"""Rules of convolutions and transposed convolutions, all of them by the program's convolution of images."""
+"""Rules of convolutions and transposed convolutions.
+
+With a constant weight they are the program's convolution of images; with one that is computed, or an input, each
+window's places are laid side by side, which costs nothing, and multiplied as matrices.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from protocols.program import Shape
+from securemtk.onnx.draft import ABSENT, Draft, Operand
 from securemtk.onnx.graph import Array, Graph, Node
-from securemtk.onnx.registry import Step, constant_input, output_shape, rule
+from securemtk.onnx.registry import Step, activation_input, output_shape, reshaped, rule
 from securemtk.onnx.windows import Axis, Chain, n_spatial, numbers, window
 
 
 @rule("Conv")
 def conv(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, constant weight, any groups, dilations, strides, pads and auto_pad."""
-    weight = constant_input(node, graph, 1, "the weight")
+    """1-D to 3-D, any groups, dilations, strides, pads and auto_pad; weight and bias constant or, of a model \
+understood as a whole, activations."""
+    weight, bias = _weights(node, graph)
+    axes = window(node, graph, _kernel(weight, graph))
+    groups = int(node.attrs.get("group", 1))
+    if isinstance(weight, str):
+        draft = Draft(node, graph)
+        taps = [np.where((axis.taps() >= 0) & (axis.taps() < axis.size), axis.taps(), ABSENT) for axis in axes]
+        return _by_windows(node, graph, draft, draft.reshape(weight, _matrices(graph.shapes[weight], groups)), taps)
     chain = Chain.at(node, graph)
-    axes = window(node, graph, weight.shape[2:])
-    _convolve(chain, axes, weight, _bias(node, graph), int(node.attrs.get("group", 1)))
+    _convolve(chain, axes, weight, None if isinstance(bias, str) else bias, groups)
+    return _biased(chain, graph, bias)
+
+
+def _weights(node: Node, graph: Graph) -> tuple[Operand, Operand | None]:
+    draft = Draft(node, graph)
+    return draft.weight(1, "the weight"), draft.weight(2, "the bias") if node.input(2) else None
+
+
+def _kernel(weight: Operand, graph: Graph) -> Shape:
+    return graph.shapes[weight][2:] if isinstance(weight, str) else weight.shape[2:]
+
+
+def _biased(chain: Chain, graph: Graph, bias: Operand | None) -> list[Step]:
+    """Return the steps of a chain, with a bias behind them that is no constant."""
+    if isinstance(bias, str):
+        shape = output_shape(chain.node, graph)
+        chain.reshape(*shape)
+        form, made = (1, shape[1], *[1] * len(shape[2:])), f"{chain.node.outputs[0]}/bias"
+        chain.steps.append(reshaped(f"{chain.node.name}/bias", bias, made, form))
+        chain.then("add", shape, others=(made,))
     return chain.end(graph)
 
 
-def _bias(node: Node, graph: Graph) -> Array | None:
-    return constant_input(node, graph, 2, "the bias") if node.input(2) else None
+def _matrices(weight: Shape, groups: int) -> Shape:
+    """Return the shape (1, groups, C_out / groups, taps) of a weight (C_out, C / groups, *kernel)."""
+    return (1, groups, weight[0] // groups, math.prod(weight[1:]))
+
+
+def _by_windows(node: Node, graph: Graph, draft: Draft, weight: str, taps: Sequence[Array]) -> list[Step]:
+    """Multiply each window's places by a weight (1, groups, C_out / groups, C / groups * taps) that is no constant.
+
+    Args:
+        node, graph: what is translated: its input is (N, C, *sizes).
+        draft: with the weight.
+        weight: its value.
+        taps: of each axis the place that each tap of each window reads, or `ABSENT`: int64 (made, kernel).
+    """
+    value, made = activation_input(node, graph), output_shape(node, graph)
+    _, groups, _, rows = draft.shape(weight)
+    apart = draft.reshape(draft.windows(value, taps), (made[0], groups, rows, math.prod(made[2:])))
+    product = draft.dot(weight, apart)
+    bias = draft.weight(2, "the bias") if node.input(2) else None
+    form = (1, made[1], *[1] * len(taps))
+    return draft.made(
+        draft.linear(draft.reshape(product, made), None, None if bias is None else draft.shaped(bias, form))
+    )
 
 
 def _convolve(chain: Chain, axes: tuple[Axis, ...], weight: Array, bias: Array | None, groups: int) -> None:
@@ -82,27 +135,34 @@ def _depth_to_channels(chain: Chain, depth: Axis) -> None:
 
 @rule("ConvTranspose")
 def conv_transpose(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, constant weight, any groups, dilations, strides, pads, auto_pad, output_padding and output_shape."""
-    weight, bias = constant_input(node, graph, 1, "the weight"), _bias(node, graph)
+    """1-D to 3-D, any groups, dilations, strides, pads, auto_pad, output_padding and output_shape; weight and bias as \
+of Conv."""
+    weight, bias = _weights(node, graph)
     groups = int(node.attrs.get("group", 1))
     n = n_spatial(node, graph)
-    made = output_shape(node, graph)[-n:]
-    begins = _begins(node, graph, weight.shape[2:])
+    made, kernel = output_shape(node, graph)[-n:], _kernel(weight, graph)
+    begins = _begins(node, graph, kernel)
     strides, dilations = numbers(node, "strides", n), numbers(node, "dilations", n)
+    sizes = graph.shapes[activation_input(node, graph)][-n:]
+    phases = [_Phases(*each) for each in zip(sizes, made, kernel, strides, dilations, begins, strict=True)]
+    if isinstance(weight, str):
+        draft = Draft(node, graph)
+        # Of one group: (C_in, C_out, taps) -> (C_out, C_in, taps).
+        channels, each, *_ = graph.shapes[weight]
+        apart = draft.reshape(weight, (groups, channels // groups, each, math.prod(kernel)))
+        turned = draft.transpose(apart, (0, 1, 3, 2, 4))
+        rows = draft.reshape(turned, _matrices((groups * each, channels // groups, *kernel), groups))
+        return _by_windows(node, graph, draft, rows, [x.taps() for x in phases])
     chain = Chain.at(node, graph)
-    phases = [
-        _Phases(*each)
-        for each in zip(chain.shape[-n:], made, weight.shape[2:], strides, dilations, begins, strict=True)
-    ]
     # Of one group: (C_in, C_out, *kernel) -> (C_out, C_in, *kernel).
     split = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     wide = _by_phase(split.reshape(-1, *split.shape[2:]), phases)
-    each = math.prod(strides)
-    _convolve(chain, tuple(x.window() for x in phases), wide, None if bias is None else np.repeat(bias, each), groups)
+    known = None if bias is None or isinstance(bias, str) else np.repeat(bias, math.prod(strides))
+    _convolve(chain, tuple(x.window() for x in phases), wide, known, groups)
     _interleave(chain, strides)
     for i, axis in enumerate(phases):
         chain.take(i - n, axis.kept())
-    return chain.end(graph)
+    return _biased(chain, graph, bias)
 
 
 class _Phases:
@@ -117,7 +177,7 @@ class _Phases:
 
     def __init__(self, size: int, made: int, kernel: int, stride: int, dilation: int, begin: int) -> None:
         self._size, self._made, self._stride, self._begin = size, made, stride, begin
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride, self._dilation = kernel, stride, dilation
         places = np.arange(kernel) * dilation
         self.phase, self._lag = places % stride, places // stride
         self._step = math.gcd(*self._lag.tolist()) or 1
@@ -135,6 +195,12 @@ class _Phases:
             before=most - self._first,
             after=last - self._size,
         )
+
+    def taps(self) -> Array:
+        """Return the place of the input that each tap adds to each place of the result, or `ABSENT`."""
+        spread = np.arange(self._made)[:, None] + self._begin - np.arange(self.kernel) * self._dilation
+        places, rest = np.divmod(spread, self.stride)
+        return np.where((rest == 0) & (places >= 0) & (places < self._size), places, ABSENT)
 
     def kept(self) -> Array:
         """Return the places of the interleaved phases that are the result."""

@@ -13,9 +13,11 @@ import numpy as np
 from protocols.program import Attribute, Shape
 from securemtk.onnx.graph import Array, Graph, Node
 from securemtk.onnx.lower import custom
-from securemtk.onnx.registry import Step, affine
+from securemtk.onnx.registry import Refused, Step, affine, constant_input
 
 ABSENT = -1
+# A value's name, or a constant in float64.
+Operand = str | Array
 
 
 def without(shape: Shape, axes: Sequence[int]) -> Shape:
@@ -32,7 +34,7 @@ class Draft:
     """
 
     def __init__(self, node: Node, graph: Graph) -> None:
-        self._node = node
+        self._node, self._graph = node, graph
         self._steps: list[Step] = []
         self._shapes: ChainMap[str, Shape] = ChainMap({}, graph.shapes)
 
@@ -66,6 +68,26 @@ class Draft:
         self._steps.append(step)
         self._shapes[step.output] = step.shape
         return step.output
+
+    def weight(self, index: int, what: str) -> Operand:
+        """Return an input that files hold as a constant and that may be computed where a model is seen as a whole.
+
+        Args:
+            index: which input.
+            what: what a refusal calls it.
+
+        Raises:
+            Refused: it is computed from the input, and the model is understood by samples: it has no batch.
+        """
+        if self._node.input(index) not in self._graph.activations:
+            return constant_input(self._node, self._graph, index, what)
+        if not self._graph.whole:
+            raise Refused(f"{what} must be constant where the batch is free", "fix all sizes of the inputs")
+        return self._node.input(index)
+
+    def shaped(self, x: Operand, shape: Sequence[int]) -> Operand:
+        """Give an operand the shape of a sample; a constant has a batch axis of 1 before it."""
+        return self.reshape(x, shape) if isinstance(x, str) else x.reshape((1, *shape))
 
     # --- movement
 
@@ -101,6 +123,20 @@ class Draft:
         flat = self.take(self.reshape(value, (math.prod(self.shape(value)),)), 1, places.ravel().tolist(), fill)
         return self.reshape(flat, places.shape)
 
+    def windows(self, value: str, taps: Sequence[Array], fill: float = 0.0) -> str:
+        """Lay the places of sliding windows side by side: (N, C, *sizes) -> (N, C, *kernel, *made).
+
+        Args:
+            value: of a model understood as a whole.
+            taps: of each axis, int64 (made, kernel): the place that each tap of each window reads; `ABSENT` for `fill`.
+            fill: a public number.
+        """
+        n = len(taps)
+        for axis, places in enumerate(taps, 3):
+            value = self.take(value, axis, places.ravel().tolist(), fill)
+        apart = self.reshape(value, (*self.shape(value)[:2], *(size for x in taps for size in x.shape)))
+        return self.transpose(apart, (0, 1, 2, *range(4, 4 + 2 * n, 2), *range(3, 3 + 2 * n, 2)))
+
     def expand(self, value: str, shape: Sequence[int]) -> str:
         """Repeat axes of 1; the rank stays."""
         shape = tuple(shape)
@@ -135,6 +171,16 @@ class Draft:
         name, shape = self._name(), self.shape(value)
         return self._append(affine(f"{self._node.name}/affine", value, name, shape, scale=scale, shift=shift))
 
+    def linear(self, value: str, scale: Operand | None, shift: Operand | None) -> str:
+        """Add x * scale + shift with operands that `shaped` has made; None for ones and zeros."""
+        if not isinstance(scale, str) and not isinstance(shift, str):
+            return value if scale is None and shift is None else self.affine(value, scale=scale, shift=shift)
+        if isinstance(scale, str):
+            value = self.binary("mul", value, scale)
+        elif scale is not None:
+            value = self.affine(value, scale=scale)
+        return self.binary("add", value, shift) if isinstance(shift, str) else self.linear(value, None, shift)
+
     def matmul(self, value: str, weight: Array, bias: Array | None = None) -> str:
         """Multiply the last axis by a constant (K, N) matrix."""
         shape = (*self.shape(value)[:-1], weight.shape[1])
@@ -155,6 +201,17 @@ class Draft:
     def magnitude(self, value: str) -> str:
         """Add |x|: exact."""
         return self.add("leaky_relu", (value,), self.shape(value), slope=-1.0)
+
+    def whole_power(self, value: str, n: int) -> str:
+        """Add x**n, n at least 1, by repeated squaring."""
+        result = ""
+        while True:
+            if n & 1:
+                result = self.binary("mul", result, value) if result else value
+            n >>= 1
+            if not n:
+                return result
+            value = self.binary("mul", value, value)
 
     # --- reductions; they keep their axes with size 1
 

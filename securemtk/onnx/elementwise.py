@@ -9,7 +9,9 @@ import numpy as np
 from protocols.functions import WIDEST
 from protocols.program import Attribute
 from protocols.ring import FRAC_BITS
+from securemtk.onnx.draft import Draft
 from securemtk.onnx.graph import Graph, Node
+from securemtk.onnx.lookups import only_looked_up
 from securemtk.onnx.lower import custom, straight
 from securemtk.onnx.operands import Formula, decidable, is_integral
 from securemtk.onnx.registry import (
@@ -19,7 +21,6 @@ from securemtk.onnx.registry import (
     activation_input,
     constant_input,
     one_step,
-    only_first_output,
     rule,
 )
 
@@ -181,20 +182,25 @@ def swish(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Dropout")
 def dropout(node: Node, graph: Graph) -> list[Step]:
-    """Nothing happens; not in training mode."""
-    only_first_output(node, graph)
-    if node.input(2) and constant_input(node, graph, 2, "training_mode").any():
+    """Nothing happens, and the mask says so; in training mode with a ratio of 0 only."""
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    trains = node.input(2) and constant_input(node, graph, 2, "training_mode").any()
+    ratio = constant_input(node, graph, 1, "the ratio").item() if node.input(1) else 0.5
+    if trains and ratio:
         raise Refused("Dropout in training mode draws random numbers", "export the model in evaluation mode")
-    return [one_step(node, graph, "identity")]
+    mask = any(x in graph.used for x in node.outputs[1:])
+    return draft.made(source, draft.scale(source, 0.0, 1.0) if mask else "")
 
 
 @rule("Cast", "CastLike")
 def cast(node: Node, graph: Graph) -> list[Step]:
-    """Between floats, from bool or integers to anything, from floats to bool, and to integers what is whole anyway."""
+    """Between floats, from bool or integers to anything, from floats to bool, and to integers what is whole anyway or \
+only says places in a constant table (Gather), which must be whole then."""
     source, target = activation_input(node, graph), np.dtype(graph.dtypes[node.outputs[0]])
     if target.kind == "b" and graph.dtypes[source] != "bool":
         return [one_step(node, graph, "indicator", knots=(0, 1), below=1)]
-    if target.kind in "iu" and not is_integral(source, graph):
+    whole = is_integral(source, graph) or only_looked_up(node.outputs[0], graph)
+    if target.kind in "iu" and not whole:
         raise Refused(f"a cast to {target} rounds", "keep the value in float32")
     return [one_step(node, graph, "identity")]
 

@@ -134,7 +134,7 @@ def _newer(model: ModelProto, done: list[str]) -> ModelProto:
         return model
     try:
         model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UnsupportedError(f"opset {old} must be converted to {OLDEST_OPSET}; onnx says: {reason}") from None
     done.append(f"converted opset {old} to {OLDEST_OPSET}")
@@ -328,12 +328,12 @@ def _agree(before: bytes, after: bytes, model: ModelProto) -> bool:
 
 def _runner(data: bytes) -> Run:
     try:
-        session = runtime.start(runtime.runnable(_readable(data)).SerializeToString(), optimise=False)
+        session = runtime.start(runtime.runnable(_readable(data)).SerializeToString(), optimise=False, bounded=True)
     except runtime.ERRORS as error:
         raise UnsupportedError(
             f"a model must run in onnxruntime to be rewritten, for both are compared; it says: {runtime.reason(error)}"
         ) from None
-    return lambda fed: session.run(None, dict(fed))
+    return lambda fed: runtime.run(session, None, fed)
 
 
 def _readable(data: bytes) -> ModelProto:

@@ -9,7 +9,8 @@ free, and shapes are those of one sample. As a whole: every size is given, no ax
 input is the one sample of a prediction; ONNX's axis a is then our axis a + 1. `Graph.axis` and `Graph.rank` hide which.
 """
 
-from collections.abc import Container, Iterable, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,21 +19,21 @@ import onnx
 import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from protocols.errors import BundleError, InputError, ShapeError
 from protocols.program import Shape
+from securemtk.inputs import NUMBERS
 from securemtk.onnx import runtime
 from securemtk.onnx.problems import Problem
-from securemtk.onnx.reading import captured, initializer, opset_of
+from securemtk.onnx.reading import Source, captured, initializer, interface, opset_of
 
 Array = NDArray[Any]
 
 _BATCHES = (2, 3)
-# What can be an input: every number that fixed point holds, and truth values as 0 and 1.
-INPUT_DTYPES = ("float32", "float64", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64")
+# In one input, of all samples of a run: far more than a prediction under encryption can have.
+_MOST_NUMBERS = 1 << 27
 # Their result is another at each run: never a constant.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -138,7 +139,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         What was found; `problems` and `failure` say what is wrong.
 
     Raises:
-        BundleError: an initializer's data do not fill its shape.
+        BundleError: an initializer's data do not fill its shape, or a run takes too much memory or time.
     """
     protos = _needed(model)
     weights = {t.name: initializer(t) for t in model.graph.initializer}
@@ -148,9 +149,10 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         if shapes is None:
             infos, batch = _inputs(inputs)
         else:
-            infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), _dtype(x)) for x in inputs)
+            infos = tuple(ValueInfo(x.name, tuple(shapes[x.name]), dtype_of(x)) for x in inputs)
+        _check_size(infos, 1 if shapes is not None else max(batch or 0, *_BATCHES))
     except ShapeError as error:
-        infos, failure = tuple(ValueInfo(x.name, None, _dtype(x)) for x in inputs), error
+        infos, failure = tuple(ValueInfo(x.name, None, dtype_of(x)) for x in inputs), error
     activations = _reach(protos, {x.name for x in inputs}, through_shape=False)
     _name(protos)
     nodes = [_node(p, opset_of(model)) for p in protos]
@@ -166,7 +168,7 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
         problems=[
             Problem(x.name, "input", f"an input must be an array of numbers; got {x.dtype}", "feed it as numbers")
             for x in infos
-            if x.dtype not in INPUT_DTYPES
+            if x.dtype not in NUMBERS
         ],
         failure=failure,
         batch=batch,
@@ -180,6 +182,13 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
             reason += "say the same for each of its samples"
             graph.problems.append(Problem(name, "output", reason, "remove it: it says the same to every caller"))
     return graph
+
+
+def _check_size(inputs: Iterable[ValueInfo], batch: int) -> None:
+    for x in inputs:
+        if batch * math.prod(x.shape or ()) > _MOST_NUMBERS:
+            got = f"{batch} samples of shape {x.shape}"
+            raise ShapeError(f"input {x.name!r} must hold at most {_MOST_NUMBERS} numbers; got {got}")
 
 
 def _is_same_for_all(graph: Graph, name: str) -> bool:
@@ -233,21 +242,23 @@ def _real_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _as_declared(x: ValueInfoProto, value: Array) -> onnx.TensorProto:
-    array, dtype = np.asarray(value), _dtype(x)
+    array, dtype = np.asarray(value), dtype_of(x)
     if dtype == "unknown" or not np.can_cast(array.dtype, dtype, "same_kind"):
         raise InputError(f"public input {x.name!r} must be an array of {dtype}; got {array.dtype}")
-    _check_shape(f"the shape of public input {x.name!r}", x, array.shape)
+    _check_shape(f"the shape of public input {x.name!r}", x, array.shape, least=0)
     return onnx.numpy_helper.from_array(array.astype(dtype), x.name)
 
 
-def _check_shape(what: str, x: ValueInfoProto, shape: Shape) -> None:
-    """Raise ShapeError unless a shape has the sizes that the file fixes."""
+def _check_shape(what: str, x: ValueInfoProto, shape: Shape, least: int = 1) -> None:
+    """Raise ShapeError unless a shape has the sizes that the file fixes, each at least `least`."""
     kind = x.type.tensor_type
-    sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     fits = not kind.HasField("shape") or len(sizes) == len(shape)
-    if not fits or min(shape, default=1) < 1 or any(n not in (0, m) for n, m in zip(sizes, shape, strict=False)):
+    others = any(n not in (None, m) for n, m in zip(sizes, shape, strict=False))
+    if not fits or min(shape, default=least) < least or others:
         names = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in kind.shape.dim]
-        raise ShapeError(f"{what} must be of the form ({', '.join(map(str, names))}), at least 1; got {tuple(shape)}")
+        form = ", ".join(map(str, names))
+        raise ShapeError(f"{what} must be of the form ({form}), at least {least}; got {tuple(shape)}")
 
 
 def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | None]:
@@ -258,7 +269,7 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
     batches: set[int] = set()
     for x in inputs:
         kind = x.type.tensor_type
-        if _dtype(x) == "unknown" or not kind.HasField("shape") or not kind.shape.dim:
+        if dtype_of(x) == "unknown" or not kind.HasField("shape") or not kind.shape.dim:
             raise ShapeError(f"input {x.name!r} must be an array of known type and rank, batch first")
         first, *rest = kind.shape.dim
         if first.HasField("dim_value"):
@@ -270,13 +281,32 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
                     f"axis {axis} of input {x.name!r} must have a fixed size of at least 1; got {what!r}; only the "
                     "batch may be free: export again with fixed sizes, or set them with onnx.tools.update_model_dims"
                 )
-        infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), _dtype(x)))
+        infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), dtype_of(x)))
     if len(batches) > 1 or batches & {0}:
         raise ShapeError(f"the first axis of every input must be the batch, free or the same; got {sorted(batches)}")
     return tuple(infos), next(iter(batches), None)
 
 
-def _dtype(x: ValueInfoProto) -> str:
+Declared = tuple[str, list[int | str], str]
+
+
+def declared(source: Source) -> tuple[list[Declared], list[Declared]]:
+    """Return name, shape and dtype of a model's inputs and outputs as its file declares them; free sizes are names.
+
+    Raises:
+        BundleError: the file is missing or no ONNX model.
+    """
+
+    def said(x: ValueInfoProto) -> Declared:
+        sizes = x.type.tensor_type.shape.dim
+        return x.name, [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in sizes], dtype_of(x)
+
+    inputs, outputs = interface(source)
+    return [said(x) for x in inputs], [said(x) for x in outputs]
+
+
+def dtype_of(x: ValueInfoProto) -> str:
+    """Return the name of a value's numpy type, "unknown" where there is none."""
     try:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(x.type.tensor_type.elem_type)).name
     except KeyError:
@@ -298,9 +328,11 @@ def _reach(nodes: Iterable[NodeProto], sources: set[str], *, through_shape: bool
     """Return the values that depend on `sources`: on their numbers, or `through_shape` on their shapes too."""
     reached = set(sources)
     for node in nodes:
-        if node.op_type in ("Shape", "Size") and node.domain == "" and not through_shape:
-            continue
-        if node.op_type in _RANDOM or reached.intersection(node.input) or reached & captured(node):
+        inputs = list(node.input)
+        if node.domain == "" and not through_shape:
+            # Of these only shape and type count: of all inputs, or of those behind the first one.
+            inputs = {"Shape": [], "Size": [], "CastLike": inputs[:1]}.get(node.op_type, inputs)
+        if node.op_type in _RANDOM or reached.intersection(inputs) or reached & captured(node):
             reached |= set(node.output)
     return reached - {""}
 
@@ -338,6 +370,8 @@ def _observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable:
             if graph.batch is not None:
                 probe = probe.with_free_batch(graph.batch)
             runs = [probe.run(b) for b in ((None,) if graph.whole else _BATCHES)]
+        except runtime.TooCostly:
+            raise
         except InputError as error:
             graph.failure = error
         else:
@@ -403,10 +437,10 @@ class _Probe:
         unknown = _reach(protos, lost - self._fed.keys() - {""}, through_shape=True)
         self._kept = [p for p in protos if id(p) not in names and not unknown.intersection({*p.input, *captured(p)})]
         self._wanted = [x for p in self._kept for x in p.output if x in graph.used]
-        self._session: onnxruntime.InferenceSession | None = None
+        self._run: Callable[..., list[Any]] | None = None
         try:
             if self._wanted:
-                self._session = runtime.start(runtime.runnable(self._runnable()).SerializeToString(), optimise=False)
+                self._run = runtime.prober(self._runnable())
         except runtime.ERRORS as error:
             raise BundleError(
                 f"the file must be a model that onnxruntime accepts; it says: {runtime.reason(error)}"
@@ -424,11 +458,12 @@ class _Probe:
             shape = [d.dim_value for d in kind.tensor_type.shape.dim]
             feeds[name] = _sample((*lead, *shape[len(lead) :]), "float32")
         fed = {name: feeds[name] for name in self._fed}
-        if self._session is None:
+        if self._run is None:
             return fed
-        known = {x.name for x in self._session.get_inputs()}
         try:
-            values = self._session.run(self._wanted, {k: v for k, v in feeds.items() if k in known})
+            values = self._run(self._wanted, feeds)
+        except runtime.TooCostly:
+            raise
         except runtime.ERRORS as error:
             raise ShapeError(
                 f"the model must run{'' if batch is None else f' with a batch of {batch}'}; onnxruntime says: "
@@ -478,12 +513,17 @@ class _Probe:
 
 def _is_static(x: ValueInfoProto) -> bool:
     dims = x.type.tensor_type.shape.dim
-    return bool(dims) and all(d.dim_value > 0 for d in dims[1:]) and _dtype(x) == "float32"
+    return bool(dims) and all(d.dim_value > 0 for d in dims[1:]) and dtype_of(x) == "float32"
 
 
 def _sample(shape: Shape, dtype: str) -> Array:
     """Return numbers to find out shapes with: sample i is the same in every batch."""
+    kind = np.dtype(dtype).kind
     if not shape:
-        return np.asarray(0.5 if np.dtype(dtype).kind == "f" else 1).astype(dtype)
-    rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    return np.reshape(rows, shape).astype(dtype)
+        return np.asarray(0.5 if kind == "f" else 1).astype(dtype)
+    # Drawn in order: a larger batch begins with the same samples.
+    numbers = np.random.default_rng(0).standard_normal(shape)
+    if kind in "iu":
+        # They may be places in a table, however small, or a model may divide by them.
+        numbers = np.where(numbers < 0, -1 if kind == "i" else 2, 1)
+    return numbers.astype(dtype)

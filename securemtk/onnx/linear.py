@@ -5,12 +5,9 @@ from collections import Counter
 
 import numpy as np
 
-from securemtk.onnx.draft import Draft
+from securemtk.onnx.draft import Draft, Operand
 from securemtk.onnx.graph import Array, Graph, Node
 from securemtk.onnx.registry import Refused, Step, activation_input, constant_input, fit, output_shape, rule
-
-# A value in the making, or a constant in our axes: its first one is the batch's.
-Operand = str | Array
 
 
 def _operand(node: Node, graph: Graph, index: int) -> Operand:
@@ -148,13 +145,13 @@ def _same_rank(draft: Draft, *values: str) -> tuple[str, ...]:
 
 @rule("Einsum")
 def einsum(node: Node, graph: Graph) -> list[Step]:
-    """One activation, or two factors of which one may be constant, where no factor has a label twice: sums, \
-transposes and products of matrices; by samples the batch comes first wherever it is."""
+    """One activation, or two factors of which one may be constant: diagonals, sums, transposes and products of \
+matrices; by samples the batch comes first wherever it is."""
     shape, draft = output_shape(node, graph), Draft(node, graph)
     terms, result = _labels(node, graph)
     operands = [_operand(node, graph, i) for i in range(len(terms))]
-    if len(operands) > 2 or any(max(Counter(t).values(), default=1) > 1 for t in terms):
-        raise Refused("it must have at most two factors, without repeated labels", "write it as several nodes")
+    if len(operands) > 2:
+        raise Refused("it must have at most two factors", "write it as several nodes")
     if not graph.whole:
         # The batch is no axis of a sample.
         batch = result[:1]
@@ -166,6 +163,8 @@ transposes and products of matrices; by samples the batch comes first wherever i
                 if terms[i][0] != batch or np.ndim(operands[i]) == len(terms[i]):
                     raise Refused("the constant must be the same for all samples", "leave the batch out of it")
         terms, result = [t.removeprefix(batch) for t in terms], result[1:]
+    for i, term in enumerate(terms):
+        operands[i], terms[i] = _diagonal(draft, operands[i], term)
     if len(operands) == 1:
         value, left = _summed(draft, str(operands[0]), terms[0], result)
         return draft.made(draft.reshape(_ordered(draft, value, left, result), shape))
@@ -184,6 +183,17 @@ def _labels(node: Node, graph: Graph) -> tuple[list[str], str]:
         result = "..." * ("..." in left) + "".join(sorted(single))
     expanded = [t.replace("...", "".join(free[len(free) - n :])) for t, n in zip(terms, hidden, strict=True)]
     return expanded, result.replace("...", "".join(free))
+
+
+def _diagonal(draft: Draft, x: Operand, labels: str) -> tuple[Operand, str]:
+    """Take the places where axes of one label agree."""
+    distinct = "".join(dict.fromkeys(labels))
+    if distinct == labels:
+        return x, labels
+    sizes = draft.shape(x) if isinstance(x, str) else np.shape(x)
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
+    places = np.einsum(grid, [distinct.index(c) for c in labels], list(range(len(distinct))))
+    return draft.places(x, places) if isinstance(x, str) else np.ravel(x)[places], distinct
 
 
 def _ordered(draft: Draft, value: str, labels: str, wanted: str) -> str:

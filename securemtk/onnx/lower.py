@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from protocols import functions
+from protocols.errors import IntegrityError, RangeError
 from protocols.program import Attribute
 from protocols.ring import FRAC_BITS, LIMIT_BITS
 from protocols.spline import Pieces
@@ -20,8 +21,20 @@ _REACH = round(functions.WIDEST * _F)
 
 
 def lower(steps: Sequence[Step]) -> list[Step]:
-    """Return steps whose operators are those of `protocols.program.OPERATORS`."""
-    return [_lowered(step) for step in steps]
+    """Return steps whose operators are those of `protocols.program.OPERATORS`.
+
+    Raises:
+        RangeError: the numbers of a step's attributes make no function that fixed point holds.
+    """
+    return [_checked(step) for step in steps]
+
+
+def _checked(step: Step) -> Step:
+    try:
+        return _lowered(step)
+    except (ArithmeticError, TypeError, ValueError, IntegrityError):
+        given = ", ".join(f"{k}={v}" for k, v in step.attrs.items())
+        raise RangeError(f"layer {step.name!r} must be a function that fixed point holds; got {given}"[:300]) from None
 
 
 def _lowered(step: Step) -> Step:

@@ -1,5 +1,6 @@
 """A model's steps as passes see them: immutable, with the questions that every pass asks."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +37,15 @@ class Net:
 
     def users(self, value: str) -> list[Step]:
         """Return the steps that use a value."""
-        return [step for step in self.steps if value in step.inputs]
+        return self._users.get(value, [])
+
+    @functools.cached_property
+    def _users(self) -> dict[str, list[Step]]:
+        users: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for name in set(step.inputs):
+                users.setdefault(name, []).append(step)
+        return users
 
     def layout(self) -> list[object]:
         """Return all of the net but its parameters' values: what is public."""

@@ -1,10 +1,13 @@
 """Rules of softmax and of normalisations."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from securemtk.onnx.draft import ABSENT, Draft
+from protocols.program import Shape
+from securemtk.onnx.draft import ABSENT, Draft, Operand
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.reductions import Axes, sum_square
 from securemtk.onnx.registry import (
@@ -44,13 +47,18 @@ def softmax(node: Node, graph: Graph) -> list[Step]:
 
 @rule("BatchNormalization")
 def batch_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Outside training, with constant statistics; folded into the layer before it where that is linear."""
+    """Folded into the layer before it where that is linear; statistics constant or, of a model understood as a \
+whole, activations (variances up to 2**12), as is the training mode."""
+    draft = Draft(node, graph)
+    weights = [draft.weight(i, "a statistic") for i in range(1, 5)]
+    if _trains(node, graph):
+        return _trained(node, graph, draft, weights)
     only_first_output(node, graph)
-    if node.attrs.get("training_mode", 0):
-        raise Refused("batch statistics mix the samples of a batch", "export the model in evaluation mode")
+    if any(isinstance(x, str) for x in weights):
+        return _by_statistics(node, graph, draft, weights)
     source, output, shape = activation_input(node, graph), node.outputs[0], output_shape(node, graph)
     gamma, beta, mean, variance = (constant_input(node, graph, i, "a statistic") for i in range(1, 5))
-    scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    scale = gamma / np.sqrt(variance + _epsilon(node))
     shift = beta - mean * scale
     if graph.rank(source) != 3 or graph.whole:
         form = (1,) * (1 + graph.whole) + (-1,) + (1,) * (graph.rank(source) - 2)
@@ -71,6 +79,62 @@ def batch_normalization(node: Node, graph: Graph) -> list[Step]:
     ]
 
 
+def _epsilon(node: Node) -> float:
+    return float(node.attrs.get("epsilon", 1e-5))
+
+
+def _trains(node: Node, graph: Graph) -> bool:
+    """Return whether the batch's own statistics count; refuse that where the batch is no axis."""
+    # Before opset 14 the outputs say it.
+    trains = bool(node.attrs.get("training_mode", 0)) or (
+        node.opset < 14 and any(x in graph.used for x in node.outputs[1:])
+    )
+    if trains and not graph.whole:
+        raise Refused("batch statistics mix the samples of a batch", "export the model in evaluation mode")
+    return trains
+
+
+def _by_statistics(node: Node, graph: Graph, draft: Draft, weights: Sequence[Operand]) -> list[Step]:
+    """(x - mean) * (scale / sqrt(variance + epsilon)) + shift, some of them activations."""
+    source = activation_input(node, graph)
+    form = _of_channels(draft.shape(source))
+    scale, shift, mean, variance = (draft.shaped(x, form) for x in weights)
+    away = draft.binary("sub", source, mean) if isinstance(mean, str) else draft.linear(source, None, -mean)
+    factor: Operand
+    if isinstance(variance, str):
+        factor = draft.linear(inverse_root(draft, variance, _epsilon(node)), scale, None)
+    else:
+        root = 1 / np.sqrt(variance + _epsilon(node))
+        factor = draft.linear(scale, root, None) if isinstance(scale, str) else scale * root
+    return draft.made(draft.linear(away, factor, shift))
+
+
+def _trained(node: Node, graph: Graph, draft: Draft, weights: Sequence[Operand]) -> list[Step]:
+    """By statistics of the batch, and what becomes of the running ones."""
+    if node.opset < 14 and any(x in graph.used for x in node.outputs[3:]):
+        raise Refused("of its outputs the first three are supported", "do not use the others")
+    source = activation_input(node, graph)
+    form = _of_channels(draft.shape(source))
+    scale, shift, *running = (draft.shaped(x, form) for x in weights)
+    axes = tuple(i for i, n in enumerate(form, 1) if i != 2)
+    normal = _normal(draft, source, axes, _epsilon(node))
+    momentum, values = float(node.attrs.get("momentum", 0.9)), [draft.linear(normal.value, scale, shift)]
+    found = ((normal.mean, 1), (normal.small_variance, _SMALLER**2))
+    for name, old, (new, times) in zip(node.outputs[1:3], running, found, strict=False):
+        part = draft.scale(new, (1 - momentum) * times) if name in graph.used else ""
+        if part and isinstance(old, str):
+            part = draft.binary("add", part, draft.scale(old, momentum))
+        elif part:
+            part = draft.affine(part, shift=momentum * np.asarray(old))
+        values.append(draft.reshape(part, (form[1],)) if part else "")
+    return draft.made(*values)
+
+
+def _of_channels(shape: Shape) -> Shape:
+    """Return the shape in which one number for each channel broadcasts to (N, C, ...)."""
+    return (1, shape[1], *[1] * len(shape[2:]))
+
+
 # --- statistics of the sample itself --------------------------------------------------------------------------------
 
 # Differences from a mean are squared this many times smaller, so that squares fit: up to 2048, in place of 128.
@@ -79,25 +143,39 @@ _SMALLER = 16
 _FINER = 8
 
 
-def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool = True) -> str:
+@dataclass(frozen=True)
+class _Normal:
+    """(x - mean) / sqrt(variance + epsilon), the mean ("" for none), variance / `_SMALLER`**2 and 1 / the root."""
+
+    value: str
+    mean: str
+    small_variance: str
+    root: str
+
+
+def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool = True) -> _Normal:
     """Add (x - mean) / sqrt(variance + epsilon) over axes; not centred, x / sqrt(mean square + epsilon)."""
-    away = draft.binary("sub", x, draft.reduce("mean", x, axes)) if centred else x
+    mean = draft.reduce("mean", x, axes) if centred else ""
+    away = draft.binary("sub", x, mean) if centred else x
     small = draft.scale(away, 1 / _SMALLER)
     variance = draft.reduce("mean", draft.binary("mul", small, small), axes)
-    return draft.binary("mul", away, inverse_root(draft, variance, epsilon, _SMALLER**2))
+    root = inverse_root(draft, variance, epsilon, _SMALLER**2)
+    return _Normal(draft.binary("mul", away, root), mean, variance, root)
 
 
 def inverse_root(draft: Draft, x: str, epsilon: float, times: int = 1) -> str:
     """Add 1 / sqrt(times x + epsilon) for 0 <= times x <= 2**12."""
+    if epsilon < 0:
+        raise Refused(f"epsilon must not be negative; got {epsilon}", "mend the attribute")
     return draft.function(draft.scale(x, times * _FINER), "rsqrt", epsilon, _FINER)
 
 
-def _scaled(node: Node, graph: Graph, draft: Draft, x: str, axis: int) -> str:
-    """Multiply by the constant scale, input 1, one number for each place of an axis, and add the shift behind it."""
-    form = [1] * (len(draft.shape(x)) + 1)
-    form[axis] = -1
-    scale, shift = (constant_input(node, graph, i, "scale and shift").reshape(form) for i in (1, 2))
-    return draft.affine(x, scale=scale, shift=shift)
+def _scaled(draft: Draft, x: str, axis: int) -> str:
+    """Multiply by the scale, input 1, one number for each place of an axis, and add the shift behind it."""
+    form = [1] * len(draft.shape(x))
+    form[axis - 1] = draft.shape(x)[axis - 1]
+    scale, shift = (draft.shaped(draft.weight(i, "scale and shift"), form) for i in (1, 2))
+    return draft.linear(x, scale, shift)
 
 
 def _spatial(graph: Graph, rank: int) -> Axes:
@@ -106,42 +184,54 @@ def _spatial(graph: Graph, rank: int) -> Axes:
 
 @rule("InstanceNormalization")
 def instance_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Constant scale and shift; variances up to 2**12, differences from the mean up to 2**11."""
+    """Scale and shift constant or, of a model understood as a whole, activations; variances up to 2**12, \
+differences from the mean up to 2**11."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     rank = graph.rank(source)
-    normal = _normal(draft, source, _spatial(graph, rank), float(node.attrs.get("epsilon", 1e-5)))
-    return draft.made(_scaled(node, graph, draft, normal, graph.axis(1, rank)))
+    normal = _normal(draft, source, _spatial(graph, rank), _epsilon(node))
+    return draft.made(_scaled(draft, normal.value, graph.axis(1, rank)))
 
 
 @rule("GroupNormalization")
 def group_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Constant scale and shift, of groups (opset 18) or of channels (21); variances up to 2**12, \
-differences from the mean up to 2**11."""
+    """As InstanceNormalization; scale and shift of groups (opset 18) or of channels (21)."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     shape, axis = graph.shapes[source], graph.axis(1, graph.rank(source))
     lead, channels, size = shape[: axis - 1], shape[axis - 1], shape[axis:]
     groups = int(node.attrs["num_groups"])
     apart = draft.reshape(source, (*lead, groups, channels // groups, *size))
-    normal = _normal(draft, apart, tuple(range(axis + 1, axis + 2 + len(size))), float(node.attrs.get("epsilon", 1e-5)))
+    normal = _normal(draft, apart, tuple(range(axis + 1, axis + 2 + len(size))), _epsilon(node)).value
     if node.opset < 21:
-        return draft.made(draft.reshape(_scaled(node, graph, draft, normal, axis), shape))
-    return draft.made(_scaled(node, graph, draft, draft.reshape(normal, shape), axis))
+        return draft.made(draft.reshape(_scaled(draft, normal, axis), shape))
+    return draft.made(_scaled(draft, draft.reshape(normal, shape), axis))
 
 
 @rule("LayerNormalization", "RMSNormalization")
 def layer_normalization(node: Node, graph: Graph) -> list[Step]:
-    """Any axis but the batch on; constant scale and shift; no mean or deviation as outputs; \
-variances up to 2**12, differences from the mean up to 2**11."""
-    only_first_output(node, graph)
+    """Any axis but the batch on, all outputs; scale and shift, variances and differences as of \
+InstanceNormalization."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     rank = graph.rank(source)
     axis = sample_axis(graph, int(node.attrs.get("axis", -1)), rank, node.op_type)
-    centred, epsilon = node.op_type == "LayerNormalization", float(node.attrs.get("epsilon", 1e-5))
     shape = graph.shapes[source]
-    normal = _normal(draft, source, tuple(range(axis, len(shape) + 1)), epsilon, centred=centred)
-    scale = fit(node, graph, constant_input(node, graph, 1, "the scale"), source)
-    shift = fit(node, graph, constant_input(node, graph, 2, "the shift"), source) if node.input(2) else None
-    return draft.made(draft.affine(normal, scale=scale, shift=shift))
+    axes = tuple(range(axis, len(shape) + 1))
+    normal = _normal(draft, source, axes, _epsilon(node), centred=node.op_type == "LayerNormalization")
+    scale, shift = _of_elements(node, graph, draft, 1), _of_elements(node, graph, draft, 2)
+    further = [
+        value if name in graph.used else ""
+        for name, value in zip(node.outputs[1:], (normal.mean, normal.root), strict=False)
+    ]
+    return draft.made(draft.linear(normal.value, scale, shift), *further)
+
+
+def _of_elements(node: Node, graph: Graph, draft: Draft, index: int) -> Operand | None:
+    """Return scale or shift, which broadcasts to the activation; None when it is absent."""
+    if not node.input(index):
+        return None
+    value, source = draft.weight(index, "scale and shift"), node.input(0)
+    if not isinstance(value, str):
+        return fit(node, graph, value, source)
+    return draft.reshape(value, (*[1] * (graph.rank(source) - graph.rank(value)), *draft.shape(value)))
 
 
 @rule("MeanVarianceNormalization")
@@ -150,7 +240,7 @@ def mean_variance_normalization(node: Node, graph: Graph) -> list[Step]:
     source, draft = activation_input(node, graph), Draft(node, graph)
     axes = node.attrs.get("axes", (0, 2, 3))
     ours = tuple(sorted({sample_axis(graph, int(x), graph.rank(source), "a mean") for x in axes}))
-    return draft.made(_normal(draft, source, ours, 0.0))
+    return draft.made(_normal(draft, source, ours, 0.0).value)
 
 
 @rule("LpNormalization")

@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from protocols.program import Attribute
+from securemtk.onnx.draft import ABSENT, Draft
 from securemtk.onnx.graph import Array, Graph, Node
-from securemtk.onnx.registry import Refused, Step, activation_input, only_first_output, rule
+from securemtk.onnx.lower import custom, straight
+from securemtk.onnx.registry import Refused, Step, activation_input, rule
 from securemtk.onnx.windows import Axis, Chain, n_spatial, numbers, window
 
 Pair = tuple[Axis, Axis]
@@ -78,15 +80,56 @@ def _emit(chain: Chain, op: str, pair: Pair, **more: int) -> None:
 
 @rule("MaxPool")
 def max_pool(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, any strides, pads, auto_pad, dilations and ceil_mode; no indices."""
-    only_first_output(node, graph)
+    """1-D to 3-D, any strides, pads, auto_pad, dilations and ceil_mode; places only of a model understood as a whole, \
+of values above -2**13 where windows reach into padding."""
     axes = _pool_axes(node, graph)
     if not all(_inside(x).any(1).all() for x in axes):
         # Such a window has no maximum: onnxruntime gives the least float32 there.
         raise Refused("a window must not lie in the padding alone", "pad less than the kernel's size")
+    if any(x in graph.used for x in node.outputs[1:]):
+        return _with_places(node, graph, axes)
     chain = Chain.at(node, graph)
     _over(chain, axes, _maximum)
     return chain.end(graph)
+
+
+# What padding holds where the place of a maximum is wanted.
+_LOWEST = -(2.0**13)
+
+
+def _with_places(node: Node, graph: Graph, axes: tuple[Axis, ...]) -> list[Step]:
+    """Maxima of windows laid side by side, and where in the whole input they are."""
+    if not graph.whole:
+        raise Refused("places count through all samples of a batch", "fix all sizes of the inputs")
+    source, draft = activation_input(node, graph), Draft(node, graph)
+    apart = draft.windows(source, [np.where(_inside(x), x.taps(), ABSENT) for x in axes], _LOWEST)
+    lead, made = draft.shape(source)[:2], tuple(x.made for x in axes)
+    apart = draft.reshape(apart, (*lead, math.prod(x.kernel for x in axes), *made))
+    best, tap = draft.largest(apart, (3,)), draft.add("argmax", (apart,), (*lead, 1, *made), axis=3, last=0)
+    sizes = [x.size for x in axes]
+    order = sizes if not node.attrs.get("storage_order", 0) else sizes[::-1]
+    steps = [math.prod(order[i + 1 :]) for i in range(len(order))]
+    steps = steps if order is sizes else steps[::-1]
+    first = np.arange(math.prod(lead)).reshape(*lead, *[1] * len(axes)) * math.prod(sizes)
+    for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        starts = np.arange(axis.made) * axis.stride - axis.before
+        first = first + (starts * step).reshape(-1, *[1] * (len(axes) - 1 - i))
+    shift = first.reshape(1, *lead, *made).astype(np.float64)
+    place = draft.affine(draft.reshape(_spread(draft, tap, axes, steps), (*lead, *made)), shift=shift)
+    return draft.made(draft.reshape(best, (*lead, *made)) if node.outputs[0] in graph.used else "", place)
+
+
+def _spread(draft: Draft, tap: str, axes: tuple[Axis, ...], steps: list[int]) -> str:
+    """Turn the number of a tap into how far its place lies behind the window's first: a line for each row of taps."""
+    offsets = np.zeros(())
+    for axis, step in zip(axes, steps, strict=True):
+        offsets = offsets[..., None] + np.arange(axis.kernel) * axis.dilation * step
+    row, slope = axes[-1].kernel, axes[-1].dilation * steps[-1]
+    starts = np.arange(0, offsets.size, row)
+    lines = [(float(offsets.ravel()[k] - slope * k), float(slope)) for k in starts]
+    if len(lines) == 1:
+        return draft.scale(tap, slope)
+    return draft.add("function", (tap,), draft.shape(tap), **straight([k - 0.5 for k in starts[1:].tolist()], *lines))
 
 
 @rule("GlobalMaxPool")
@@ -164,30 +207,40 @@ def _sum(chain: Chain, pair: Pair) -> None:
 
 @rule("LpPool")
 def lp_pool(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, p 1 or 2, any strides, pads, auto_pad, dilations and ceil_mode."""
+    """1-D to 3-D, p 1 to 4 (3 and 4: sums of powers up to 2**14), any strides, pads, auto_pad, dilations and \
+ceil_mode."""
     return _norm(node, graph, _pool_axes(node, graph))
 
 
 @rule("GlobalLpPool")
 def global_lp_pool(node: Node, graph: Graph) -> list[Step]:
-    """1-D to 3-D, p 1 or 2."""
+    """1-D to 3-D, p as of LpPool."""
     return _norm(node, graph, _global_axes(node, graph))
 
 
 def _norm(node: Node, graph: Graph, axes: tuple[Axis, ...]) -> list[Step]:
     p = int(node.attrs.get("p", 2))
-    if p not in (1, 2):
-        raise Refused(f"p must be 1 or 2; got {p}", "use p 2")
+    if not 1 <= p <= _LARGEST_P:
+        raise Refused(f"p must be 1 to {_LARGEST_P}; got {p}", "use p 2")
     chain = Chain.at(node, graph)
     source, shape = chain.value, chain.shape
-    if p == 1:
+    if p % 2:
         # |x| = 2 max(x, 0) - x.
         chain.then("relu", shape)
         chain.then("scale", shape, attrs={"factor": 2, "offset": 0})
         chain.then("sub", shape, others=(source,))
-    else:
+        source = chain.value
+    if p > 1:
         chain.then("mul", shape, others=(source,))
+    if p > _SQUARE:
+        # x**3 or, of the square with itself, x**4.
+        chain.then("mul", shape, others=(source if p % 2 else chain.value,))
     _over(chain, axes, _sum)
-    if p == 2:
+    if p == _SQUARE:
         chain.then("sqrt", chain.shape)
+    elif p > _SQUARE:
+        chain.then("function", chain.shape, attrs=custom("power", 1 / p))
     return chain.end(graph)
+
+
+_SQUARE, _LARGEST_P = 2, 4

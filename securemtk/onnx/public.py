@@ -1,4 +1,4 @@
-"""Which inputs of a model are public: those that only ever say shapes, axes, counts or places.
+"""Which inputs of a model are public: those that only ever say shapes, axes, counts, places or what is computed.
 
 The exporters write them into the file; a file may also ask for them at run time, as the standard's own tests do. What
 is computed must be known to both parties before it is computed on secrets, so that they are given in the clear.
@@ -10,7 +10,8 @@ from onnx import ModelProto, NodeProto
 
 from securemtk.onnx.reading import captured
 
-# Operator -> positions of the inputs that say shapes, axes, counts or places, in any opset.
+# Operator -> positions of the inputs that say shapes, axes, counts or places, or what is computed as an attribute
+# would (the exponent of a power, the mode of a Dropout), in any opset.
 POSITIONS: Mapping[str, tuple[int, ...]] = {
     "AffineGrid": (1,),
     "CenterCropPad": (1,),
@@ -19,13 +20,15 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "CumSum": (1,),
     "DFT": (1, 2),
+    "Dropout": (1, 2),
     "Expand": (1,),
     "Gather": (1,),
     "GatherElements": (1,),
     "GatherND": (1,),
     "MaxUnpool": (2,),
-    "OneHot": (1,),
-    "Pad": (1, 3),
+    "OneHot": (1, 2),
+    "Pad": (1, 2, 3),
+    "Pow": (1,),
     "Range": (0, 1, 2),
     "ReduceL1": (1,),
     "ReduceL2": (1,),
@@ -51,39 +54,17 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-# Operator -> positions of the numbers that say what is computed, as an attribute would: bounds, exponents, rates.
-SETTINGS: Mapping[str, tuple[int, ...]] = {
-    "Clip": (1, 2),
-    "Dropout": (1, 2),
-    "OneHot": (2,),
-    "Pad": (2,),
-    "Pow": (1,),
-}
-# Operator -> positions of what training makes: a model's file has them as initializers.
-WEIGHTS: Mapping[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2, 3, 4),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "PRelu": (1,),
-    "RMSNormalization": (1,),
-}
 # An embedding's places are what a user looks up; only in computed data are they part of the model.
 _LOOKUPS = {"Gather", "GatherElements", "GatherND"}
 
 
-def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = POSITIONS) -> tuple[str, ...]:
-    """Return the names of the inputs that are used at the given positions of operators and nowhere else.
+def public_inputs(model: ModelProto) -> tuple[str, ...]:
+    """Return the names of the inputs that are used at `POSITIONS` of operators and nowhere else.
 
     An input also counts when nodes stand between that only such positions use, as a Cast before a Reshape.
 
     Args:
         model: as `securemtk.onnx.reading.read_proto` returns it; its nodes are in order.
-        positions: operator of the default domain -> positions of its inputs: `POSITIONS`, or with `SETTINGS` or
-            `WEIGHTS` as well (`joined`).
 
     Returns:
         Names in the model's order; an input that no node uses is not among them.
@@ -98,17 +79,12 @@ def public_inputs(model: ModelProto, positions: Mapping[str, tuple[int, ...]] = 
         used |= {*node.input, *captured(node)}
         secret |= captured(node)
         if not secret.isdisjoint(node.output):
-            public = _positions(node, constant, positions)
+            public = _positions(node, constant)
             secret |= {x for i, x in enumerate(node.input) if i not in public}
     return tuple(x.name for x in model.graph.input if x.name in used - secret - constant)
 
 
-def _positions(node: NodeProto, constant: set[str], positions: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _positions(node: NodeProto, constant: set[str]) -> tuple[int, ...]:
     if node.domain or (node.op_type in _LOOKUPS and node.input[0] in constant):
         return ()
-    return positions.get(node.op_type, ())
-
-
-def joined(*tables: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return one table of positions that holds all that the given ones hold."""
-    return {op: tuple(i for table in tables for i in table.get(op, ())) for table in tables for op in table}
+    return POSITIONS.get(node.op_type, ())

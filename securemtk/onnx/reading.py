@@ -16,9 +16,10 @@ import onnx.checker
 import onnx.defs
 import onnx.inliner
 import onnx.numpy_helper
+import onnx.version_converter
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from protocols.errors import BundleError
 from securemtk.onnx.problems import Problem, UnsupportedNodes
@@ -29,8 +30,13 @@ OLDEST_OPSET = 9
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 # A protobuf message, and so whatever onnx and onnxruntime exchange, ends at 2 GiB.
 MAX_BYTES = (1 << 31) - 1
-# Functions that call functions grow without bound when inlined.
+# Functions that call functions grow without bound when inlined; onnx follows calls no deeper.
 _MAX_NODES = 200_000
+_MAX_CALLS = 100
+# Attributes that may be infinite, or larger than any axis: constants, bounds of a clip, and ends of a slice.
+_FREE_FLOATS = ("Constant", "Clip", "Pad")
+_FREE_INTS = ("Constant", "Slice")
+_INTS = range(-(1 << 31), 1 << 31)
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes:
@@ -55,11 +61,12 @@ def read_proto(source: Source) -> ModelProto:
         source: path of an ONNX file (external data beside it is read), or its bytes (external data is refused).
 
     Returns:
-        A model whose default domain is written "", without local functions and external data.
+        A model of opset 9 or later, raised to 9 where the file's is older, whose default domain is written "", without
+        local functions and external data.
 
     Raises:
-        BundleError: the file is missing, not ONNX, truncated, inconsistent, cyclic, of an opset outside
-            9..NEWEST_OPSET, or its external data is missing or lies outside its folder.
+        BundleError: the file is missing, not ONNX, truncated, inconsistent, cyclic, of an opset that is unknown or that
+            onnx cannot raise to 9, or its external data is missing or lies outside its folder.
         UnsupportedNodes: the file has sparse initializers.
     """
     folder = None if isinstance(source, bytes) else Path(source).absolute().parent
@@ -73,8 +80,9 @@ def read_proto(source: Source) -> ModelProto:
         remedy = "store them as ordinary initializers"
         raise UnsupportedNodes([Problem(n, "initializer", "sparse initializers are not read", remedy) for n in names])
     _sort(model.graph)
+    _check_attributes(model.graph)
     _check(model)
-    return model
+    return model if opset_of(model) >= OLDEST_OPSET else _raised(model)
 
 
 def self_contained(source: Source) -> bytes:
@@ -92,6 +100,17 @@ def initializer(tensor: TensorProto) -> NDArray[np.generic]:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"initializer {tensor.name!r} must hold data of its shape; {error}") from None
+
+
+def interface(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
+    """Return the inputs and outputs of a model as its file declares them, without inputs that have a default.
+
+    Raises:
+        BundleError: the file is missing or no ONNX model.
+    """
+    graph = _parse(source if isinstance(source, bytes) else read_bytes(source)).graph
+    weights = {t.name for t in graph.initializer}
+    return [x for x in graph.input if x.name not in weights], list(graph.output)
 
 
 def captured(node: NodeProto) -> set[str]:
@@ -160,29 +179,33 @@ def _check_texts(message: Message) -> None:
 def _load_external(model: ModelProto, folder: Path | None) -> bool:
     """Move external data into the model; return whether there was any."""
     external = [t for t in _tensors(model) if t.data_location == TensorProto.EXTERNAL or t.external_data]
+    room = MAX_BYTES - model.ByteSize() if external else 0
     for tensor in external:
         if folder is None:
             raise BundleError(f"a model given as bytes must hold its data; tensor {tensor.name!r} lies in another file")
-        tensor.raw_data = _external_bytes(tensor, folder)
+        # Many tensors may name one large file: what they hold together counts.
+        tensor.raw_data = _external_bytes(tensor, folder, room)
+        room -= len(tensor.raw_data)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
-    if external and model.ByteSize() > MAX_BYTES:
-        raise BundleError(f"a model with its external data must be at most {MAX_BYTES} bytes; got {model.ByteSize()}")
     return bool(external)
 
 
-def _external_bytes(tensor: TensorProto, folder: Path) -> bytes:
+def _external_bytes(tensor: TensorProto, folder: Path, room: int) -> bytes:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     parts = PurePosixPath(location).parts
-    what = f"external data {location!r} of tensor {tensor.name!r}"
+    what = f"external data {location[:100]!r} of tensor {tensor.name!r}"
     if not parts or location.startswith("/") or ".." in parts or "\\" in location or "\0" in location:
         raise BundleError(f"{what} must lie in the model's folder")
     path = folder
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise BundleError(f"{what} must be a file, not a symbolic link")
+    try:
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise BundleError(f"{what} must be a file, not a symbolic link")
+    except OSError as error:
+        raise BundleError(f"{what} cannot be read: {error.strerror}") from None
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
     except ValueError:
@@ -193,8 +216,10 @@ def _external_bytes(tensor: TensorProto, folder: Path) -> bytes:
         with open(path, "rb", opener=_open) as file:
             facts = os.fstat(file.fileno())
             end = facts.st_size if length == -1 else offset + length
-            if not stat.S_ISREG(facts.st_mode) or not offset <= end <= facts.st_size or end - offset > MAX_BYTES:
+            if not stat.S_ISREG(facts.st_mode) or not offset <= end <= facts.st_size:
                 raise BundleError(f"{what} must be a regular file that holds bytes {offset} to {end}")
+            if end - offset > room:
+                raise BundleError(f"a model with its external data must be at most {MAX_BYTES} bytes; {what} has more")
             file.seek(offset)
             return file.read(end - offset)
     except OSError as error:
@@ -225,11 +250,38 @@ def opset_of(model: ModelProto) -> int:
 
 def _check_opset(model: ModelProto) -> None:
     opset = opset_of(model)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if not 1 <= opset <= NEWEST_OPSET:
         raise BundleError(
-            f"the model's opset must lie in {OLDEST_OPSET}..{NEWEST_OPSET}; got {opset or 'none'}; "
+            f"the model's opset must lie in 1..{NEWEST_OPSET}; got {opset or 'none'}; "
             "export it again with another opset_version, or convert it with onnx.version_converter"
         )
+
+
+def _raised(model: ModelProto) -> ModelProto:
+    """Return a model of an old opset in the oldest one that the importer knows."""
+    opset = opset_of(model)
+    if all(_is_unchanged(node, opset) for node in model.graph.node):
+        for entry in model.opset_import:
+            entry.version = OLDEST_OPSET if entry.domain == "" else entry.version
+        return model
+    try:
+        made = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"a model of opset {opset} must be one that onnx converts to {OLDEST_OPSET}; export it again with a later "
+            f"opset_version; onnx says: {_first_line(error)}"
+        ) from None
+    _sort(made.graph)
+    _check(made)
+    return made
+
+
+def _is_unchanged(node: NodeProto, opset: int) -> bool:
+    """Return whether a node's operator is the same in an old opset and in the oldest that the importer knows."""
+    if node.domain or any(True for _ in _subgraphs(node)):
+        return False
+    known = [v for v in (opset, OLDEST_OPSET) if onnx.defs.has(node.op_type, v, "")]
+    return len({onnx.defs.get_schema(node.op_type, v, "").since_version for v in known}) == 1 and len(known) == 2
 
 
 def _inline(model: ModelProto) -> ModelProto:
@@ -239,18 +291,22 @@ def _inline(model: ModelProto) -> ModelProto:
     bodies = {(f.domain, f.name): f for f in model.functions}
     sizes: dict[tuple[str, str], float] = {}
 
-    def size(nodes: Iterator[NodeProto]) -> float:
+    def size(nodes: Iterable[NodeProto], calls: int) -> float:
+        if calls > _MAX_CALLS:
+            return math.inf
         total = 0.0
         for node in nodes:
             key = (node.domain, node.op_type)
             if key in bodies and key not in sizes:
                 sizes[key] = math.inf  # stays, and so is seen, when the function reaches itself
-                sizes[key] = size(iter(bodies[key].node))
-            total += sizes.get(key, 1) + sum(size(iter(graph.node)) for graph in _subgraphs(node))
+                sizes[key] = size(bodies[key].node, calls + 1)
+            total += sizes.get(key, 1) + sum(size(graph.node, calls) for graph in _subgraphs(node))
         return total
 
-    if size(iter(model.graph.node)) > _MAX_NODES:
-        raise BundleError(f"functions must not call themselves and expand to at most {_MAX_NODES} nodes")
+    if size(model.graph.node, 0) > _MAX_NODES:
+        raise BundleError(
+            f"functions must not call themselves, and expand to at most {_MAX_NODES} nodes in {_MAX_CALLS} calls"
+        )
     try:
         return onnx.inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
@@ -263,9 +319,10 @@ def _sort(graph: GraphProto) -> None:
     makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     if len(makers) != sum(bool(name) for node in graph.node for name in node.output) or made & makers.keys():
         raise BundleError("every value of a graph must be made once; one name is made twice")
-    needs = [{*node.input, *captured(node)} - made for node in graph.node]
-    for node, needed in zip(graph.node, needs, strict=True):
-        if unknown := needed - makers.keys():
+    nodes = list(graph.node)
+    needs = [{*node.input, *captured(node)} - made for node in nodes]
+    for node, needed in zip(nodes, needs, strict=True):
+        if unknown := {name for name in needed if name not in makers}:
             raise BundleError(f"node {node.name or node.op_type!r} uses {sorted(unknown)[0]!r}, which nothing makes")
     if unknown := {x.name for x in graph.output} - made - makers.keys():
         raise BundleError(f"output {sorted(unknown)[0]!r} is made by no node")
@@ -274,9 +331,9 @@ def _sort(graph: GraphProto) -> None:
         stuck = [graph.node[i].name or graph.node[i].op_type for i in sorted(set(range(len(needs))) - set(order))]
         raise BundleError(f"a graph must not have a cycle; these nodes are on one or behind it: {stuck[:5]}")
     if order != list(range(len(order))):
-        nodes = [NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
+        ordered = [NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
         del graph.node[:]
-        graph.node.extend(nodes)
+        graph.node.extend(ordered)
 
 
 def _topological(needs: list[set[int]]) -> list[int]:
@@ -295,8 +352,26 @@ def _topological(needs: list[set[int]]) -> list[int]:
             waiting[user] -= 1
             if not waiting[user]:
                 ready.append(user)
-    in_order = all(needed <= set(range(i)) for i, needed in enumerate(needs)) if len(order) == len(needs) else False
+    in_order = all(max(needed, default=-1) < i for i, needed in enumerate(needs))
     return list(range(len(needs))) if in_order else order
+
+
+def _check_attributes(graph: GraphProto) -> None:
+    """Refuse numbers that no operator means: onnxruntime cuts some of them to 32 bits, or divides by what is left."""
+    for node in graph.node:
+        for attribute in node.attribute if node.domain == "" else ():
+            what = f"attribute {attribute.name!r} of node {node.name or node.op_type!r}"
+            if attribute.ref_attr_name:
+                raise BundleError(f"{what} must have a value; it refers to an attribute of a function")
+            floats = (attribute.f, *attribute.floats)
+            if node.op_type not in _FREE_FLOATS and not all(map(math.isfinite, floats)):
+                raise BundleError(f"{what} must be finite; got {next(x for x in floats if not math.isfinite(x))}")
+            if node.op_type not in _FREE_INTS:
+                for number in (attribute.i, *attribute.ints):
+                    if number not in _INTS:
+                        raise BundleError(f"{what} must be a number of 32 bits; got {number}")
+        for inner in _subgraphs(node):
+            _check_attributes(inner)
 
 
 def _check(model: ModelProto) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from protocols.program import Shape
 from securemtk.onnx.draft import ABSENT, Draft, without
 from securemtk.onnx.graph import Graph, Node
-from securemtk.onnx.registry import Refused, Step, activation_input, constant_input, rule, sample_axis
+from securemtk.onnx.registry import Step, activation_input, constant_input, rule, sample_axis
 
 Axes = tuple[int, ...]
 
@@ -24,9 +25,10 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
     if node.opset >= by_input and node.input(1):
         axes = tuple(int(x) for x in constant_input(node, graph, 1, "the axes").ravel())
     if not axes and node.attrs.get("noop_with_empty_axes", 0):
-        if node.op_type not in _NOOP:
-            raise Refused("it must have axes", "name the axes")
-        return draft.made(source)
+        if node.op_type in _NOOP:
+            return draft.made(source)
+        # The root of one square.
+        return draft.made(draft.magnitude(source) if node.op_type == "ReduceL2" else make(draft, source, ()))
     ours = tuple(sorted({sample_axis(graph, x, rank, "a reduction") for x in axes or range(rank)}))
     value = make(draft, source, ours)
     if not _keeps(node):
@@ -34,7 +36,7 @@ def _reduced(node: Node, graph: Graph, make: Callable[[Draft, str, Axes], str], 
     return draft.made(value)
 
 
-_NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
+_NOOP = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
 
 
 def _keeps(node: Node) -> bool:
@@ -73,13 +75,13 @@ def _least(draft: Draft, x: str, axes: Axes) -> str:
 
 @rule("ReduceL1")
 def reduce_l1(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceSum, without noop_with_empty_axes."""
+    """As ReduceSum."""
     return _reduced(node, graph, lambda draft, x, axes: draft.reduce("sum", draft.magnitude(x), axes))
 
 
 @rule("ReduceSumSquare")
 def reduce_sum_square(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1."""
+    """As ReduceSum."""
     return _reduced(node, graph, sum_square)
 
 
@@ -90,19 +92,19 @@ def sum_square(draft: Draft, x: str, axes: Axes) -> str:
 
 @rule("ReduceL2")
 def reduce_l2(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; the sum of squares up to 2**14."""
+    """As ReduceSum; the sum of squares up to 2**14."""
     return _reduced(node, graph, lambda draft, x, axes: draft.function(sum_square(draft, x, axes), "sqrt"))
 
 
 @rule("ReduceLogSum")
 def reduce_log_sum(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; the sum from 2**-8 to 2**12."""
+    """As ReduceSum; the sum from 2**-8 to 2**12."""
     return _reduced(node, graph, lambda draft, x, axes: draft.function(draft.reduce("sum", x, axes), "log"))
 
 
 @rule("ReduceLogSumExp")
 def reduce_log_sum_exp(node: Node, graph: Graph) -> list[Step]:
-    """As ReduceL1; by differences from the maximum."""
+    """As ReduceSum; by differences from the maximum."""
     return _reduced(node, graph, _log_sum_exp)
 
 
@@ -151,19 +153,48 @@ def _place(draft: Draft, value: str, axis: int, last: int = 0) -> str:
 
 @rule("TopK")
 def top_k(node: Node, graph: Graph) -> list[Step]:
-    """Values and places of k = 1, largest or smallest, along any axis but the batch."""
+    """Values and places, largest or smallest, sorted, along any axis but the batch; for k above 1 an ArgMax for each, \
+of values below 2**13."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     k = int(constant_input(node, graph, 1, "k").item())
-    if k != 1:
-        raise Refused(f"k must be 1; got {k}", "choose among the scores after the prediction")
     axis = sample_axis(graph, int(node.attrs.get("axis", -1)), graph.rank(source), "TopK")
     sign = 1 if node.attrs.get("largest", 1) else -1
     value = source if sign == 1 else draft.scale(source, -1)
-    best, place = (x in graph.shapes for x in (*node.outputs, "")[:2])
-    found = draft.largest(value, (axis,)) if best else ""
-    if best and sign == -1:
+    wants_values, wants_places = (x in graph.used for x in (*node.outputs, "")[:2])
+    if k == 1:
+        best = [draft.largest(value, (axis,))] if wants_values else []
+        places = [_place(draft, value, axis)] if wants_places else []
+    else:
+        best, places = _in_order(draft, value, axis, k)
+    found = draft.concat(best, axis) if wants_values else ""
+    if found and sign == -1:
         found = draft.scale(found, -1)
-    return draft.made(found, _place(draft, value, axis) if place else "")
+    return draft.made(found, draft.concat(places, axis) if wants_places else "")
+
+
+# What takes a value out of a search for the largest.
+_AWAY = 2.0**14
+
+
+def _in_order(draft: Draft, value: str, axis: int, k: int) -> tuple[list[str], list[str]]:
+    """Add the k largest along an axis and their places."""
+    best, places = [], []
+    for i in range(k):
+        place = _place(draft, value, axis)
+        hit = _hit(draft, place, draft.shape(value), axis)
+        best.append(draft.reduce("sum", draft.binary("mul", value, hit), (axis,)))
+        places.append(place)
+        if i < k - 1:
+            value = draft.binary("sub", value, draft.scale(hit, _AWAY))
+    return best, places
+
+
+def _hit(draft: Draft, place: str, shape: Shape, axis: int) -> str:
+    """Add the truth of an axis's being at a place."""
+    form = [1] * (len(shape) + 1)
+    form[axis] = -1
+    away = draft.affine(draft.expand(place, shape), shift=-np.arange(shape[axis - 1], dtype=np.float64).reshape(form))
+    return draft.add("indicator", (away,), shape, knots=(0, 1), below=0)
 
 
 @rule("Hardmax")
@@ -173,11 +204,7 @@ def hardmax(node: Node, graph: Graph) -> list[Step]:
     shape, rank = graph.shapes[source], graph.rank(source)
     axis = sample_axis(graph, int(node.attrs.get("axis", -1 if node.opset >= 13 else 1)), rank, "Hardmax")
     value = source if node.opset >= 13 else draft.reshape(source, (*shape[: axis - 1], int(np.prod(shape[axis - 1 :]))))
-    places = draft.expand(_place(draft, value, axis), draft.shape(value))
-    form = [1] * (len(draft.shape(value)) + 1)
-    form[axis] = -1
-    away = draft.affine(places, shift=-np.arange(draft.shape(value)[axis - 1], dtype=np.float64).reshape(form))
-    hit = draft.add("indicator", (away,), draft.shape(value), knots=(0, 1), below=0)
+    hit = _hit(draft, _place(draft, value, axis), draft.shape(value), axis)
     return draft.made(draft.reshape(hit, shape))
 
 

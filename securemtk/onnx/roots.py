@@ -60,7 +60,8 @@ def _inverse_root(node: Node, graph: Graph, makers: Mapping[str, Node]) -> Inver
     if root is None or not (root.op_type == "Sqrt" or (root.op_type == "Pow" and _number(graph, root.input(1)) == 0.5)):
         return None
     factor = "" if node.op_type == "Reciprocal" or _number(graph, node.input(0)) == 1.0 else node.input(0)
-    if factor and (factor not in graph.shapes or graph.rank(factor) != graph.rank(root.outputs[0])):
+    known = factor in graph.shapes and root.outputs[0] in graph.shapes
+    if factor and not (known and graph.rank(factor) == graph.rank(root.outputs[0])):
         return None
     return _of_sum(graph, makers, factor, root.input(0))
 

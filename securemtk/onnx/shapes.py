@@ -12,6 +12,7 @@ import onnx.numpy_helper
 from securemtk.onnx import runtime
 from securemtk.onnx.draft import ABSENT, Draft
 from securemtk.onnx.graph import Array, Graph, Node
+from securemtk.onnx.lookups import is_lookup, looked_up
 from securemtk.onnx.registry import (
     LIMIT,
     Refused,
@@ -127,7 +128,10 @@ def slice_(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Gather")
 def gather(node: Node, graph: Graph) -> list[Step]:
-    """A constant index of any rank, also negative, along any axis but the batch."""
+    """A constant index of any rank, also negative, along any axis but the batch; or a secret index on a constant of \
+V <= 16,384 rows, for about 2.8 sqrt(V) comparisons and V products at each place."""
+    if is_lookup(node, graph):
+        return looked_up(node, graph)
     source, draft = activation_input(node, graph), Draft(node, graph)
     axis = sample_axis(graph, int(node.attrs.get("axis", 0)), graph.rank(source), "an index")
     indices = _ints(node, graph, 1, "the index")
@@ -238,12 +242,13 @@ def depth_to_space(node: Node, graph: Graph) -> list[Step]:
 
 @rule("SpaceToDepth")
 def space_to_depth(node: Node, graph: Graph) -> list[Step]:
-    """Any block size."""
+    """Any block size, both modes."""
     source, draft = activation_input(node, graph), Draft(node, graph)
     (*lead, c, h, w), b = graph.shapes[source], int(node.attrs["blocksize"])
     n = len(lead) + 1
     apart = draft.reshape(source, (*lead, c, h // b, b, w // b, b))
-    turned = draft.transpose(apart, (*range(n), *(n + i for i in (2, 4, 0, 1, 3))))
+    order = (2, 4, 0, 1, 3) if node.attrs.get("mode", "DCR") == "DCR" else (0, 2, 4, 1, 3)
+    turned = draft.transpose(apart, (*range(n), *(n + i for i in order)))
     return draft.made(draft.reshape(turned, (*lead, c * b**2, h // b, w // b)))
 
 
@@ -259,25 +264,28 @@ def trilu(node: Node, graph: Graph) -> list[Step]:
     return _moved(node, graph, source, part(grid - ABSENT, k) + ABSENT)
 
 
+# Of the matrix that resizes one axis.
+_MOST_WEIGHTS = 1 << 26
+
 # --- resizing -------------------------------------------------------------------------------------------------------
 
 
 @rule("Resize", "Upsample")
 def resize(node: Node, graph: Graph) -> list[Step]:
-    """`nearest`, `linear` and `cubic` with all their attributes (keep_aspect_ratio_policy stretch), not of the batch; \
-all but `nearest` are a product with a constant matrix for each axis."""
+    """`nearest`, `linear` and `cubic` with all their attributes, not of the batch; all but `nearest` are a product \
+with a constant matrix for each axis."""
     source, shape, draft = activation_input(node, graph), output_shape(node, graph), Draft(node, graph)
-    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Refused("the aspect ratio must not be kept", "give scales")
     rank = graph.rank(source)
-    scales, roi = _scales(node, graph, rank), _roi(node, graph, rank)
+    scales, roi, kept = _scales(node, graph, rank), _roi(node, graph, rank), _kept_aspect(node, graph, rank)
     value = source
     for axis in range(0 if graph.whole else 1, rank):
         ours = graph.axis(axis, rank)
         old, new = draft.shape(value)[ours - 1], shape[ours - 1]
-        if (old, scales.get(axis, 1.0)) == (new, 1.0) and axis not in roi:
+        if (old, scales.get(axis, 1.0)) == (new, 1.0) and axis not in roi and axis not in kept:
             continue
-        weights = _weights_along(node, old, new, scales.get(axis), roi.get(axis))
+        if (old + 1) * max(old, new) > _MOST_WEIGHTS:
+            raise Refused(f"an axis of {old} resized to {new} must have at most {_MOST_WEIGHTS} weights", "resize less")
+        weights = _weights_along(node, old, new, scales.get(axis), roi.get(axis), kept.get(axis))
         value = _along(draft, value, ours, weights, nearest=node.attrs.get("mode", "nearest") == "nearest")
     return draft.made(value)
 
@@ -305,6 +313,17 @@ def _scales(node: Node, graph: Graph, rank: int) -> dict[int, float]:
     return dict(zip(_axes(node, rank), constant_input(node, graph, index, "scales").tolist(), strict=True))
 
 
+def _kept_aspect(node: Node, graph: Graph, rank: int) -> dict[int, tuple[int, int, int]]:
+    """Return axis -> (size asked for, size and size asked for of the axis whose scale is that of all)."""
+    choose = {"not_larger": min, "not_smaller": max}.get(node.attrs.get("keep_aspect_ratio_policy", "stretch"))
+    if choose is None or not node.input(3):
+        return {}
+    axes, sizes = _axes(node, rank), _ints(node, graph, 3, "sizes")
+    old = [graph.shapes[node.input(0)][graph.axis(a, rank) - 1] for a in axes]
+    n, new = choose(zip(old, sizes, strict=True), key=lambda pair: pair[1] / pair[0])
+    return {axis: (size, n, new) for axis, size in zip(axes, sizes, strict=True)}
+
+
 def _roi(node: Node, graph: Graph, rank: int) -> dict[int, tuple[float, float]]:
     """Return axis -> (start, end) of the region of interest, for those that are not the whole."""
     if node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
@@ -314,10 +333,21 @@ def _roi(node: Node, graph: Graph, rank: int) -> dict[int, tuple[float, float]]:
     return {a: x for a, x in found.items() if x != (0.0, 1.0)}
 
 
-def _weights_along(node: Node, old: int, new: int, scale: float | None, roi: tuple[float, float] | None) -> Array:
+def _weights_along(
+    node: Node,
+    old: int,
+    new: int,
+    scale: float | None,
+    roi: tuple[float, float] | None,
+    kept: tuple[int, int, int] | None,
+) -> Array:
     """Return what onnxruntime makes of unit vectors and of zeros, (old + 1, new): how one axis is resized."""
     attrs = tuple(sorted((k, v) for k, v in node.attrs.items() if k not in ("axes", "keep_aspect_ratio_policy")))
-    return _resized_units(node.op_type, node.opset, attrs, old, new, scale, roi)
+    if kept is None:
+        return _resized_units(node.op_type, node.opset, attrs, old, new, scale, roi)
+    # Another axis decides the scale: it is there, too, without anything that changes along it.
+    policy = (("axes", (2, 3)), ("keep_aspect_ratio_policy", node.attrs["keep_aspect_ratio_policy"]))
+    return _resized_units(node.op_type, node.opset, attrs + policy, old, kept[0], None, None, kept[1:])
 
 
 @functools.lru_cache(maxsize=64)
@@ -329,19 +359,23 @@ def _resized_units(
     new: int,
     scale: float | None,
     roi: tuple[float, float] | None,
+    beside: tuple[int, int] | None = None,
 ) -> Array:
     values: list[tuple[str, Array]] = []
     if op_type == "Upsample" or opset < 11:
         values = [("scales", np.array([1.0, scale], np.float32))]
     else:
         region = roi or (0.0, 1.0)
-        values = [("roi", np.array([0.0, region[0], 1.0, region[1]], np.float32))]
+        values = [("roi", np.array([0.0, region[0], 1.0, region[1]] if beside is None else [], np.float32))]
         by_size = scale is None
         values.append(("scales", np.array([] if by_size else [1.0, scale], np.float32)))
         if by_size:
-            values.append(("sizes", np.array([old + 1, new], np.int64)))
+            values.append(("sizes", np.array([old + 1, new] if beside is None else [new, beside[1]], np.int64)))
     node = onnx.helper.make_node(op_type, ["x", *(name for name, _ in values)], ["y"], **dict(attrs))
-    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [old + 1, old])
+    units = np.concatenate([np.eye(old), np.zeros((1, old))]).astype(np.float32)
+    if beside is not None:
+        units = np.repeat(units[None, ..., None], beside[0], -1)
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, units.shape)
     graph = onnx.helper.make_graph(
         [node],
         "resize",
@@ -352,9 +386,8 @@ def _resized_units(
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=runtime.IR_VERSION
     )
-    units = np.concatenate([np.eye(old), np.zeros((1, old))]).astype(np.float32)
     try:
         made: Array = runtime.start(runtime.runnable(model).SerializeToString()).run(None, {"x": units})[0]
     except runtime.ERRORS as error:
         raise Refused(f"onnxruntime cannot resize one axis so: {runtime.reason(error)}", "use another mode") from None
-    return made.astype(np.float64)
+    return (made if beside is None else made[0, :, :, 0]).astype(np.float64)

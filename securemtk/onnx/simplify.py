@@ -128,6 +128,12 @@ _ELEMENTWISE = (*_MONOTONE, "leaky_relu")
 def join_first(net: Net) -> Net:
     """`Concat` of one function (`Relu`, `LeakyRelu`, `Clip`, `Sigmoid`, `Tanh`) of several linear layers' results, \
 which nothing else uses, becomes the function of their `Concat`; the rounds of all functions but one."""
+    while (joined := _join_one(net)) is not None:
+        net = joined
+    return net
+
+
+def _join_one(net: Net) -> Net | None:
     makers, uses = {step.output: step for step in net.steps}, net.uses()
     for step in net.steps:
         parts = [makers[x] for x in step.inputs if x in makers and uses[x] == 1]
@@ -145,8 +151,8 @@ which nothing else uses, becomes the function of their `Concat`; the rounds of a
             function = replace(parts[0], inputs=(name,), output=step.output, shape=step.shape)
             kept = [x for x in net.steps if not any(x is part for part in parts)]
             at = next(i for i, x in enumerate(kept) if x is step)
-            return join_first(net.having([*kept[:at], joined, function, *kept[at + 1 :]]))
-    return net
+            return net.having([*kept[:at], joined, function, *kept[at + 1 :]])
+    return None
 
 
 def share_equal(net: Net) -> Net:
