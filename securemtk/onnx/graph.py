@@ -485,9 +485,11 @@ def _is_static(x: ValueInfoProto) -> bool:
 
 def _sample(shape: Shape, dtype: str) -> Array:
     """Return numbers to find out shapes with: sample i is the same in every batch."""
+    kind = np.dtype(dtype).kind
+    if kind in "iu":
+        # Whole numbers may be places in a table, however small, and divisors.
+        return np.full(shape, -1 if kind == "i" else 1, dtype)
     if not shape:
-        return np.asarray(0.5 if np.dtype(dtype).kind == "f" else 1).astype(dtype)
+        return np.asarray(0.5 if kind == "f" else 1).astype(dtype)
     rows = [np.random.default_rng(i).standard_normal(shape[1:]) for i in range(shape[0])]
-    values = np.reshape(rows, shape).astype(dtype)
-    # No zero among whole numbers, by which a model may divide.
-    return np.where(values == 0, 1, values).astype(dtype) if values.dtype.kind in "iu" else values
+    return np.reshape(rows, shape).astype(dtype)
