@@ -99,7 +99,7 @@ def _grid(function: Function) -> Floats:
     x = np.linspace(function.low, function.high, POINTS)
     if function.high > _WIDE:
         # Where functions of a wide domain bend is near 0.
-        small = np.geomspace(max(function.low, _NEAR), function.high, POINTS // 2)
+        small = np.geomspace(function.low if function.low > 0 else _NEAR, function.high, POINTS // 2)
         x = np.concatenate([x[::2], small] if function.low >= 0 else [x[::4], -small, small])
     # Whole units in the last place, for that is what the parties have; the end belongs to the tail.
     return np.unique(np.floor(x / ULP) * ULP)[1:-1]
@@ -107,6 +107,9 @@ def _grid(function: Function) -> Floats:
 
 def _spline(name: str, function: Function, peer: str) -> Subject:
     pieces, x = functions.fit(function), _grid(function)
+    domain = f"{function.low:g} to {function.high:g}"
+    if name == "reciprocal":
+        x, domain = x[np.abs(x) >= 2**-4], "1/16 to 2048 in magnitude"
     attrs = {"knots": pieces.knots, "coefficients": pieces.coefficients, "frac_bits": pieces.frac_bits}
     layer = Layer("spline", name, ("x",), "y", x.shape, {}, attrs | {"keep_bits": function.keep_bits})
     exact = function.exact(x)
@@ -115,7 +118,7 @@ def _spline(name: str, function: Function, peer: str) -> Subject:
     return Subject(
         name,
         f"{len(pieces.knots)} knots, degree {pieces.degree}",
-        f"{function.low:g} to {function.high:g}",
+        domain,
         " + ".join(bound),
         Program({"x": x.shape}, ("y",), (layer,), {}),
         {},
@@ -299,11 +302,11 @@ products and sums.
 
 Errors are the largest on the points, against float64: *in float* is the program computed in the clear, *encrypted* the
 same with both parties (`fss`), fixed point and truncation included, which may add 2 units in the last place, 2^-16
-each; *of the bound*: the largest share of what is allowed at a point, those units included. Rounds, and bytes for each element of the result
-(both ways; offline: correlations to both parties), are of the layers themselves, without input and revelation. CrypTen
-is the stock package with its own approximations, default settings and trusted first party, between two processes on
-the same points; its rounds and bytes are those that it counts itself, its bytes of both parties, for each element,
-without the messages of a dealer.
+each; *of the bound*: the largest share of what is allowed at a point, those units included. Rounds, and bytes for each
+element of the result (both ways; offline: correlations to both parties), are of the layers themselves, without input
+and revelation. CrypTen is the stock package with its own approximations, default settings and trusted first party,
+between two processes on the same points; its rounds and bytes are those that it counts itself, its bytes of both
+parties, for each element, without the messages of a dealer.
 """
 
 
