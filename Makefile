@@ -36,7 +36,7 @@ $(STAMP):
 		"got '$(PYTHON)': make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "building $(VENV): a few minutes, about 2 GB"
 	@"$(PYTHON)" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[test,sklearn]'
 	@touch $@
 
 clean:

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -381,36 +381,33 @@ def check(
 
 def _layers_table(found: Report) -> None:
     """Print what each layer computes and costs, the sums last; what is nothing is left blank."""
-    cost = found.estimate
-    computed = {layer.name: layer for layer in found.layers}
-    spent = {} if cost is None else {layer.name: layer for layer in cost.layers}
-    names = list(computed) if cost is None else list(spent)
-    rows = [_layer_row(name, computed.get(name), spent.get(name)) for name in names]
-    sums = {name: sum(getattr(x, name) for x in found.layers) for name in ("parameters", "macs", "comparisons")}
-    total = LayerCost("", "total", (), **sums)
-    whole = None if cost is None else LayerEstimate("", "", cost.rounds, cost.online_bytes, 0, cost.online_s)
-    if cost is not None:
-        dealt = sum(layer.offline_bytes for layer in cost.layers)
-        frames = LayerEstimate("", "", 0, 0, cost.offline_bytes - dealt)
-        rows.append(_layer_row("requests, frames", None, frames))
-        whole = replace(whole or frames, offline_bytes=cost.offline_bytes)
-    last = _layer_row("total", total, whole)
-    title = "layers" if cost is None else f"a prediction of {cost.batch}, {cost.protocol}"
-    title += f", in {cost.chunks} chunks" if cost is not None and cost.chunks > 1 else ""
-    _rows_table(title, rows, last)
-    if cost is not None and cost.network is not None and cost.online_s is not None and cost.offline_s is not None:
+    computed, cost = {layer.name: layer for layer in found.layers}, found.estimate
+    counted = {name: sum(getattr(x, name) for x in found.layers) for name in ("parameters", "macs", "comparisons")}
+    total = LayerCost("", "total", (), **counted)
+    if cost is None:
+        rows = [_layer_row(layer.name, layer, None) for layer in found.layers]
+        _rows_table("layers", rows, _layer_row("total", total, None))
+        return
+    nothing = None if cost.online_s is None else 0.0
+    frames = cost.offline_bytes - sum(layer.offline_bytes for layer in cost.layers)
+    rows = [_layer_row(layer.name, computed.get(layer.name), layer) for layer in cost.layers]
+    rows.append(_layer_row("requests, frames", None, LayerEstimate("", "", 0, 0, frames, nothing)))
+    whole = LayerEstimate("", "", cost.rounds, cost.online_bytes, cost.offline_bytes, cost.online_s)
+    chunks = f", in {cost.chunks} chunks" if cost.chunks > 1 else ""
+    _rows_table(f"a prediction of {cost.batch}, {cost.protocol}{chunks}", rows, _layer_row("total", total, whole))
+    _print(
+        f"{cost.online_bytes:,} bytes in {cost.rounds} rounds online; {cost.offline_bytes:,} bytes before, "
+        f"{cost.repeat_bytes:,} for the next of this batch; {cost.load_bytes:,} once, for the weights"
+    )
+    if cost.network is not None and cost.online_s is not None and cost.offline_s is not None:
         wide = cost.network.bits_per_s
-        over = f"{cost.network.rtt_s * 1e3:g} ms there and back" + (
-            "" if math.isinf(wide) else f", {wide / 1e6:g} Mbit/s"
-        )
-        text = f"about {cost.online_s:.3g} s online and {cost.offline_s:.3g} s before, over {over}"
-        Console().print(text, highlight=False)
-    if cost is not None:
-        Console().print(
-            f"{cost.online_bytes:,} bytes in {cost.rounds} rounds online; {cost.offline_bytes:,} bytes before, "
-            f"{cost.repeat_bytes:,} for the next of this batch; {cost.load_bytes:,} once, for the weights",
-            highlight=False,
-        )
+        over = f"{cost.network.rtt_s * 1e3:g} ms there and back"
+        over += "" if math.isinf(wide) else f", {wide / 1e6:g} Mbit/s"
+        _print(f"about {cost.online_s:.3g} s online and {cost.offline_s:.3g} s before, over {over}")
+
+
+def _print(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def _layer_row(name: str, computed: LayerCost | None, spent: LayerEstimate | None) -> dict[str, str]:
@@ -422,7 +419,7 @@ def _layer_row(name: str, computed: LayerCost | None, spent: LayerEstimate | Non
         row |= {"rounds": _short(spent.rounds), "online": _short(spent.online_bytes, "B")}
         row["offline"] = _short(spent.offline_bytes, "B")
         if spent.online_s is not None:
-            row["ms"] = f"{spent.online_s * 1e3:.1f}"
+            row["ms"] = f"{spent.online_s * 1e3:.1f}" if spent.online_s else ""
     return row
 
 

@@ -49,6 +49,7 @@ PACKAGES = {
     "securemtk.onnx": [
         *(
             "problems",
+            "classical",
             "reading",
             "runtime",
             "graph",
@@ -225,7 +226,8 @@ def test_only_our_two_packages_are_installed():
 
 def test_installed_versions_lie_in_the_ranges_that_setup_cfg_names():
     options = settings()
-    lines = options["options"]["install_requires"] + options["options.extras_require"]["test"]
+    extras = options["options.extras_require"]
+    lines = options["options"]["install_requires"] + extras["test"] + extras["sklearn"]
     wanted = [Requirement(line) for line in lines.splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(wanted) > 15
     for requirement in wanted:

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from protocols.errors import BundleError, SecureError, UnsupportedError
 from securemtk.onnx import runtime
+from securemtk.onnx.classical import standardised
 from securemtk.onnx.graph import Graph
 from securemtk.onnx.importer import understand
 from securemtk.onnx.reading import MAX_BYTES, OLDEST_OPSET, Source, captured, opset_of, read_proto, self_contained
@@ -59,9 +60,9 @@ class Fixed:
 def fix(source: Source) -> Fixed:
     """Rewrite a model where that keeps its function, and check that it does.
 
-    Old opsets are converted, functions inlined, external data taken in, misplaced axes moved, constants folded, Dropout
-    and Identity removed, what nothing uses dropped, shapes inferred, and a fixed batch freed. onnxruntime then runs
-    both files on random inputs.
+    Operators of ai.onnx.ml become those of the standard, old opsets are converted, functions inlined, external data
+    taken in, misplaced axes moved, constants folded, Dropout and Identity removed, what nothing uses dropped, shapes
+    inferred, and a fixed batch freed. onnxruntime then runs both files on random inputs.
 
     Args:
         source: path of an ONNX file, or its bytes.
@@ -78,6 +79,9 @@ def fix(source: Source) -> Fixed:
     done: list[str] = []
     if _has_external(source):
         done.append("took the external data into the file")
+    if (standard := standardised(raw)) is not raw:
+        raw = standard
+        done.append("wrote operators of ai.onnx.ml as operators of the standard")
     _move_axes(raw, done)
     raw = _newer(raw, done)
     # What the file said so far; onnxruntime refuses some of what was just mended.

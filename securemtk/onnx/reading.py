@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from protocols.errors import BundleError
+from securemtk.onnx.classical import standardised
 from securemtk.onnx.problems import Problem, UnsupportedNodes
 
 Source = str | os.PathLike[str] | bytes
@@ -73,8 +74,8 @@ def read_proto(source: Source) -> ModelProto:
     model = _parse(source if isinstance(source, bytes) else read_bytes(source))
     _load_external(model, folder)
     _normalise_domains(model)
+    model = standardised(_inline(model))
     _check_opset(model)
-    model = _inline(model)
     if model.graph.sparse_initializer:
         names = [t.values.name for t in model.graph.sparse_initializer]
         remedy = "store them as ordinary initializers"

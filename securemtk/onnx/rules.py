@@ -9,6 +9,7 @@ import numpy as np
 
 from securemtk.onnx import (
     arithmetic,
+    classical,
     convolutions,
     elementwise,
     linear,
@@ -40,20 +41,23 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
     for node, whole in roots.understood(graph):
         if whole is not None and _is_known(node, graph):
             steps += _own_names(whole.steps(node, graph), node, taken)
+        elif node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
+            problems.append(_problem(node, *refused))
         elif node.domain or node.op_type not in RULES:
             what = f"operator {node.op_type!r}" + (f" of domain {node.domain!r}" if node.domain else "")
             problems.append(_problem(node, f"{what} is not supported", _REMEDIES.get(node.op_type, _REMEDY)))
         elif _is_known(node, graph):
             try:
                 steps += _own_names(RULES[node.op_type](node, graph), node, taken)
-            except Refused as refused:
-                problems.append(_problem(node, refused.reason, refused.remedy))
+            except Refused as error:
+                problems.append(_problem(node, error.reason, error.remedy))
     return steps, problems
 
 
 def operator_table() -> str:
     """Return the supported operators as a Markdown table, the one in docs/onnx.md."""
-    rows = [f"| `{name}` | {(function.__doc__ or '').strip()} |" for name, function in sorted(RULES.items())]
+    known = [(name, (function.__doc__ or "").strip()) for name, function in sorted(RULES.items())]
+    rows = [f"| `{name}` | {what} |" for name, what in known + classical.table_rows()]
     return "\n".join(["| operator | what of it |", "| --- | --- |", *rows])
 
 
