@@ -7,11 +7,17 @@ import re
 import threading
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
+import onnxruntime
 import pytest
+import small_models
 
-from protocols.errors import InputError, KeyRefused
+from protocols.errors import InputError, KeyRefused, ProtocolAbort
+from securemtk import Session
 from securemtk.mtk.audit import START, AuditLog, verify
 from securemtk.mtk.grants import Asked, Grant, Ledger
+from securemtk.mtk.keys import stamp
+from securemtk.roles import _distributor
 
 MODEL, OTHER = "00112233445566778899aabbccddeeff", "ff" * 16
 START_TIME = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -381,3 +387,203 @@ def test_ledgers_that_write_at_the_same_time_keep_one_chain_and_one_count(ledger
 def test_a_grant_tells_its_fields_as_json_and_back(ledger):
     grant = ledger.grant("ann", MODEL, "digit", until=START_TIME)
     assert Grant.from_dict(json.loads(json.dumps(grant.to_dict()))) == grant
+
+
+# --- inside secure predictions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    return folder, small_models.make_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(bundle):
+    """One session of ann for all tests that leave it alive, its model, and a ledger with the clock of this machine."""
+    ledger = Ledger(bundle[0] / "grants.json")
+    ledger.grant("ann", OTHER, "digit")
+    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
+        yield session, session.load(bundle[0] / "bundle"), ledger
+
+
+@pytest.fixture
+def guarded(shared):
+    """The same, with nothing granted; and the lines that a test adds."""
+    session, model, ledger = shared
+    for model_id in (MODEL, OTHER):
+        with contextlib.suppress(InputError):
+            ledger.revoke(model_id=model_id)
+    before = len(lines(ledger))
+    return session, model, ledger, lambda: [line for line in lines(ledger)[before:] if line["event"] != "grant"]
+
+
+def samples(n: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (n, *small_models.SHAPE)).astype(np.float32)
+
+
+def is_open(model, keys, task, x) -> bool:
+    """Ask for all of `keys`, and tell whether `task` answers truly."""
+    scores = model.predict(x, keys=list(keys))[task]
+    names = [t.name for t in small_models.TASKS]
+    runtime = onnxruntime.InferenceSession(small_models.multitask()[0])
+    truth = dict(zip(names, runtime.run(None, {"x": stamp(x, keys.values())}), strict=True))[task]
+    return bool(np.abs(scores - truth).max() < 2e-3)
+
+
+def test_a_session_honours_grants_their_end_and_their_revocation_for_each_prediction(guarded, bundle):
+    _, model, ledger, added = guarded
+    keys, x, now = bundle[1], samples(2), datetime.now(UTC)
+    digit = {"digit": keys["digit"]}
+    granted = ledger.grant("ann", MODEL, "digit", uses=7)
+    assert is_open(model, digit, "digit", x)
+    assert not is_open(model, {}, "digit", x)
+    ledger.grant("ann", MODEL, "parity", until=now)
+    with pytest.raises(KeyRefused, match=r"'parity' .*expired"):
+        model.predict(x, keys=["digit", "parity"])
+    ledger.grant("ann", MODEL, "parity", not_before=now, until=now + timedelta(hours=1))
+    assert is_open(model, keys, "parity", x)
+    with pytest.raises(KeyRefused, match=r"'digit' must be granted to user 'ann'; .*used up"):
+        model.predict(samples(4), keys=["digit"])
+    assert is_open(model, digit, "digit", x)
+    ledger.revoke(id=granted.id)
+    with pytest.raises(KeyRefused, match=r"'digit' .*revoked"):
+        model.predict(x, keys=["digit"])
+    ledger.grant("ann", MODEL, "digit", not_before=now + timedelta(hours=1))
+    with pytest.raises(KeyRefused, match=r"'digit' .*not yet valid"):
+        model.predict(x, keys=["digit"])
+    assert model.predict(x)["large"].shape == (2, 2)  # what is not secured needs no grant
+    rows = added()
+    assert [(row["event"], row["task"], row.get("batch"), row.get("reason")) for row in rows] == [
+        ("used", "digit", 2, None),
+        ("refused", "parity", 2, "expired"),
+        ("used", "digit", 2, None),
+        ("used", "parity", 2, None),
+        ("refused", "digit", 4, "used up"),
+        ("used", "digit", 2, None),
+        ("revoke", "digit", None, None),
+        ("refused", "digit", 2, "revoked"),
+        ("refused", "digit", 2, "not yet valid"),
+    ]
+    assert {row["user"] for row in rows} == {"ann"}
+    numbers = [row["prediction"] for row in rows if row["event"] == "used"]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) == 3
+    assert verify(ledger.log_path).ok
+
+
+def test_a_file_of_grants_that_is_damaged_while_a_session_runs_opens_nothing(guarded, bundle):
+    _, model, ledger, _ = guarded
+    ledger.grant("ann", MODEL, "digit")
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-9])
+    with pytest.raises(KeyRefused, match="whole file of grants"):
+        model.predict(samples(1), keys=["digit"])
+    ledger.path.write_bytes(whole)
+    assert is_open(model, {"digit": bundle[1]["digit"]}, "digit", samples(1))
+
+
+def test_a_hand_dealt_before_a_revocation_opens_nothing_after_it(guarded, bundle):
+    session, model, ledger, added = guarded
+    digit, x = {"digit": bundle[1]["digit"]}, samples(2)
+    ledger.grant("ann", MODEL, "digit", uses=6)
+    model.prepare(2, keys=["digit"], predictions=4)
+    assert is_open(model, digit, "digit", x)
+    assert is_open(model, digit, "digit", x)
+    ledger.revoke(user="ann", model_id=MODEL)
+    with pytest.raises(KeyRefused, match="revoked"):
+        model.predict(x, keys=["digit"])
+    ledger.grant("ann", MODEL, "digit", uses=2)
+    assert is_open(model, digit, "digit", x)  # the last of those dealt ahead
+    assert not session._ordered
+    with pytest.raises(KeyRefused, match="used up"):
+        model.predict(x, keys=["digit"])
+    assert not session._pool._ready
+    events = [line["event"] for line in added()]
+    assert events == ["dealt"] * 4 + ["used", "used", "revoke", "refused", "used", "refused"]
+
+
+def test_orders_refused_when_they_are_dealt_are_refused_when_they_are_asked_for(guarded, bundle):
+    _, model, ledger, _ = guarded
+    ledger.grant("ann", MODEL, "parity")
+    model.prepare(1, keys=["parity"])
+    model.prepare(1, keys=["digit"], predictions=2)
+    model.predict(samples(1), keys=["parity"])
+    for _ in range(2):
+        with pytest.raises(KeyRefused, match=r"'digit' .*revoked"):
+            model.predict(samples(1), keys=["digit"])
+    ledger.grant("ann", MODEL, "digit")
+    assert is_open(model, {"digit": bundle[1]["digit"]}, "digit", samples(1))
+
+
+def test_a_key_that_the_authority_lacks_is_logged_as_refused(guarded, tmp_path):
+    session, _, ledger, added = guarded
+    small_models.make_bundle(tmp_path, OTHER)
+    ledger.grant("ann", OTHER, "digit")
+    model = session.load(tmp_path / "bundle")
+    with pytest.raises(KeyRefused, match="must be of this model"):
+        model.predict(samples(1), keys=["digit"])
+    assert [(line["event"], line["reason"]) for line in added()] == [("refused", "no key")]
+
+
+def test_neither_log_nor_grants_hold_a_value_of_a_key(guarded, bundle):
+    _, model, ledger, _ = guarded
+    ledger.grant("ann", MODEL, "digit")
+    model.predict(samples(1), keys=["digit"])
+    written = ledger.path.read_text() + ledger.log_path.read_text()
+    key = bundle[1]["digit"]
+    assert json.loads((bundle[0] / "keys" / "digit.key").read_text())["pattern"] not in written
+    assert not any(str(value) in written for value in key.pattern[key.mask] if 0 < value < 1)
+
+
+def test_the_certificate_says_who_asks(bundle, tmp_path):
+    ledger = Ledger(tmp_path / "grants.json")
+    ledger.grant("ann", MODEL, "digit")
+    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="bob") as session:
+        model = session.load(bundle[0] / "bundle")
+        with pytest.raises(KeyRefused, match="granted to user 'bob'; only others"):
+            model.predict(samples(1), keys=["digit"])
+        assert model.predict(samples(1))["large"].shape == (1, 2)
+    assert lines(ledger)[-1]["user"] == "bob"
+
+
+@pytest.fixture
+def two_ahead(bundle, tmp_path):
+    """A session that a test may end, with two predictions dealt ahead."""
+    ledger = Ledger(tmp_path / "grants.json")
+    ledger.grant("ann", MODEL, "digit")
+    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
+        model = session.load(bundle[0] / "bundle")
+        model.prepare(1, keys=["digit"], predictions=2)
+        yield session, model
+
+
+def test_the_keeper_runs_no_guarded_prediction_but_the_one_that_the_authority_allowed(two_ahead, monkeypatch):
+    session, model = two_ahead
+    ask, second = session._ask_use, session._ordered[1]
+    monkeypatch.setattr(session, "_ask_use", lambda order: ask(second))
+    with pytest.raises(ProtocolAbort, match="must allow prediction 0; it allowed 1"):
+        model.predict(samples(1), keys=["digit"])
+
+
+def test_a_hand_is_allowed_once(two_ahead):
+    session, model = two_ahead
+    first = session._ordered[0]
+    model.predict(samples(1), keys=["digit"])
+    with pytest.raises(ProtocolAbort, match="used once; 0 is not"):
+        session._guarded(lambda: session._ask_use(first))
+
+
+def test_an_authority_does_not_start_with_a_log_that_was_edited(tmp_path):
+    ledger = Ledger(tmp_path / "grants.json")
+    ledger.grant("ann", MODEL, "digit")
+    ledger.log_path.write_bytes(ledger.log_path.read_bytes().replace(b"digit", b"parity"))
+    with pytest.raises(InputError, match="line 1 is not"):
+        _distributor({"keys": [], "passphrase": None, "grants": str(ledger.path)})
+
+
+def test_grants_that_are_not_there_and_names_that_no_certificate_carries_are_refused(tmp_path):
+    with pytest.raises(InputError, match="grants file must exist"), Session(grants=tmp_path / "none.json", user="ann"):
+        pass
+    with pytest.raises(InputError, match="user's name must be"):
+        Session(user="ann\nbob")

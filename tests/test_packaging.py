@@ -45,7 +45,7 @@ PACKAGES = {
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "digits", "shapes", ""],
-    "securemtk.mtk": ["keys", "audit", "grants", "assembler", "model", "train", "answers", "evaluate"],
+    "securemtk.mtk": ["keys", "audit", "grants", "assembler", "model", "agents", "train", "answers", "evaluate"],
     "securemtk.onnx": [
         *(
             "problems",
