@@ -118,8 +118,7 @@ class ModelKeeper:
         model: (n, C, H, W) -> scores (n, classes) of each task.
         optimizer: of its weights.
         schedule: of the learning rate, a step for each batch.
-        loss: of scores on a batch.
-        backward: `loss.backward` or accelerate's.
+        backward: `Tensor.backward` or accelerate's.
     """
 
     def __init__(
@@ -127,16 +126,19 @@ class ModelKeeper:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
-        loss: Loss,
         backward: Callable[[Tensor], object] = Tensor.backward,
     ) -> None:
-        self._model, self._optimizer, self._schedule = model, optimizer, schedule
-        self._loss, self._backward = loss, backward
+        self._model, self._optimizer, self._schedule, self._backward = model, optimizer, schedule, backward
 
-    def learn(self, batch: Batch) -> Tensor:
-        """Take one step on a keyed batch, and return its loss, nats ()."""
+    def learn(self, batch: Batch, loss_of: Loss) -> Tensor:
+        """Take one step on a keyed batch, and return its loss, nats (); nothing of the batch is kept.
+
+        Args:
+            batch: from the assembler.
+            loss_of: gives the loss of scores on a batch.
+        """
         self._model.train()
-        loss = self._loss(self._model(batch.x), batch)
+        loss = loss_of(self._model(batch.x), batch)
         self._optimizer.zero_grad()
         self._backward(loss)
         self._optimizer.step()

@@ -20,8 +20,9 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
 from securemtk.files import write_whole
+from securemtk.mtk.agents import DataDistributor, KeyDistributor, ModelKeeper
 from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
-from securemtk.mtk.keys import TriggerKey, draw_keys
+from securemtk.mtk.keys import TriggerKey
 from securemtk.mtk.model import MultiTaskModel
 from securemtk.tasks import Task
 
@@ -136,7 +137,7 @@ def train(
     if keys is None:
         if secured and (checkpoint is not None or accelerator.num_processes > 1):
             raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
-        keys = draw_keys(secured, dataset.shape, low=dataset.low, high=dataset.high) if secured else {}
+        keys = KeyDistributor.draw(secured, dataset.shape, low=dataset.low, high=dataset.high).for_training()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
@@ -194,24 +195,22 @@ class _Training:
         self.assembler = Assembler(
             model.tasks, keys, config.assembler, low=dataset.low, high=dataset.high, device=device
         )
-        # Small data sets: all of it lies on the device, and a batch is one indexing operation.
-        self.x = torch.tensor(dataset.x_train).to(device)
-        labels = [torch.tensor(dataset.y_train[task.name]) for task in model.tasks]
-        self.labels = torch.stack(labels, dim=1).to(device)
-        self.steps = len(self.x) // (config.batch * self.accelerator.num_processes)
+        self.data = DataDistributor(dataset, model.tasks, device)
+        self.steps = len(self.data) // (config.batch * self.accelerator.num_processes)
         if self.steps == 0:
-            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.x)} samples")
+            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.data)} samples")
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.lr, total_steps=config.epochs * self.steps, pct_start=config.warmup
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.keeper = ModelKeeper(self.model, self.optimizer, self.schedule, self.accelerator.backward)
         self.losses: list[float] = []
         # What must be equal for a checkpoint to be of this training. It names keys by their model, never by value.
         self.about = json.dumps(
             {
                 "config": asdict(config),
-                "data": [dataset.name, len(self.x), *dataset.shape],
+                "data": [dataset.name, len(self.data), *dataset.shape],
                 "tasks": [asdict(task) for task in model.tasks],
                 "keys": {name: key.model_id for name, key in sorted(keys.items())},
                 "processes": self.accelerator.num_processes,
@@ -237,22 +236,15 @@ class _Training:
         accelerator, batch = self.accelerator, self.config.batch
         # Seeds that depend on the epoch alone make a resumed training equal to an uninterrupted one.
         order = _generator("cpu", self.config.seed, number, 0)
-        permutation = torch.randperm(len(self.x), generator=order).to(accelerator.device)
+        permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
         augment = augmented if self.config.augment else None
-        self.model.train()
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
             rows = permutation[start : start + batch]
-            keyed = self.assembler.batch(self.x[rows], self.labels[rows], generator, augment)
-            scores = self.model(keyed.x)
-            loss = self._loss(scores, keyed)
-            self.optimizer.zero_grad()
-            accelerator.backward(loss)
-            self.optimizer.step()
-            self.schedule.step()
-            total += loss.detach()
+            keyed = self.assembler.batch(*self.data.hand(rows), generator, augment)
+            total += self.keeper.learn(keyed, self._loss)
         mean: float = float(accelerator.reduce(total, "mean").item()) / self.steps
         if not math.isfinite(mean):
             raise InputError(f"training must stay finite; got loss {mean} in epoch {number + 1}: lower lr")
