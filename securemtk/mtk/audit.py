@@ -137,17 +137,24 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> Verdict:
     Raises:
         OSError: it cannot be read.
     """
+    return read(path, head)[1]
+
+
+def read(path: str | os.PathLike[str], head: str | None = None) -> tuple[list[Mapping[str, Any]], Verdict]:
+    """Return the entries of a log up to the first line that does not fit, and what `verify` returns."""
     with open(path, "rb") as file:
         # While a writer is at work, its line may be there in part.
         fcntl.flock(file, fcntl.LOCK_SH)
         *lines, tail = file.read().split(b"\n")
     chain = _Chain()
-    known = head in (None, START)
+    entries, known = [], head in (None, START)
     for line in lines:
-        chain.follow(line)
+        entry = chain.follow(line)
+        if entry is not None:
+            entries.append(entry)
         known = known or chain.head == head
     chain.end(tail)
-    return Verdict(chain.n, chain.head, bool(tail), chain.broken, known)
+    return entries, Verdict(chain.n, chain.head, bool(tail), chain.broken, known)
 
 
 class _Chain:
