@@ -78,7 +78,7 @@ class Link:
     """
 
     def __init__(self, sock: SecureSocket, timeout_s: float) -> None:
-        self.role = sock.role
+        self.role, self.user = sock.role, sock.user
         self.timeout_s = timeout_s
         self.step = "connect"
         self.clock = 0

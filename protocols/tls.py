@@ -1,12 +1,14 @@
 """Mutual TLS 1.3 between roles: certificates of one run, and a socket that needs few system calls.
 
-Every role gets a certificate that names it, under an authority that lives for one run and whose key is dropped at
-once. `SecureSocket` runs the standard library's TLS over memory: what is sent leaves in pieces of many records, and
-what comes is read in large ones. Measured on loopback against `ssl.SSLSocket`: twice the throughput.
+Every role gets a certificate that names it, and where there is one its user, under an authority that lives for one
+run and whose key is dropped at once. `SecureSocket` runs the standard library's TLS over memory: what is sent leaves
+in pieces of many records, and what comes is read in large ones. Measured on loopback against `ssl.SSLSocket`: twice
+the throughput.
 """
 
 import datetime
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from protocols.errors import PeerRefused
+from protocols.errors import InputError, PeerRefused
 
 # Plain bytes that are encrypted before they are handed to the system, and cipher bytes taken from it at once.
 PIECE_BYTES = 1 << 18
@@ -47,16 +49,38 @@ def _role_uri(role: str) -> str:
     return f"urn:securemtk:role:{role}"
 
 
-def issue(roles: Iterable[str], valid_for: datetime.timedelta = datetime.timedelta(days=1)) -> dict[str, Credentials]:
+def _user_uri(user: str) -> str:
+    return f"urn:securemtk:user:{user}"
+
+
+def check_user(name: str) -> None:
+    """Raise InputError unless a user's name is one that a certificate can carry as it is."""
+    if not re.fullmatch(r"[A-Za-z0-9._@+-]{1,64}", name):
+        raise InputError(f"a user's name must be 1 to 64 letters, digits or '._@+-'; got {name!r}")
+
+
+def issue(
+    roles: Iterable[str],
+    valid_for: datetime.timedelta = datetime.timedelta(days=1),
+    *,
+    users: Mapping[str, str] | None = None,
+) -> dict[str, Credentials]:
     """Make a certificate authority for one run and a certificate for each role, then drop the authority's key.
 
     Args:
         roles: names; each is bound into its certificate as a URI, and checked by every peer.
         valid_for: how long connections can be opened; open ones stay open.
+        users: role -> name of the user who plays it, bound into its certificate as a second URI.
 
     Returns:
         Role -> its credentials; P-256 keys, SHA-256 signatures.
+
+    Raises:
+        InputError: a user's name that `check_user` refuses.
     """
+    names = dict(users or {})
+    for name in names.values():
+        check_user(name)
     now = datetime.datetime.now(datetime.UTC)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "securemtk run")])
@@ -79,12 +103,13 @@ def issue(roles: Iterable[str], valid_for: datetime.timedelta = datetime.timedel
     out = {}
     for role in roles:
         key = ec.generate_private_key(ec.SECP256R1())
+        uris = [_role_uri(role), *([_user_uri(names[role])] if role in names else [])]
         certificate = build(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)]),
             key.public_key(),
             [
                 x509.BasicConstraints(ca=False, path_length=None),
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_role_uri(role))]),
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]),
             ],
         )
         pem = key.private_bytes(
@@ -115,13 +140,25 @@ def context_of(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
 
 
 def peer_role(sock: ssl.SSLObject) -> str:
-    """Return the role that the peer's certificate names; raise PeerRefused where it names none."""
+    """Return the role that the peer's certificate names; raise PeerRefused unless it names one."""
+    roles = _named(sock, _role_uri(""))
+    if len(roles) != 1:
+        raise PeerRefused(f"a peer's certificate must name its role; it names {len(roles)}")
+    return roles[0]
+
+
+def peer_user(sock: ssl.SSLObject) -> str | None:
+    """Return the user whom the peer's certificate names, None where none; raise PeerRefused where it names several."""
+    users = _named(sock, _user_uri(""))
+    if len(users) > 1:
+        raise PeerRefused(f"a peer's certificate must name one user at most; it names {len(users)}")
+    return users[0] if users else None
+
+
+def _named(sock: ssl.SSLObject, prefix: str) -> list[str]:
     certificate = sock.getpeercert() or {}
     names: Any = certificate.get("subjectAltName", ())
-    for kind, value in names:
-        if kind == "URI" and value.startswith(_role_uri("")):
-            return str(value).removeprefix(_role_uri(""))
-    raise PeerRefused("a peer's certificate must name its role; it names none")
+    return [str(value).removeprefix(prefix) for kind, value in names if kind == "URI" and value.startswith(prefix)]
 
 
 class SecureSocket:
@@ -134,7 +171,7 @@ class SecureSocket:
 
     Raises:
         OSError: the handshake failed; `ssl.SSLError` is one of them.
-        PeerRefused: the peer's certificate names no role.
+        PeerRefused: the peer's certificate names no role, several roles, or several users.
     """
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, *, server: bool) -> None:
@@ -146,7 +183,7 @@ class SecureSocket:
         self._ended = False
         try:
             self._shake_hands()
-            self.role = peer_role(self._tls)
+            self.role, self.user = peer_role(self._tls), peer_user(self._tls)
         except (OSError, PeerRefused):
             raw.close()
             raise

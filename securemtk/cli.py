@@ -16,7 +16,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -44,7 +45,9 @@ from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.estimate import NETWORKS, LayerEstimate, parse_network
 from securemtk.files import write_whole
+from securemtk.mtk.audit import read as read_log
 from securemtk.mtk.evaluate import opening_rate
+from securemtk.mtk.grants import Grant, Ledger
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.settings import Wanted, read_config
 from securemtk.mtk.train import progress_bar
@@ -71,13 +74,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 keys_app = typer.Typer(
-    no_args_is_help=True, help="List and lock trigger-keys.", epilog="Example:  securemtk keys list RUN/keys"
+    no_args_is_help=True,
+    help="List and lock trigger-keys; say who may use them, and see who did.",
+    epilog="Example:  securemtk keys list RUN/keys",
 )
 app.add_typer(keys_app, name="keys")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the passphrase of the keys; asked for when absent.")
+]
+GrantsFile = Annotated[
+    Path, typer.Argument(metavar="GRANTS", help="File that an authority reads; its log stands beside it.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `securemtk train` has written.")]
 
@@ -280,6 +288,96 @@ def lock_keys(
     _emit(as_json, {"keys": found}, lambda: _rows_table("keys", found))
 
 
+@keys_app.command("grant", epilog="Example:  securemtk keys grant grants.json runs/digits/keys --user ann --uses 100")
+def grant_keys(
+    grants: GrantsFile,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    user: Annotated[str, typer.Option(help="Name in the certificate of whoever asks: Session(user=...).")],
+    not_before: Annotated[
+        str | None, typer.Option(help="ISO 8601; without a zone it is UTC. At once if absent.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="ISO 8601; without a zone it is UTC. No end if absent.")] = None,
+    uses: Annotated[int | None, typer.Option(help="Samples that may be asked in all; any number if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a user open the tasks of keys; running authorities honour it from their next request on."""
+    ledger = Ledger(grants)
+    found = [_header(file) for file in _key_files(paths)]
+    limits: dict[str, Any] = {"not_before": _moment(not_before), "until": _moment(until), "uses": uses}
+    given = [ledger.grant(user, str(key["model_id"]), str(key["task"]), **limits) for key in found]
+    _show_grants(as_json, given, ledger)
+
+
+@keys_app.command("revoke", epilog="Example:  securemtk keys revoke grants.json --user ann --task digit")
+def revoke_grants(
+    grants: GrantsFile,
+    grant: Annotated[str | None, typer.Option("--id", help="Of one grant.")] = None,
+    user: Annotated[str | None, typer.Option(help="All grants of this user.")] = None,
+    task: Annotated[str | None, typer.Option(help="All grants of this task.")] = None,
+    model_id: Annotated[str | None, typer.Option(help="All grants of this model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke the grants that match all that is given; they hold no more from an authority's next request on."""
+    ledger = Ledger(grants)
+    _show_grants(as_json, ledger.revoke(id=grant, user=user, model_id=model_id, task=task), ledger)
+
+
+@keys_app.command("grants", epilog="Example:  securemtk keys grants grants.json")
+def list_grants(grants: GrantsFile, as_json: Json = False) -> None:
+    """Show all grants, those past included, and how many samples were asked under each."""
+    ledger = Ledger(grants)
+    _show_grants(as_json, ledger.grants(), ledger)
+
+
+@keys_app.command("log", epilog="Example:  securemtk keys log grants.json --verify")
+def show_log(
+    grants: GrantsFile,
+    verify: Annotated[bool, typer.Option("--verify", help="Tell only whether it is as it was written.")] = False,
+    head: Annotated[str | None, typer.Option(help="A head noted before, which must still be there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show who used which key when, and what was refused. Exit status 3 where the log is not as it was written."""
+    path = Ledger(grants).log_path
+    try:
+        entries, verdict = read_log(path, head)
+    except FileNotFoundError:
+        raise InputError(f"there must be a log of these grants, {path.name!r}; there is none") from None
+    if verdict.broken is not None:
+        raise InputError(
+            f"the log {path.name!r} must be as it was written; line {verdict.broken} is not, those before it are"
+        )
+    if not verdict.known:
+        raise InputError(f"the log {path.name!r} must hold the head that was noted before; lines are gone")
+    if verdict.torn:
+        log.warning("the last line was cut off, as by a crash; it counts for nothing")
+    document: dict[str, Any] = {"log": str(path)} | asdict(verdict)
+    hidden = {"n", "prev", "sha256", "session", "torn"}
+    columns = list(dict.fromkeys(name for entry in entries for name in entry if name not in hidden))
+
+    def show() -> None:
+        if not verify:
+            _rows_table("log", [{name: entry.get(name, "") for name in columns} for entry in entries])
+        _facts_table("as it was written", document)
+
+    _emit(as_json, document if verify else document | {"entries": entries}, show)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"a time must be ISO 8601, such as 2026-12-31T18:00; got {text!r}") from None
+    return read if read.tzinfo is not None else read.replace(tzinfo=UTC)
+
+
+def _show_grants(as_json: bool, grants: Sequence[Grant], ledger: Ledger) -> None:
+    used = ledger.used()
+    rows = [grant.to_dict() | {"used": used.get(grant.id, 0)} for grant in grants]
+    _emit(as_json, {"grants": rows}, lambda: _rows_table("grants", rows))
+
+
 @app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key runs/digits/keys/digit.key --json")
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or an ONNX file.")],
@@ -289,6 +387,8 @@ def predict(
     ),
     out: Annotated[Path | None, typer.Option(help="Write all scores to this .npz file.")] = None,
     passphrase_file: PassphraseFile = None,
+    grants: Annotated[Path | None, typer.Option(help="Who may use which key, as keys grant wrote it.")] = None,
+    user: Annotated[str | None, typer.Option(help="Name to ask under, where there are grants.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocols to compute with; the default is Session's.")] = None,
     keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
     authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
@@ -306,7 +406,7 @@ def predict(
         _check_folder("--out", out)
     config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
     choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
-    with Session(config, keys=files, passphrase=passphrase, **choice) as session:
+    with Session(config, keys=files, passphrase=passphrase, grants=grants, user=user, **choice) as session:
         with _status("load the model"):
             loaded = session.load(model)
         with _status("predict under encryption"):

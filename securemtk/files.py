@@ -12,8 +12,12 @@ from protocols.errors import InputError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[BinaryIO]:
     """Give a file to write that takes the name `path` when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: the file; its folder must be there.
+        private: whether only its owner may read and write it, mode 0600 from the first byte.
 
     Raises:
         OSError: the disk refuses; nothing is left behind.
@@ -21,20 +25,26 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as work:
         fresh = Path(work) / "new"
-        with open(fresh, "xb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, target)
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+def write_whole(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> None:
     """Write a file so that its name always stands for all of it: the old content, or `data`.
+
+    Args:
+        path: the file; its folder must be there.
+        data: all of its content.
+        private: as in `whole_file`.
 
     Raises:
         OSError: the disk refuses; nothing is left behind.
     """
-    with whole_file(path) as file:
+    with whole_file(path, private=private) as file:
         file.write(data)
 
 

@@ -25,7 +25,16 @@ from protocols import compare, ranges, ring, runner
 from protocols.channel import Link, Listener, Watch, connect, describe_error
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
-from protocols.errors import InputError, IntegrityError, KeyRefused, NeedsInputs, PeerLost, ProtocolAbort, SecureError
+from protocols.errors import (
+    InputError,
+    IntegrityError,
+    KeyRefused,
+    NeedsInputs,
+    PeerLost,
+    PeerRefused,
+    ProtocolAbort,
+    SecureError,
+)
 from protocols.party import Party
 from protocols.pool import Deal, PlanKey, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -37,7 +46,9 @@ from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
 from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs
+from securemtk.mtk.agents import KeyDistributor
 from securemtk.mtk.answers import AnswerStats, draw_answers
+from securemtk.mtk.grants import Asked, Ledger
 from securemtk.mtk.keys import TriggerKey
 from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
@@ -74,12 +85,22 @@ class Keeper:
         watch: told each step.
         store: folder for correlations that wait, or None.
         slots: hands that wait in memory where there is a store.
+        guarded: whether the authority has grants: then it must say for each prediction of a model with secured tasks
+            that it may run, whatever was dealt before.
     """
 
     def __init__(
-        self, user: Link, authority: Link, supply: Link, watch: Watch, store: str | None = None, slots: int = 1
+        self,
+        user: Link,
+        authority: Link,
+        supply: Link,
+        watch: Watch,
+        store: str | None = None,
+        slots: int = 1,
+        guarded: bool = False,
     ) -> None:
         self._user, self._authority, self._watch = user, authority, watch
+        self._guarded = guarded
         self._models: list[KeptModel] = []
         self._seed = receive_seed(authority)
         own = fresh_seed()
@@ -159,6 +180,11 @@ class Keeper:
         protocol, batch = str(meta["protocol"]), int(meta["batch"])
         model = self._models[number]
         self._step(f"prediction {prediction}: correlations")
+        if self._guarded and model.gated:
+            # Also where no key is used: nothing here depends on which tasks are open.
+            allowed = int(self._authority.recv("allowed").meta["prediction"])
+            if allowed != prediction:
+                raise IntegrityError(f"the authority must allow prediction {prediction}; it allowed {allowed}")
         ready = self._pool.take(prediction)
         party = Party(
             KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
@@ -207,14 +233,19 @@ class Authority:
         user, keeper: links to the other roles.
         supply: links to keeper and user on which correlations go.
         watch: told each step.
-        keys: all keys it may grant.
+        keys: the keys, and who may use them.
+
+    Raises:
+        PeerRefused: the user's links are not of one user.
     """
 
-    def __init__(
-        self, user: Link, keeper: Link, supply: tuple[Link, Link], watch: Watch, keys: Sequence[TriggerKey]
-    ) -> None:
+    def __init__(self, user: Link, keeper: Link, supply: tuple[Link, Link], watch: Watch, keys: KeyDistributor) -> None:
+        if supply[1].user != user.user:
+            raise PeerRefused("all links of the user must be of one user; their certificates name several")
         self._user, self._keeper, self._supply, self._watch = user, keeper, supply, watch
-        self._keys = list(keys)
+        self._keys = keys
+        # Predictions that were dealt ahead under grants, and are not used yet.
+        self._dealt: dict[int, Asked] = {}
         self._models: list[KnownModel] = []
         self._plans: dict[PlanKey, list[Request]] = {}
         self._dealer = TrustedDealer()
@@ -231,8 +262,10 @@ class Authority:
                 self._load()
             elif task == "prepare":
                 self._prepare(message.meta)
+            elif task == "use":
+                self._use(int(message.meta["prediction"]))
             else:
-                raise ProtocolAbort(f"the authority loads or prepares; the user asked for {task!r}")
+                raise ProtocolAbort(f"the authority loads, prepares or allows; the user asked for {task!r}")
 
     def _step(self, step: str) -> None:
         self._watch.step = self._user.step = self._keeper.step = step
@@ -253,7 +286,7 @@ class Authority:
         self._step(f"prediction {prediction}: correlations")
         model = self._models[number]
         try:
-            secrets = self._secrets(model, [str(task) for task in meta["keys"]])
+            secrets = self._grant(model, meta)
         except InputError as error:
             self._user.refuse(error)
             return
@@ -268,11 +301,46 @@ class Authority:
         dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets, model.masks))
         send_corrections(*self._supply, prediction, self._plans[key], dealt)
 
-    def _secrets(self, model: KnownModel, granted: Sequence[str]) -> Secrets | None:
-        manifest = model.manifest
-        if manifest is None or not model.gated:
+    def _grant(self, model: KnownModel, meta: Mapping[str, Any]) -> Secrets | None:
+        """Return what the dealer needs of the keys asked for, once they may be used or, ahead, could be."""
+        if model.manifest is None or not model.gated:
             return None
-        keys = [self._key(manifest.model_id, task) for task in granted]
+        asked = Asked(
+            # From the certificate: what the message says, anybody could say.
+            self._user.user,
+            model.manifest.model_id,
+            tuple(str(task) for task in meta["keys"]),
+            int(meta["batch"]),
+            int(meta["prediction"]),
+        )
+        secrets = self._secrets(model, model.manifest, self._keys.find(asked))
+        if self._keys.guarded:
+            use = bool(meta["use"])
+            self._keys.permit(asked, use=use)
+            if use:
+                self._keeper.send("allowed", {"prediction": asked.prediction})
+            else:
+                self._dealt[asked.prediction] = asked
+        return secrets
+
+    def _use(self, prediction: int) -> None:
+        """Decide again on a prediction that was dealt ahead: its grant may be gone."""
+        self._step(f"prediction {prediction}: grants")
+        asked = self._dealt.get(prediction)
+        if asked is None:
+            raise ProtocolAbort(f"a prediction must be dealt before it is used, and used once; {prediction} is not")
+        # They are used in their order: those before were thrown away.
+        self._dealt = {number: other for number, other in self._dealt.items() if number > prediction}
+        try:
+            self._keys.permit(asked, use=True)
+        except InputError as error:
+            self._user.refuse(error)
+            return
+        self._keeper.send("allowed", {"prediction": prediction})
+        self._user.send("granted", {"prediction": prediction})
+
+    def _secrets(self, model: KnownModel, manifest: Manifest, keys: Sequence[TriggerKey]) -> Secrets:
+        granted = {key.task for key in keys}
         shape = next(iter(model.program.inputs.values()))
         for key in keys:
             if key.mask.shape != shape:
@@ -294,15 +362,6 @@ class Authority:
             {name: partial(_noise, AnswerStats.from_dict(raw)) for name, raw in manifest.answers.items()},
         )
 
-    def _key(self, model_id: str, task: str) -> TriggerKey:
-        of_task = [key for key in self._keys if key.task == task]
-        for key in of_task:
-            if key.model_id == model_id:
-                return key
-        if of_task:
-            raise KeyRefused(f"the key of task {task!r} must be of this model; the authority's is of another one")
-        raise KeyRefused(f"the authority must hold a key of task {task!r}; it holds none")
-
 
 def _noise(stats: AnswerStats, n: int) -> Tensor:
     return ring.encode(draw_answers(stats, n, Stream()), what="an answer")
@@ -316,6 +375,19 @@ def read_keys(paths: Sequence[str], passphrase: str | None) -> list[TriggerKey]:
             raise KeyRefused(f"a key file or folder must exist; {path.name!r} does not")
         files += sorted(path.glob("*.key")) if path.is_dir() else [path]
     return [load_key(file, passphrase) for file in files]
+
+
+def _distributor(settings: Mapping[str, Any]) -> KeyDistributor:
+    keys = read_keys(settings["keys"], settings["passphrase"])
+    if settings["grants"] is None:
+        return KeyDistributor(keys)
+    ledger = Ledger(settings["grants"])
+    if not ledger.path.exists():
+        raise InputError(f"a grants file must exist; {ledger.path.name!r} does not: see securemtk keys grant")
+    # Both are read here, so that what is wrong with them is told before anything runs.
+    ledger.grants()
+    ledger.used()
+    return KeyDistributor(keys, ledger)
 
 
 # --- a role as a process --------------------------------------------------------------------------------------------
@@ -367,7 +439,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
     runner.protocol_module(str(settings["protocol"])).warm()
-    keys = read_keys(settings["keys"], settings["passphrase"]) if role == AUTHORITY_ROLE else []
+    distributor = _distributor(settings) if role == AUTHORITY_ROLE else None
     links = _connect(role, settings, say, hear)
     watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
     guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
@@ -381,11 +453,12 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     try:
         if role == KEEPER_ROLE:
             authority = {purpose: links[AUTHORITY_ROLE, purpose] for purpose in ("data", "supply")}
-            keeper = Keeper(user, authority["data"], authority["supply"], watch, settings["store"], settings["slots"])
+            stored = (settings["store"], settings["slots"])
+            keeper = Keeper(user, authority["data"], authority["supply"], watch, *stored, bool(settings["guarded"]))
             keeper.serve()
-        else:
+        elif distributor is not None:
             supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
-            Authority(user, links[KEEPER_ROLE, "data"], supply, watch, keys).serve()
+            Authority(user, links[KEEPER_ROLE, "data"], supply, watch, distributor).serve()
     except PeerLost:
         watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
         return 0

@@ -32,7 +32,7 @@ from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program import Program, chunk_size
 from protocols.runner import LayerCost, Plan, Probe
 from protocols.store import Store
-from protocols.tls import issue
+from protocols.tls import check_user, issue
 from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
 from securemtk.cores import own_cores
@@ -139,7 +139,8 @@ class Model:
         Raises:
             ShapeError, RangeError: the input does not fit; nothing was sent.
             InputError: an unknown or unprotected task in `keys`; nothing was sent.
-            KeyRefused: the authority holds no fitting key; the session lives on.
+            KeyRefused: the authority holds no fitting key or, with grants, this user may not use it now; the session
+                lives on. Of a batch that runs in chunks the first ones may have been counted as used.
             ProtocolAbort: a role failed; the session is dead.
 
         Values inside the network are not checked, for nobody sees them: see docs/ranges.md.
@@ -208,6 +209,9 @@ class Session:
         keys: folder of `*.key` files, or a list of files and folders, that the authority may grant;
             only their paths pass through this process.
         passphrase: of the keys, where they have one.
+        grants: file that says who may use which key (`securemtk keys grant`); the authority reads it for each
+            prediction, and logs each use beside it. Without one everybody in this session may use every key.
+        user: name of whoever asks, bound into this process's certificate; grants are given to names.
         timeout_s: overrides `config.timeout_s`.
 
     The roles start with the first `load` or on entering the context. A session serves any number
@@ -221,9 +225,13 @@ class Session:
         protocol: str = "fss",
         keys: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         passphrase: str | None = None,
+        grants: str | os.PathLike[str] | None = None,
+        user: str | None = None,
         timeout_s: float | None = None,
     ) -> None:
         runner.protocol_module(protocol)
+        if user is not None:
+            check_user(user)
         self._config = config or Config()
         if timeout_s is not None:
             self._config = Config(**asdict(self._config) | {"timeout_s": timeout_s})
@@ -231,6 +239,10 @@ class Session:
         paths = [] if keys is None else [keys] if isinstance(keys, str | os.PathLike) else list(keys)
         self._key_paths = [str(Path(p).resolve()) for p in paths]
         self._passphrase = passphrase
+        self._grants = None if grants is None else os.path.abspath(grants)
+        self._user = user
+        # Models of which the authority must allow each prediction when it is made.
+        self._guarded_models: set[int] = set()
         self._lock = threading.Lock()
         self._processes: list[RoleProcess] = []
         self._watch: Watch | None = None
@@ -238,7 +250,8 @@ class Session:
         self._masked: dict[int, Mapping[str, Tensor]] = {}
         self._pool: Pool | None = None
         self._ordered: deque[_Order] = deque()
-        self._unanswered: deque[int] = deque()
+        self._unanswered: deque[_Order] = deque()
+        self._refused: dict[int, InputError] = {}
         self._last: _Wish | None = None
         self._numbers = itertools.count()
         # For sessions that nobody closes: the processes end with the interpreter or with this object.
@@ -270,7 +283,7 @@ class Session:
         """Start the roles and connect to them; does nothing when they run.
 
         Raises:
-            InputError: a port is in use, a key file cannot be used.
+            InputError: a port is in use, a key file or the grants cannot be used.
             TransportError: a role did not start or proved to be another one.
         """
         if self._closed:
@@ -285,7 +298,8 @@ class Session:
 
     def _start(self) -> None:
         config = self._config
-        credentials = issue([KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE])
+        names = {} if self._user is None else {USER_ROLE: self._user}
+        credentials = issue([KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE], users=names)
         common = {
             "host": config.host,
             "timeout_s": config.timeout_s,
@@ -294,12 +308,14 @@ class Session:
             "protocol": self._protocol,
             "keys": self._key_paths,
             "passphrase": None,
+            "grants": None,
+            "guarded": self._grants is not None,
             "store": None if config.store is None else os.path.abspath(config.store),
             "slots": max(config.ahead, 1),
         }
         store = None if config.store is None else Store(config.store, USER_ROLE)
         ports = {KEEPER_ROLE: config.keeper_port, AUTHORITY_ROLE: config.authority_port}
-        secret = {AUTHORITY_ROLE: {"passphrase": self._passphrase}}
+        secret = {AUTHORITY_ROLE: {"passphrase": self._passphrase, "grants": self._grants}}
         for role, port in ports.items():
             own = {"port": port, "credentials": credentials[role].to_json()} | secret.get(role, {})
             self._processes.append(RoleProcess(role, common | own))
@@ -442,6 +458,8 @@ class Session:
         program = Program.from_json(str(meta["program"]))
         number = int(meta["model"])
         self._masked[number] = self._masked_weights(program)
+        if self._grants is not None and manifest is not None and any(task.secured for task in manifest.tasks):
+            self._guarded_models.add(number)
         self._forget_traffic()
         return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]))
 
@@ -536,12 +554,16 @@ class Session:
         pool = self._pool
         if pool is None:
             raise ProtocolAbort("the session must run; it does not")
-        if not self._ordered or self._ordered[0].wish != wish:
+        is_ahead = bool(self._ordered) and self._ordered[0].wish == wish
+        if not is_ahead:
             self._drop_ordered()
-            self._order(wish)
-        prediction = self._ordered.popleft().prediction
+            self._order(wish, use=True)
+        order = self._ordered.popleft()
+        prediction = order.prediction
         self._step(f"prediction {prediction}: correlations")
-        self._take_grants(prediction)
+        self._take_grants(order)
+        if is_ahead and wish.model in self._guarded_models:
+            self._ask_use(order)
         about = {"prediction": prediction, "model": wish.model, "protocol": self._protocol, "batch": wish.batch}
         self._keeper.send("request", {"task": "predict"} | about)
         own = pool.take(prediction)
@@ -560,30 +582,49 @@ class Session:
         for wish in wishes:
             self._order(wish)
 
-    def _order(self, wish: "_Wish") -> None:
-        """Have the authority deal a prediction; its answer comes later."""
+    def _order(self, wish: "_Wish", *, use: bool = False) -> None:
+        """Have the authority deal a prediction, to use at once or later; its answer comes later."""
         order = _Order(next(self._numbers), wish)
         about = {"prediction": order.prediction, "model": wish.model, "protocol": self._protocol, "batch": wish.batch}
+        if wish.model in self._guarded_models:
+            about["use"] = use
         self._authority.send("request", {"task": "prepare", "keys": list(wish.keys)} | about)
         self._ordered.append(order)
-        self._unanswered.append(order.prediction)
+        self._unanswered.append(order)
 
-    def _take_grants(self, prediction: int | None) -> None:
-        """Take the authority's answers up to that on a prediction, all for None; raise its refusal."""
-        while self._unanswered and (prediction is None or prediction in self._unanswered):
+    def _ask_use(self, order: "_Order") -> None:
+        """Have the authority allow a prediction that it dealt ahead; throw its hand away where it does not."""
+        self._take_grants(None)
+        self._authority.send("request", {"task": "use", "prediction": order.prediction})
+        try:
+            self._authority.recv("granted")
+        except InputError:
+            self._drop(order)
+            raise
+
+    def _take_grants(self, order: "_Order | None") -> None:
+        """Take the authority's answers up to that on an order, all for None; raise the refusal of this order."""
+        while self._unanswered and (order is None or order in self._unanswered):
             answered = self._unanswered.popleft()
             try:
                 self._authority.recv("granted")
-            except InputError:
-                if answered == prediction:
-                    raise
-                # Nobody wants the others any more.
+            except InputError as error:
+                self._refused[answered.prediction] = error
+        if order is not None:
+            refusal = self._refused.get(order.prediction)
+            # Nobody wants the ones before any more.
+            self._refused = {number: e for number, e in self._refused.items() if number > order.prediction}
+            if refusal is not None:
+                raise refusal
 
     def _drop_ordered(self) -> None:
-        while self._ordered and self._pool is not None:
-            prediction = self._ordered.popleft().prediction
-            self._keeper.send("request", {"task": "drop", "prediction": prediction})
-            self._pool.drop(prediction)
+        while self._ordered:
+            self._drop(self._ordered.popleft())
+
+    def _drop(self, order: "_Order") -> None:
+        self._keeper.send("request", {"task": "drop", "prediction": order.prediction})
+        if self._pool is not None:
+            self._pool.drop(order.prediction)
 
 
 def _infos(raw: Sequence[Any]) -> list[ValueInfo]:

@@ -22,7 +22,7 @@ from protocols.errors import (
     ProtocolAbort,
     SecureError,
 )
-from protocols.tls import context_of, issue
+from protocols.tls import context_of, issue, peer_role, peer_user
 
 
 def in_thread(work):
@@ -293,6 +293,44 @@ def test_a_role_that_never_comes_is_named():
     with pytest.raises(PeerTimeout, match="user must connect within"):
         listener.accept([("user", "data")], 0.3)
     listener.close()
+
+
+def test_a_certificate_tells_the_peer_which_user_plays_its_role():
+    credentials = issue(["keeper", "user"], users={"user": "ann@site.org"})
+    listener = Listener(credentials["keeper"], "127.0.0.1", 0, 2)
+    accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
+    link = attempt(credentials["user"], listener)
+    theirs = accepted()["user", "data"]
+    assert (link.role, link.user, theirs.role, theirs.user) == ("keeper", None, "user", "ann@site.org")
+    for end in (link, theirs, listener):
+        end.close()
+
+
+@pytest.mark.parametrize("name", ["", "ann smith", "ann\n", "urn:securemtk:role:keeper", "a" * 65, "\u00e9va"])
+def test_a_name_that_a_certificate_cannot_carry_as_it_is_is_refused(name):
+    with pytest.raises(InputError, match="user's name must be"):
+        issue(["user"], users={"user": name})
+
+
+class ClaimsOf:
+    """What a connection knows of a certificate with some names."""
+
+    def __init__(self, *uris):
+        self.uris = uris
+
+    def getpeercert(self):
+        return {"subjectAltName": tuple(("URI", f"urn:securemtk:{uri}") for uri in self.uris)}
+
+
+def test_a_certificate_of_several_roles_or_users_is_refused():
+    assert peer_role(ClaimsOf("role:user", "user:ann")) == "user"
+    assert peer_user(ClaimsOf("role:user", "user:ann")) == "ann"
+    assert peer_user(ClaimsOf("role:user")) is None
+    for uris in ((), ("user:ann",), ("role:user", "role:keeper")):
+        with pytest.raises(PeerRefused, match="must name its role"):
+            peer_role(ClaimsOf(*uris))
+    with pytest.raises(PeerRefused, match="one user at most"):
+        peer_user(ClaimsOf("role:user", "user:ann", "user:bob"))
 
 
 def test_credentials_hide_their_key():

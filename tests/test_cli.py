@@ -46,6 +46,7 @@ from securemtk.onnx.export import export_onnx
 from securemtk.session import Session
 
 COMMANDS = ["demo", "train", "evaluate", "export", "predict", "check", "keys list", "keys lock"]
+COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,62 @@ def test_keys_are_locked_all_or_none_and_never_shown(tmp_path, command, made):
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()} == untouched
     assert command(*call, "--passphrase-file", one_secret)[0] == 0
     assert np.array_equal(load_key(tmp_path / "keys" / "digit.key", "other").pattern, before.pattern)
+
+
+def test_keys_are_granted_and_revoked_and_the_log_is_verified(tmp_path, command, made):
+    grants, keys = tmp_path / "grants.json", made / "run" / "keys"
+    limits = ["--until", "2999-12-31T18:00", "--uses", "9"]
+    status, out, _ = command("keys", "grant", grants, keys, "--user", "ann", *limits, "--json")
+    given = json.loads(out)["grants"]
+    assert (status, [grant["task"] for grant in given]) == (0, ["digit", "parity"])
+    assert {(grant["until"], grant["uses"], grant["used"]) for grant in given} == {("2999-12-31T18:00:00+00:00", 9, 0)}
+    assert command("keys", "revoke", grants, "--user", "ann", "--task", "digit")[0] == 0
+    status, out, _ = command("keys", "grants", grants, "--json")
+    assert [grant["revoked"] is None for grant in json.loads(out)["grants"]] == [False, True]
+    status, out, _ = command("keys", "log", grants, "--json")
+    log = json.loads(out)
+    assert (status, [entry["event"] for entry in log["entries"]]) == (0, ["grant", "grant", "revoke"])
+    assert "revoke" in command("keys", "log", grants)[1]
+    status, out, _ = command("keys", "log", grants, "--verify", "--head", log["head"], "--json")
+    assert (status, json.loads(out)["lines"]) == (0, 3)
+
+    path = tmp_path / "grants.json.log"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    status, out, err = command("keys", "log", grants, "--verify", "--json")
+    assert (status, json.loads(out)["torn"], "as by a crash" in err) == (0, True, True)
+    status, _, err = command("keys", "log", grants, "--verify", "--head", log["head"])
+    assert (status, "lines are gone" in err) == (cli.INPUT, True)
+    path.write_bytes(whole.replace(b'"uses":9', b'"uses":8', 1))
+    status, _, err = command("keys", "log", grants, "--verify")
+    assert (status, "line 1 is not" in err) == (cli.INPUT, True)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["grant", "KEYS", "--user", "ann smith"], "user's name"),
+        (["grant", "KEYS", "--user", "ann", "--until", "soon"], "ISO 8601"),
+        (["grant", "KEYS", "--user", "ann", "--uses", "0"], "1 or more"),
+        (["grant", "nowhere", "--user", "ann"], "readable"),
+        (["revoke", "--user", "ann"], "none does"),
+        (["revoke"], "none does"),
+        (["log"], "there is none"),
+    ],
+)
+def test_what_cannot_be_granted_revoked_or_shown_changes_nothing(tmp_path, command, made, call, said):
+    name, *rest = [str(made / "run" / "keys") if part == "KEYS" else part for part in call]
+    status, _, err = command("keys", name, tmp_path / "grants.json", *rest)
+    assert (status, said in " ".join(err.split())) == (cli.INPUT, True)
+    assert not (tmp_path / "grants.json").exists()
+
+
+def test_predict_asks_under_a_name_and_is_refused_when_too_few_uses_are_left(tmp_path, command, made):
+    grants, key = tmp_path / "grants.json", made / "run" / "keys" / "digit.key"
+    assert command("keys", "grant", grants, key, "--user", "ann", "--uses", "2")[0] == 0
+    call = ["predict", made / "bundle", made / "x.npy", "--key", key, "--grants", grants, "--user", "ann", "--json"]
+    status, _, err = command(*call)
+    assert (status, "granted to user 'ann'" in err, "used up" in err) == (cli.INPUT, True, True)
 
 
 def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):

@@ -45,7 +45,10 @@ PACKAGES = {
     ],
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
-    "securemtk.mtk": ["keys", "decoupling", "assembler", "model", "train", "settings", "answers", "evaluate"],
+    "securemtk.mtk": [
+        *("keys", "audit", "grants", "decoupling", "assembler", "model", "agents", "train", "settings"),
+        *("answers", "evaluate"),
+    ],
     "securemtk.onnx": [
         *(
             "problems",

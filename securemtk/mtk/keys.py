@@ -78,7 +78,7 @@ class TriggerKey:
             Task(self.task, classes=2)
         except InputError as error:
             raise KeyRefused(f"a key's task: {error}") from None
-        if not _is_hex(self.model_id, MODEL_ID_BYTES):
+        if not is_hex(self.model_id, MODEL_ID_BYTES):
             raise KeyRefused(f"a key's model_id must be {2 * MODEL_ID_BYTES} hexadecimal digits; got another text")
         if self.mask.dtype != np.bool_ or self.mask.ndim not in (1, 3) or not self.mask.any():
             raise KeyRefused(f"a key's mask must be bool (C, H, W) or (F,), not all false; got {_kind(self.mask)}")
@@ -416,7 +416,8 @@ def _decode(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-def _is_hex(text: str, n_bytes: int) -> bool:
+def is_hex(text: str, n_bytes: int) -> bool:
+    """Return whether a text is `n_bytes` bytes in lower hexadecimal digits."""
     return len(text) == 2 * n_bytes and set(text) <= set("0123456789abcdef")
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
 from securemtk.files import write_whole
+from securemtk.mtk.agents import DataDistributor, KeyDistributor, ModelKeeper
 from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
 from securemtk.mtk.decoupling import Decoupling, DecouplingConfig, decouple
 from securemtk.mtk.keys import DEFAULT_COLUMNS, TriggerKey, draw_keys
@@ -159,7 +160,7 @@ def train(
     if keys is None:
         if secured and (checkpoint is not None or accelerator.num_processes > 1):
             raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
-        keys = config.draw_keys(dataset, secured)
+        keys = KeyDistributor(config.draw_keys(dataset, secured).values()).for_training()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
@@ -224,26 +225,26 @@ class _Training:
         device = accelerator.device
         limits = {"low": dataset.low, "high": dataset.high}
         self.assembler = Assembler(model.tasks, keys, config.assembler, **limits, device=device, decoupling=decoupling)
-        # Small data sets: all of it lies on the device, and a batch is one indexing operation.
-        self.x = torch.tensor(dataset.x_train).to(device)
-        labels = [torch.tensor(dataset.y_train[task.name]) for task in model.tasks]
-        self.labels = torch.stack(labels, dim=1).to(device)
-        self.fixed = torch.rand(self.labels.shape, generator=_generator("cpu", config.seed, 0, 0)).to(device)
-        self.weights = [_class_weights(y, task.classes) for y, task in zip(labels, model.tasks, strict=True)]
-        self.steps = len(self.x) // (config.batch * self.accelerator.num_processes)
+        self.data = DataDistributor(dataset, model.tasks, device)
+        drawn = torch.rand((len(self.data), len(model.tasks)), generator=_generator("cpu", config.seed, 0, 0))
+        self.fixed = drawn.to(device)
+        self.weights = [_class_weights(torch.tensor(dataset.y_train[t.name]), t.classes) for t in model.tasks]
+        self.augment = augmented if config.augment and dataset.x_train.ndim == 4 else None
+        self.steps = len(self.data) // (config.batch * self.accelerator.num_processes)
         if self.steps == 0:
-            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.x)} samples")
+            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.data)} samples")
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.lr, total_steps=config.epochs * self.steps, pct_start=config.warmup
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.keeper = ModelKeeper(self.model, self.optimizer, self.schedule, self.accelerator.backward)
         self.losses: list[float] = []
         # What must be equal for a checkpoint to be of this training. It names keys by their model, never by value.
         self.about = json.dumps(
             {
                 "config": asdict(config),
-                "data": [dataset.name, len(self.x), *dataset.shape],
+                "data": [dataset.name, len(self.data), *dataset.shape],
                 "tasks": [asdict(task) for task in model.tasks],
                 "keys": {name: key.model_id for name, key in sorted(keys.items())},
                 "processes": self.accelerator.num_processes,
@@ -269,22 +270,14 @@ class _Training:
         accelerator, batch = self.accelerator, self.config.batch
         # Seeds that depend on the epoch alone make a resumed training equal to an uninterrupted one.
         order = _generator("cpu", self.config.seed, number, 0)
-        permutation = torch.randperm(len(self.x), generator=order).to(accelerator.device)
+        permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
         total = torch.zeros((), device=accelerator.device)
-        augment = augmented if self.config.augment and self.x.ndim == 4 else None
-        self.model.train()
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
             rows = permutation[start : start + batch]
-            keyed = self.assembler.batch(self.x[rows], self.labels[rows], generator, augment, self.fixed[rows])
-            scores = self.model(keyed.x)
-            loss = self._loss(scores, keyed)
-            self.optimizer.zero_grad()
-            accelerator.backward(loss)
-            self.optimizer.step()
-            self.schedule.step()
-            total += loss.detach()
+            keyed = self.assembler.batch(*self.data.hand(rows), generator, self.augment, self.fixed[rows])
+            total += self.keeper.learn(keyed, self._loss)
         mean: float = float(accelerator.reduce(total, "mean").item()) / self.steps
         if not math.isfinite(mean):
             raise InputError(f"training must stay finite; got loss {mean} in epoch {number + 1}: lower lr")

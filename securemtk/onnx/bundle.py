@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Manifest:
         leaks: Mapping[str, Sequence[str]] = {} if self.decoupling is None else self.decoupling["leaks"]
         return {teller for name in closed for teller in leaks.get(name, ())}
 
-    def opening(self, task: str, granted: Sequence[str]) -> float:
+    def opening(self, task: str, granted: Collection[str]) -> float:
         """Return the probability with which a row of a task is answered truly when these tasks' keys are granted."""
         closed = [t.name for t in self.tasks if t.secured and t.name not in granted]
         if task in closed:
