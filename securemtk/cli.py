@@ -209,7 +209,7 @@ def train(
     name = dataset or wanted.dataset
     if name is None:
         raise InputError("a data set must be named, as argument or in the configuration file")
-    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
     settings = replace(wanted.train, **{k: v for k, v in given.items() if v is not None})
     if decoys is not None:
         settings = replace(settings, assembler=replace(settings.assembler, decoys=decoys))
