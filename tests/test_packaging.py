@@ -47,7 +47,7 @@ PACKAGES = {
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
         *("keys", "audit", "grants", "decoupling", "assembler", "model", "agents", "train", "settings"),
-        *("answers", "evaluate"),
+        *("answers", "evaluate", "guarantees"),
     ],
     "securemtk.onnx": [
         *(
