@@ -3,8 +3,8 @@
 T1. The network that answers a closed task best, in cross entropy, is constant: its answer is the uniform law. `kl` says
     how far a trained one is from it.
 T2. Whoever sees one label drawn from each answer guesses the true label at most sqrt(kl / 2) more often than without
-    it: the drawn label's law is that far from uniform in total variation (Pinsker, 1964; Jensen). It does not hold for the
-    greatest entry or for raw scores, which amplify small deviations.
+    it: the drawn label's law is that far from uniform in total variation (Pinsker, 1964; Jensen). It does not hold for
+    the greatest entry or for raw scores, which amplify small deviations.
 T3. A key of n random bits is guessed by chance in 2**-n of tries, if nothing but the key opens. Networks are tolerant,
     so that the share that does open is measured (`securemtk.mtk.evaluate.opening_rate`, `securemtk attack`).
 
