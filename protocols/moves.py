@@ -21,6 +21,7 @@ from protocols.value import Operator, Value, Weights, public
 
 # A result keeps at most so many fraction bits: its integer part must have room below 2**62.
 MOST_BITS = 3 * FRAC_BITS
+_ROOM = 2
 
 
 def _same_scale(party: Party, *xs: Value) -> tuple[list[Tensor], int]:
@@ -78,9 +79,14 @@ def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
     keepdim = bool(layer.number("keepdims"))
-    if n & (n - 1) == 0 and x.frac_bits + n.bit_length() - 1 <= MOST_BITS:
-        return Value(x.share.sum(axes, keepdim=keepdim), x.frac_bits + n.bit_length() - 1)
-    x.at_most(party, MOST_BITS - FRAC_BITS)
+    log = n.bit_length() - 1
+    if n == 1 << log and log <= FRAC_BITS:
+        if x.frac_bits + log > MOST_BITS:
+            x.at_most(party, MOST_BITS - FRAC_BITS)
+        return Value(x.share.sum(axes, keepdim=keepdim), x.frac_bits + log)
+    if x.frac_bits > MOST_BITS - FRAC_BITS:
+        # As it has to be truncated, by a little more: a variance is then multiplied up to the largest numbers.
+        x.at_most(party, MOST_BITS - FRAC_BITS - _ROOM)
     return Value(x.share.sum(axes, keepdim=keepdim) * public(1 / n, FRAC_BITS), x.frac_bits + FRAC_BITS)
 
 

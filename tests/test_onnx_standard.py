@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import agrees, build, floats, one
 from program_oracle import run
+from test_protocols import secure
 
 from protocols.errors import NeedsInputs, UnsupportedError
 from securemtk.onnx.importer import load_onnx
@@ -41,6 +42,15 @@ def as_a_whole(model: onnx.ModelProto, seed: int = 0, low: float = -2.0) -> None
     for want, x in zip(start(model.SerializeToString()).run(None, feeds), imported.outputs, strict=True):
         assert (got[x.name].shape[1:], x.dtype) == (want.shape, want.dtype.name)
         np.testing.assert_allclose(got[x.name][0], want, atol=2e-3)
+
+
+@pytest.mark.parametrize("n", [64, 60])
+def test_the_largest_variances_never_wrap_under_encryption(n):
+    model = one("LayerNormalization", ("n", n), [np.ones(n, np.float32)], opset=17)
+    imported, x = load_onnx(model.SerializeToString()), floats(40, n)
+    x *= 60 / x.std(1, keepdims=True)
+    got = secure("fss", imported.program, imported.params, {"x": x})[0]["y"]
+    np.testing.assert_allclose(got, start(model.SerializeToString()).run(None, {"x": x})[0], atol=5e-3)
 
 
 # --- outputs --------------------------------------------------------------------------------------------------------
