@@ -7,8 +7,9 @@ Source: evolution strategy with antithetic pairs and ranks, Wierstra et al. (201
 with a mask, Neural Cleanse, Wang et al. (IEEE S&P 2019).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ BLACK_BOX: tuple[Release, ...] = ("sampled", "rounded")
 # pixels' range.
 _PAIRS, _ASKED, _SIGMA, _RATE = 20, 20, 0.15, 0.25
 _ENOUGH = 0.9
-# Of the gradient: samples a step, rate of Adam, and how the weight of the mask's size goes up and down.
-_BATCH, _ADAM, _UP, _DOWN, _WEIGHT = 64, 0.1, 1.05, 1.08, 0.02
+# Of the gradient: samples a step, rate of Adam, how the weight of the mask's size goes up and down and where it begins,
+# the mask's first value, and random patterns of which one becomes a start.
+_BATCH, _ADAM, _UP, _DOWN, _WEIGHT, _MASK, _DRAWN = 8, 0.2, 1.05, 1.08, 0.02, 0.1, 20
 
 
 def invert(
@@ -51,7 +53,7 @@ def invert(
     *,
     queries: int = 200_000,
     steps: int = 300,
-    restarts: int = 3,
+    restarts: int = 48,
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Finding]:
@@ -61,7 +63,7 @@ def invert(
         victim: model, data and keys.
         queries: budget of each search by queries; one sample asked once is one query.
         steps: of each search by gradient.
-        restarts: searches by gradient, of which the best on the attacker's own samples counts.
+        restarts: random starts of a search by gradient; the best on the attacker's own samples counts.
         seed: of starts, samples and released labels.
         progress: told what goes on.
 
@@ -83,14 +85,10 @@ def invert(
             found = _by_queries(victim, key, x, labels[task], how, queries, stream.derive(how))
             findings.append(_judge(victim, key, f"by queries, {how} answers", found, judge))
         for place in ("known", "unknown"):
-            search = _Gradient(victim, key, x, labels[task], place == "known", steps, stream.derive(place))
-            best = None
-            for k in range(restarts):
-                progress(f"invert {task} by weights, place {place}", k / restarts)
-                fresh = search.run(k)
-                best = fresh if best is None or fresh.own > best.own else best
-            if best is not None:
-                findings.append(_judge(victim, key, f"by weights, place {place}", best, judge))
+            way = f"by weights, place {place}"
+            search = _Gradient(victim, key, x, labels[task], place == "known", stream.derive(place))
+            found = search.run(restarts, steps, partial(progress, f"invert {task} {way}"))
+            findings.append(_judge(victim, key, way, found, judge))
     return findings
 
 
@@ -198,55 +196,64 @@ def _ask(
 
 
 class _Gradient:
-    """Search by gradient through the stolen network, from random starts."""
+    """Search by gradient through the stolen network, from many random starts at once."""
 
-    def __init__(
-        self, victim: Victim, key: TriggerKey, x: Images, y: Labels, known: bool, steps: int, stream: Stream
-    ) -> None:
-        self.victim, self.key, self.known, self.steps, self.stream = victim, key, known, steps, stream
+    def __init__(self, victim: Victim, key: TriggerKey, x: Images, y: Labels, known: bool, stream: Stream) -> None:
+        self.victim, self.key, self.known, self.stream = victim, key, known, stream
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
+        self.low, self.span = victim.dataset.low, victim.dataset.high - victim.dataset.low
         self.index = [task.name for task in victim.model.tasks].index(key.task)
 
-    def run(self, restart: int) -> _Found:
-        """Return what one start leads to."""
-        low, high = self.victim.dataset.low, self.victim.dataset.high
-        stream = self.stream.derive(str(restart))
-        # Logits: uniform values in the pattern; of a mask that is to be found, 10 % everywhere.
-        start = stream.uniform(self.key.shape).clamp(0.02, 0.98).float().logit()
-        pattern = start.requires_grad_()
-        place = torch.from_numpy(self.key.mask[:1].astype(np.float32))
-        mask = torch.full_like(place, 0.1).logit().requires_grad_()
+    def run(self, starts: int, steps: int, tell: Callable[[float], None]) -> _Found:
+        """Return the pattern that is best on the attacker's samples, of all that the starts lead to."""
+        place = torch.from_numpy(self.key.mask[:1].astype(np.float32)).expand(starts, -1, -1, -1)
+        mask = torch.full_like(place, _MASK).logit().requires_grad_()
+        pattern = self._starts(starts, place if self.known else mask.detach().sigmoid()).logit().requires_grad_()
         leaves = [pattern] if self.known else [pattern, mask]
         optimizer = torch.optim.Adam(leaves, lr=_ADAM)
-        weight = _WEIGHT
-        for _ in range(self.steps):
-            rows = stream.permutation(len(self.x))[:_BATCH]
+        weight = torch.full((starts,), _WEIGHT)
+        for step in range(steps):
             m = place if self.known else mask.sigmoid()
-            stamped = (1 - m) * self.x[rows] + m * (low + (high - low) * pattern.sigmoid())
-            loss, right = self._loss(stamped, rows)
+            loss, right = self._loss(self.low + self.span * pattern.sigmoid(), m)
             # The mask is pressed while the task is open, and given room while it is not.
-            total = loss if self.known else loss + weight * m.sum()
-            weight = weight * _UP if right >= _ENOUGH else weight / _DOWN
+            total = loss if self.known else loss + weight * m.sum(dim=(1, 2, 3))
+            weight = torch.where(right >= _ENOUGH, weight * _UP, weight / _DOWN)
             optimizer.zero_grad()
-            total.backward(inputs=leaves)  # type: ignore[no-untyped-call]
+            # Every start has its own values, so the gradient of the sum is that of each.
+            total.sum().backward(inputs=leaves)  # type: ignore[no-untyped-call]
             optimizer.step()
+            tell(step / steps)
         m = place if self.known else mask.detach().sigmoid()
-        return self._finish(low + (high - low) * pattern.detach().sigmoid(), m)
+        return self._best(self.low + self.span * pattern.detach().sigmoid(), m, steps)
 
-    def _loss(self, stamped: Tensor, rows: Tensor) -> tuple[Tensor, float]:
-        model = self.victim.model
-        scores = model.branches[self.index](model.trunk(stamped).flatten(1))
-        right = float((scores.detach().argmax(dim=1) == self.y[rows]).float().mean())
-        return cross_entropy(scores, self.y[rows]), right
+    def _starts(self, n: int, mask: Tensor) -> Tensor:
+        """Choose those of many random patterns whose gradient is greatest: from most it is exactly zero.
 
-    def _finish(self, pattern: Tensor, mask: Tensor) -> _Found:
-        """Make a mask of zeros and ones, and values of 256 levels, as whoever stamps images must."""
-        chosen = mask >= 0.5
-        if not chosen.any():
-            chosen = mask == mask.max()
-        low, high = self.victim.dataset.low, self.victim.dataset.high
-        values = _levels(pattern.numpy(), low, high)
-        found = np.where(np.broadcast_to(chosen.numpy(), values.shape), values, np.float32(np.nan))
-        x, y = self.x.numpy(), self.y.numpy()
-        _, raw = pattern_accuracies(self.victim.model, self.key.task, x, y, found[None])
-        return _Found(found, float(raw[0]), {"steps": self.steps})
+        While the mask is still faint there is a gradient everywhere, and choosing would only make the starts alike.
+        """
+        drawn = self.stream.uniform((_DRAWN * n if self.known else n, *self.key.shape)).clamp(0.02, 0.98).float()
+        if not self.known:
+            return drawn
+        drawn.requires_grad_()
+        loss, _ = self._loss(self.low + self.span * drawn, mask.repeat(_DRAWN, 1, 1, 1))
+        (gradient,) = torch.autograd.grad(loss.sum(), drawn)
+        return drawn.detach()[gradient.flatten(1).norm(dim=1).argsort(descending=True)[:n]]
+
+    def _loss(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for each start its cross entropy and its accuracy on a few samples."""
+        model, starts = self.victim.model, len(values)
+        rows = self.stream.permutation(len(self.x))[:_BATCH]
+        stamped = (1 - mask[:, None]) * self.x[rows] + (mask * values)[:, None]
+        scores = model.branches[self.index](model.trunk(stamped.flatten(0, 1)).flatten(1))
+        y = self.y[rows].repeat(starts)
+        right = (scores.detach().argmax(dim=1) == y).float().reshape(starts, -1).mean(dim=1)
+        return cross_entropy(scores, y, reduction="none").reshape(starts, -1).mean(dim=1), right
+
+    def _best(self, values: Tensor, mask: Tensor, steps: int) -> _Found:
+        """Make masks of zeros and ones and values of 256 levels, as whoever stamps images must, and choose."""
+        chosen = mask >= torch.minimum(mask.amax(dim=(1, 2, 3), keepdim=True), torch.tensor(0.5))
+        levels = _levels(values.numpy(), self.low, self.low + self.span)
+        found = np.where(chosen.numpy(), levels, np.float32(np.nan))
+        released, raw = pattern_accuracies(self.victim.model, self.key.task, self.x.numpy(), self.y.numpy(), found)
+        best = int((released + raw).argmax())
+        return _Found(found[best], float(raw[best]), {"starts": len(found), "steps": steps})
