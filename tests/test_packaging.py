@@ -46,6 +46,7 @@ PACKAGES = {
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "digits", "shapes", ""],
     "securemtk.mtk": ["keys", "assembler", "model", "train", "answers", "evaluate"],
+    "securemtk.mtk.attacks": ["base", "guess", "invert", "infer", "finetune", "membership", "suite"],
     "securemtk.onnx": [
         *(
             "problems",

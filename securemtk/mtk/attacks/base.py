@@ -5,7 +5,7 @@ theorems 2 and 4); the bound of a share is that of Clopper and Pearson (1934).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -125,7 +125,7 @@ class Rule:
         """
         return math.exp(-2 * self.samples * self.lift**2)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
         return asdict(self) | {"threshold": self.threshold, "false_positive": self.false_positive}
 
@@ -223,9 +223,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def percent(values: Sequence[float] | float) -> str:
+def percent(value: float) -> str:
     """Return an accuracy as text, in per cent."""
-    return f"{100 * float(np.mean(values)):.1f} %"
+    return f"{100 * value:.1f} %"
 
 
 def silent(_what: str, _done: float) -> None:

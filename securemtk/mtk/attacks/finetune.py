@@ -69,8 +69,8 @@ def _finding(victim: Victim, task: str, n: int, pairs: np.ndarray) -> Finding:
     stolen, scratch = (float(value) for value in pairs.mean(axis=0))
     verdict = "the stolen trunk carries the task" if stolen > scratch + 0.02 else "the stolen trunk is of little help"
     meaning = (
-        f"With {n} labelled samples a new branch on the stolen trunk reaches {percent(stolen)} of {task}, a network from "
-        f"scratch {percent(scratch)}: {verdict}."
+        f"With {n} labelled samples a new branch on the stolen trunk reaches {percent(stolen)} of {task}, a network "
+        f"from scratch {percent(scratch)}: {verdict}."
     )
     y = victim.dataset.y_test[task]
     details = {"labelled": n, "stolen": pairs[:, 0].tolist(), "scratch": pairs[:, 1].tolist()}

@@ -17,7 +17,6 @@ from securemtk.data.base import Images, Labels
 from securemtk.mtk.attacks.base import (
     Finding,
     Progress,
-    Rule,
     Victim,
     opening_rule,
     pattern_accuracies,
@@ -150,8 +149,8 @@ class _Guesser:
         released, raw = self.accuracies(patterns)
         opened = int(rule.opens(raw).sum())
         meaning = (
-            f"Were raw scores of {self.task} released, {opened} of {tries:,} random patterns would open it; as released "
-            f"it is right {percent(released)} of the time under them."
+            f"Were raw scores of {self.task} released, {opened} of {tries:,} random patterns would open it; as "
+            f"released it is right {percent(float(released.mean()))} of the time under them."
         )
         details = rule.to_dict() | {
             "tries": tries,
@@ -159,6 +158,7 @@ class _Guesser:
             "upper_95": share_bounds(opened, tries)[1],
             "mean": float(raw.mean()),
             "best": float(raw.max()),
+            "least": float(raw.min()),
             "released": {"opened": int(self.rule.opens(released).sum()), "best": float(released.max())},
         }
         what = "random patterns, raw scores: share that opens"

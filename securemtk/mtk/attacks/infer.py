@@ -12,7 +12,7 @@ from protocols.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent, stream_of
 from securemtk.mtk.evaluate import Floats, Release, attack, release
-from securemtk.mtk.keys import stamp
+from securemtk.mtk.keys import TriggerKey, stamp
 from securemtk.mtk.model import Scores, predict
 
 NAME = "infer"
@@ -40,7 +40,9 @@ def infer(victim: Victim, *, seed: int = 0, progress: Progress = silent) -> list
     x, labels = victim.dataset.x_test, victim.dataset.y_test
     unprotected = [task.name for task in victim.model.tasks if not task.secured]
     for number, task in enumerate(victim.keys):
-        states = {"no key": []} | ({"all other keys": victim.others(task)} if victim.others(task) else {})
+        states: dict[str, list[TriggerKey]] = {"no key": []}
+        if others := victim.others(task):
+            states["all other keys"] = others
         for state, held in states.items():
             progress(f"infer {task}, {state}", number / len(victim.keys))
             opened = [*unprotected, *(key.task for key in held)]
@@ -74,8 +76,8 @@ def _infer(
         alone = max(only.logistic, only.boosting)
     details["open_outputs_alone"] = alone
     meaning = (
-        f"From all {rule} outputs ({state}) an attacker guesses {task} in {percent(best)} of cases: {percent(prior)} is "
-        f"the most frequent class, {percent(found.chance)} what true open labels tell, {percent(alone)} what open "
+        f"From all {rule} outputs ({state}) an attacker guesses {task} in {percent(best)} of cases: {percent(prior)} "
+        f"is the most frequent class, {percent(found.chance)} what true open labels tell, {percent(alone)} what open "
         f"outputs alone tell (standard error {100 * error:.1f} points)."
     )
     what = f"all {rule} outputs, {state}: accuracy of the better attacker"

@@ -68,8 +68,8 @@ def invert(
         progress: told what goes on.
 
     Returns:
-        For each secured task: by queries of sampled and of rounded answers, by weights with the place known and unknown.
-        The figure is the accuracy of the pattern found on samples that the attacker never saw.
+        For each secured task: by queries of sampled and of rounded answers, by weights with the place known and
+        unknown. The figure is the accuracy of the pattern found on samples that the attacker never saw.
 
     Raises:
         InputError: a number is not positive.
@@ -116,7 +116,7 @@ def _judge(
         f"The search {'opened' if opens else 'did not open'} {key.task}: right {percent(figure)} of the time, "
         f"{percent(rule.base)} without, {percent(rule.right)} with the key ({effort})."
     )
-    details = rule.to_dict() | {"opens": opens, "released": float(released[0]), "raw": float(raw[0])}
+    details: dict[str, Any] = rule.to_dict() | {"opens": opens, "released": float(released[0]), "raw": float(raw[0])}
     details |= {"own_samples": found.own, "effort": dict(found.effort), "overlap": overlap}
     return Finding(NAME, key.task, f"{way}: accuracy of the pattern found", figure, rule.base, meaning, details)
 

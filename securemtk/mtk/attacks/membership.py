@@ -61,8 +61,8 @@ def _finding(task: str, closed: bool, scores: Scores, y: Labels, member: NDArray
     seen = areas[best] > 0.5 + 2.4 * error
     answers = "closed" if closed else "open"
     meaning = (
-        f"The {answers} answers of {task} {'tell' if seen else 'do not tell'} members from others: area {areas[best]:.3f} "
-        f"by {best} (chance 0.5, standard error {error:.3f})."
+        f"The {answers} answers of {task} {'tell' if seen else 'do not tell'} members from others: area "
+        f"{areas[best]:.3f} by {best} (chance 0.5, standard error {error:.3f})."
     )
     details = {"closed": closed, "areas": areas, "best": best, "standard_error": error, "advantage": advantage}
     details |= {"members": n_members, "others": n - n_members}

@@ -62,6 +62,12 @@ class Report:
         return {"format": FORMAT} | asdict(self)
 
 
+def check_attacks(names: Sequence[str]) -> None:
+    """Raise InputError where a name is not among `ATTACKS`."""
+    if unknown := sorted(set(names) - set(ATTACKS)):
+        raise InputError(f"attacks must be among {', '.join(ATTACKS)}; got {', '.join(unknown)}")
+
+
 def run_attacks(
     victim: Victim,
     only: Sequence[str] = (),
@@ -83,13 +89,10 @@ def run_attacks(
         InputError: an unknown attack, or a number that is not positive.
     """
     effort = Effort() if effort is None else effort
-    if unknown := set(only) - set(ATTACKS):
-        raise InputError(f"attacks must be among {', '.join(ATTACKS)}; got {', '.join(sorted(unknown))}")
+    check_attacks(only)
     runs: dict[str, Callable[..., list[Finding]]] = {
         guess.NAME: partial(guess.guess, tries=effort.tries),
-        invert.NAME: partial(
-            invert.invert, queries=effort.queries, steps=effort.steps, restarts=effort.restarts
-        ),
+        invert.NAME: partial(invert.invert, queries=effort.queries, steps=effort.steps, restarts=effort.restarts),
         infer.NAME: infer.infer,
         finetune.NAME: partial(finetune.finetune, counts=effort.labelled),
         membership.NAME: membership.membership,
