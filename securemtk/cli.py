@@ -45,6 +45,10 @@ from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.estimate import NETWORKS, LayerEstimate, parse_network
 from securemtk.files import write_whole
+from securemtk.mtk.attacks.base import Victim
+from securemtk.mtk.attacks.suite import ATTACKS, Effort, check_attacks, run_attacks
+from securemtk.mtk.attacks.suite import Report as AttackReport
+from securemtk.mtk.attacks.suite import progress_bar as attack_bar
 from securemtk.mtk.audit import read as read_log
 from securemtk.mtk.evaluate import opening_rate
 from securemtk.mtk.grants import Grant, Ledger
@@ -55,12 +59,14 @@ from securemtk.onnx.bundle import read_model
 from securemtk.onnx.check import LayerCost, Report
 from securemtk.onnx.check import check as check_model
 from securemtk.onnx.fix import fix as fix_model
+from securemtk.pictures import draw_attacks
 from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, task_figures, train_run
 from securemtk.session import Model, PredictionCost, Scores, Session
 
 INTERNAL, USAGE, INPUT, UNSUPPORTED, ABORTED, SYSTEM, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 6, 130, 143
 SHOWN_ROWS = 10
 _NUMERALS = ("", *"-.0123456789")
+ATTACK_FILE = "attack.json"
 # A bundle's writer reports the disk's refusal as an error of the bundle: by these the two are told apart.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -241,6 +247,43 @@ def evaluate(
     """Measure a run on its test part: no key, right key, wrong keys, all keys; and guesses of the keys."""
     trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
     _show_evaluation(as_json, trained, tries)
+
+
+@app.command(epilog="Example:  securemtk attack runs/digits --only guess,invert --tries 100000")
+def attack(
+    folder: RunFolder,
+    only: Annotated[str, typer.Option(help=f"Some of {', '.join(ATTACKS)}, with commas; all when absent.")] = "",
+    tries: Annotated[int, typer.Option(min=1, help="Random patterns in each key's place.")] = Effort.tries,
+    queries: Annotated[int, typer.Option(min=1, help="Of each key inversion by queries.")] = Effort.queries,
+    steps: Annotated[int, typer.Option(min=1, help="Of each key inversion by gradient.")] = Effort.steps,
+    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each of them.")] = Effort.restarts,
+    seed: Annotated[int, typer.Option(min=0, help="Of guesses, starts and samples.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the results, .json; a .png beside it. In RUN by default.")
+    ] = (None),
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a run: guess and invert keys, infer closed tasks, fine-tune the stolen trunk, tell members.
+
+    Writes attack.json and attack.png. What each attack shows and does not show: docs/attacks.md.
+    """
+    target = folder / ATTACK_FILE if out is None else out
+    _check_folder("--out", target)
+    if target.suffix != ".json":
+        raise InputError(f"--out must name a .json file; got {str(target)!r}")
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    effort = Effort(tries, queries, steps, restarts)
+    check_attacks(names)
+    trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
+    victim = Victim(trained.result.model, trained.dataset, trained.result.keys)
+    with attack_bar() as bar:
+        found = run_attacks(victim, names, effort=effort, seed=seed, progress=bar)
+    document = found.to_dict()
+    write_whole(target, (json.dumps(document, indent=1) + "\n").encode())
+    write_whole(target.with_suffix(".png"), draw_attacks(document["findings"]))
+    _emit(as_json, document, lambda: _attack_tables(found))
+    log.info("written: %s and %s", target, target.with_suffix(".png").name)
 
 
 @app.command("export", epilog="Example:  securemtk export runs/digits digits.bundle")
@@ -728,6 +771,16 @@ def _show_evaluation(as_json: bool, trained: Trained, tries: int = 0) -> None:
         _rows_table("random patterns in a key's place", [{"task": name} | rate for name, rate in guesses.items()])
 
     _emit(as_json, document, show)
+
+
+def _attack_tables(found: AttackReport) -> None:
+    for name, seconds in found.seconds.items():
+        rows = [
+            {"task": f.task, "what": f.what, "figure": f"{f.figure:.3g}", "chance": f"{f.chance:.3g}", "": f.meaning}
+            for f in found.findings
+            if f.attack == name
+        ]
+        _rows_table(f"{name}, {seconds:.0f} s", rows)
 
 
 def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: PredictionCost) -> dict[str, Any]:

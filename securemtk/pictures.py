@@ -1,7 +1,7 @@
 """Pictures of results. A key's pattern is never drawn: a grey box stands for it."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,3 +145,151 @@ def _question(axes: Axes, sample: Sample, masks: Mapping[str, NDArray[np.bool_]]
         axes.text(
             0.5, -0.05 - 0.13 * line, text, transform=axes.transAxes, color=colour, fontsize=9, ha="center", va="top"
         )
+
+
+# --- attacks --------------------------------------------------------------------------------------------------------
+
+Found = Mapping[str, Any]
+Panel = Callable[[Axes, Sequence[Found], Mapping[str, str]], None]
+NEAR = ("10% wrong", "20% wrong", "30% wrong", "50% wrong", "noise 5%", "noise 10%", "noise 20%")
+
+
+def draw_attacks(findings: Sequence[Found]) -> bytes:
+    """Draw a panel for each attack that was run; no pattern is drawn, neither a key's nor one that was found.
+
+    Args:
+        findings: as in attack.json, of at least one attack.
+
+    Returns:
+        A PNG file.
+    """
+    sorts: tuple[tuple[str, Panel, Callable[[Found], bool]], ...] = (
+        ("Random patterns", _guesses, lambda f: "histogram" in f["details"]),
+        ("Wrong keys", _wrong_keys, lambda f: "kinds" in f["details"]),
+        ("Inverted keys", _inversions, lambda f: f["attack"] == "invert"),
+        ("Inferred from all outputs", _inferences, lambda f: f["attack"] == "infer"),
+        ("A new branch on the stolen trunk", _branches, lambda f: f["attack"] == "finetune"),
+        ("Membership of the training part", _memberships, lambda f: f["attack"] == "membership"),
+    )
+    panels = {title: (draw, [f for f in findings if chosen(f)]) for title, draw, chosen in sorts}
+    panels = {title: panel for title, panel in panels.items() if panel[1]}
+    palette = (BLUE, ORANGE, GREEN, RED, SKY, GREY)
+    tasks = list(dict.fromkeys(f["task"] for f in findings))
+    colours = {task: palette[i % len(palette)] for i, task in enumerate(tasks)}
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6 * columns, 4.6 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, (draw, found)) in zip(grid, panels.items(), strict=False):
+        draw(axes, found, colours)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _guesses(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    for f in (f for f in found if "no other key" in f["what"]):
+        details, task = f["details"], f["task"]
+        counts = np.array(details["histogram"])
+        edges = np.linspace(0, 100, len(counts) + 1)
+        label = f"{task}: {details['opened']} of {details['tries']:,} open"
+        axes.stairs(counts, edges, fill=True, color=colours[task], alpha=0.7, label=label)
+        axes.axvline(100 * details["threshold"], color=colours[task], linestyle="dashed", linewidth=1)
+        axes.axvline(100 * details["right"], color=colours[task], linewidth=1.5)
+    axes.plot([], [], color="black", linestyle="dashed", linewidth=1, label="counts as open")
+    axes.plot([], [], color="black", linewidth=1.5, label="right key")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("probability of the true label, %")
+    axes.set_ylabel("patterns")
+    axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(0.95, 0.5))
+
+
+def _wrong_keys(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    tasks = list(dict.fromkeys(f["task"] for f in found))
+    names: list[str] = []
+    for k, task in enumerate(tasks):
+        rows: dict[str, tuple[float, float]] = {}
+        for f in (f for f in found if f["task"] == task):
+            kinds = f["details"]["kinds"]
+            near = {name: (kind["mean"], kind["best"]) for name, kind in kinds.items() if name in NEAR}
+            means, bests = ([kind[name] for kind in kinds.values()] for name in ("mean", "best"))
+            rows |= near or {f["details"]["group"]: (float(np.mean(means)), max(bests))}
+            threshold = f["details"]["threshold"]
+        names = list(dict.fromkeys([*names, *rows]))
+        places = np.array([names.index(name) for name in rows]) + 0.16 * (k - (len(tasks) - 1) / 2)
+        mean, best = 100 * np.array(list(rows.values())).T
+        axes.hlines(places, mean, best, color=colours[task], linewidth=1)
+        axes.plot(best, places, "o", color=colours[task], markersize=5, label=task)
+        axes.plot(mean, places, "|", color=colours[task], markersize=9)
+        axes.axvline(100 * threshold, color=colours[task], linestyle="dashed", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 102)
+    axes.set_xlabel("right answers as released, % (from mean to best; dashed: counts as open)")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _bars(axes: Axes, rows: Sequence[tuple[str, float, float, str]], chance: str) -> None:
+    """Draw horizontal bars, (label, figure, chance, colour), figures and chances in [0, 1]."""
+    labels, figures, chances, colours = zip(*rows, strict=True)
+    places = range(len(rows))
+    axes.barh(places, [100 * value for value in figures], color=colours)
+    axes.plot([100 * value for value in chances], places, "k|", markersize=11, markeredgewidth=2)
+    for place, figure, mark in zip(places, figures, chances, strict=True):
+        axes.text(100 * max(figure, mark) + 2, place, f"{100 * figure:.0f}", fontsize=8, va="center")
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 112)
+    axes.set_xlabel(f"right answers, % (black: {chance})")
+
+
+def _inversions(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    rows = [
+        (f"{f['task']}, {f['what'].split(':')[0]}", f["figure"], f["details"]["threshold"], colours[f["task"]])
+        for f in found
+    ]
+    _bars(axes, rows, "counts as open")
+
+
+def _inferences(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    rows = [
+        (f"{f['task']}, {f['details']['rule']}, {f['details']['state']}", f["figure"], f["chance"], colours[f["task"]])
+        for f in found
+    ]
+    _bars(axes, rows, "what true open labels tell")
+
+
+def _branches(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    for task in dict.fromkeys(f["task"] for f in found):
+        mine = [f for f in found if f["task"] == task]
+        n = [f["details"]["labelled"] for f in mine]
+        axes.plot(n, [100 * f["figure"] for f in mine], "o-", color=colours[task], label=f"{task}, stolen trunk")
+        axes.plot(n, [100 * f["chance"] for f in mine], "s--", color=colours[task], label=f"{task}, from scratch")
+    axes.set_xscale("log")
+    axes.set_xticks(n, [str(value) for value in n])
+    axes.minorticks_off()
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("labelled samples")
+    axes.set_ylabel("right answers, %")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+def _memberships(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:
+    names = list(found[0]["details"]["areas"])
+    for k, f in enumerate(found):
+        places = np.arange(len(names)) + 0.16 * (k - (len(found) - 1) / 2)
+        error = 2 * f["details"]["standard_error"]
+        label = f"{f['task']} ({'closed' if f['details']['closed'] else 'open'})"
+        areas = list(f["details"]["areas"].values())
+        axes.errorbar(places, areas, error, fmt="o", color=colours[f["task"]], capsize=3, label=label)
+    axes.axhline(0.5, color="black", linestyle="dashed", linewidth=1, label="chance")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0.35, 1.02)
+    axes.set_ylabel("area under the ROC curve (two standard errors)")
+    axes.legend(fontsize=8, frameon=False)

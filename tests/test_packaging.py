@@ -49,6 +49,7 @@ PACKAGES = {
         *("keys", "audit", "grants", "decoupling", "assembler", "model", "agents", "train", "settings"),
         *("answers", "evaluate", "guarantees"),
     ],
+    "securemtk.mtk.attacks": ["base", "guess", "invert", "infer", "finetune", "membership", "suite"],
     "securemtk.onnx": [
         *(
             "problems",

@@ -1,0 +1,232 @@
+"""What all attacks share: their victim, what they find, and when a pattern counts as having opened a task.
+
+Source: the rule's false-positive rate is Hoeffding's inequality for sampling without replacement (Hoeffding, 1963,
+theorems 2 and 4); the bound of a share is that of Clopper and Pearson (1934).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import beta
+from threadpoolctl import threadpool_limits
+
+from protocols.errors import InputError, KeyRefused
+from protocols.prg import SEED_BYTES, Stream
+from securemtk.data.base import DataSet, Images, Labels
+from securemtk.mtk.evaluate import Release, released_accuracy
+from securemtk.mtk.keys import TriggerKey, stamp
+from securemtk.mtk.model import MultiTaskModel, Scores
+
+# What an attack tells while it runs: what it does, and the share of it that is done.
+Progress = Callable[[str, float], None]
+
+LIFT = 0.2
+_LEAST_LIFT = 0.05
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """A model under attack, with what is needed to judge whether an attack succeeded.
+
+    Args:
+        model: in evaluation mode, on the CPU, with at least one secured task.
+        dataset: the one it was trained on.
+        keys: task name -> key, one for each secured task. Attacks judge with them and never start from them, but for
+            those that try a damaged key.
+
+    Raises:
+        InputError: no task is secured.
+        KeyRefused: keys and secured tasks differ.
+    """
+
+    model: MultiTaskModel
+    dataset: DataSet
+    keys: Mapping[str, TriggerKey]
+
+    def __post_init__(self) -> None:
+        secured = [task.name for task in self.model.tasks if task.secured]
+        if not secured:
+            raise InputError("a model under attack must have a secured task; it has none")
+        if set(self.keys) != set(secured):
+            raise KeyRefused(f"keys must be those of the secured tasks {secured}; got {sorted(self.keys)}")
+
+    def others(self, task: str) -> list[TriggerKey]:
+        """Return the keys of all tasks but this one."""
+        return [key for name, key in self.keys.items() if name != task]
+
+    def halves(self, seed: int) -> tuple[tuple[Images, dict[str, Labels]], tuple[Images, dict[str, Labels]]]:
+        """Split the test part into what an attacker has, with labels, and what the attack is judged on."""
+        order = np.random.default_rng(seed).permutation(len(self.dataset.x_test))
+        middle = len(order) // 2
+        first, second = (
+            (self.dataset.x_test[rows], {name: y[rows] for name, y in self.dataset.y_test.items()})
+            for rows in (order[:middle], order[middle:])
+        )
+        return first, second
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one attack found about one task.
+
+    Args:
+        attack: name of the attack.
+        task: the task attacked.
+        what: in a few words, what was tried and what the figure is.
+        figure: the figure.
+        chance: the same figure where nothing leaks.
+        meaning: one sentence.
+        details: further figures, as JSON values. Never a pattern: one that opens is as good as the key.
+    """
+
+    attack: str
+    task: str
+    what: str
+    figure: float
+    chance: float
+    meaning: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a pattern counts as having opened a task: its answers are right at least this often.
+
+    Args:
+        base: the greater of two accuracies: of the best constant answer, and of the released answers without a key.
+        right: accuracy with the right key.
+        lift: what must be added to `base`: 20 points, or half of what the right key adds where that is less.
+        samples: number of samples on which it is applied.
+    """
+
+    base: float
+    right: float
+    lift: float
+    samples: int
+
+    @property
+    def threshold(self) -> float:
+        """The accuracy that counts as open."""
+        return self.base + self.lift
+
+    @property
+    def false_positive(self) -> float:
+        """Bound on the chance that answers which do not depend on the label pass.
+
+        Such answers meet a random order of the labels; their mean accuracy over all orders is at most that of the best
+        constant answer, and Hoeffding bounds the deviation: exp(-2 n lift^2).
+        """
+        return math.exp(-2 * self.samples * self.lift**2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return asdict(self) | {"threshold": self.threshold, "false_positive": self.false_positive}
+
+    def opens(self, accuracies: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return for each accuracy whether it passes; a hair below counts, against losses by rounding."""
+        return np.asarray(accuracies >= self.threshold - 1e-9)
+
+
+def opening_rule(victim: Victim, task: str, x: Images, y: Labels, how: Release = "sampled") -> Rule:
+    """Return the rule for patterns of one task on samples x, (n, C, H, W), with labels y, (n,)."""
+    constant = float(np.bincount(y).max() / len(y))
+    nothing = released_accuracy(task_scores(victim.model, task, x), y, how)
+    right = released_accuracy(task_scores(victim.model, task, stamp(x, [victim.keys[task]])), y, how)
+    base = max(constant, nothing)
+    return Rule(base, right, min(LIFT, max(_LEAST_LIFT, (right - base) / 2)), len(y))
+
+
+def task_scores(model: MultiTaskModel, task: str, x: Images) -> Scores:
+    """Return the scores of one task, float32 (n, classes); the branches of the others are not computed."""
+    branch = model.branches[[t.name for t in model.tasks].index(task)]
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(x), _ROWS):
+            features = model.trunk(torch.from_numpy(x[start : start + _ROWS])).flatten(1)
+            parts.append(branch(features).numpy())
+    scores: Scores = np.concatenate(parts)
+    return scores
+
+
+def scores_with(model: MultiTaskModel, task: str, x: Images, patterns: Images) -> Iterator[tuple[slice, Scores]]:
+    """Give the scores of samples under each of many patterns, block by block.
+
+    Args:
+        model: whose scores.
+        task: whose scores.
+        x: float32 (m, C, H, W).
+        patterns: float32 (n, C, H, W), NaN where the sample shows.
+
+    Yields:
+        A slice of the patterns, and float32 (patterns, m, classes).
+    """
+    block = max(1, _ROWS // len(x))
+    for start in range(0, len(patterns), block):
+        part = slice(start, min(start + block, len(patterns)))
+        written = patterns[part, None]
+        stamped = np.where(np.isnan(written), x[None], written)
+        yield part, task_scores(model, task, stamped.reshape(-1, *x.shape[1:])).reshape(part.stop - start, len(x), -1)
+
+
+def pattern_accuracies(
+    model: MultiTaskModel, task: str, x: Images, y: Labels, patterns: Images
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the accuracy under each pattern, twice (n,): of released, sampled labels, and of the greatest raw score.
+
+    Arguments are those of `scores_with`, and the labels y, int64 (m,).
+    """
+    released, raw = np.empty(len(patterns)), np.empty(len(patterns))
+    for part, scores in scores_with(model, task, x, patterns):
+        released[part] = [released_accuracy(rows, y, "sampled") for rows in scores]
+        raw[part] = [released_accuracy(rows, y, "raw") for rows in scores]
+    return released, raw
+
+
+def share_bounds(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the bounds of a share of which `count` of n were seen: each holds with probability `level`."""
+    low = float(beta.ppf(1 - level, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(level, count + 1, n - count)) if count < n else 1.0
+    return low, high
+
+
+def stream_of(seed: int, label: str) -> Stream:
+    """Return the stream of an attack's own guesses, which are no secrets: the same for the same seed and label."""
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"seed must lie in 0..2^63 - 1; got {seed}")
+    return Stream(seed.to_bytes(SEED_BYTES, "little")).derive(label)
+
+
+def random_patterns(victim: Victim, key: TriggerKey, n: int, stream: Stream) -> Images:
+    """Draw patterns as `draw_keys` does, float32 (n, C, H, W), NaN outside the mask."""
+    patterns = np.full((n, *key.shape), np.nan, dtype=np.float32)
+    levels = stream.below(256, (n, int(key.mask.sum()))).numpy()
+    patterns[:, key.mask] = victim.dataset.low + (victim.dataset.high - victim.dataset.low) * levels / 255
+    return patterns
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the networks are small, and threads that wait for each other take longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def percent(value: float) -> str:
+    """Return an accuracy as text, in per cent."""
+    return f"{100 * value:.1f} %"
+
+
+def silent(_what: str, _done: float) -> None:
+    """A progress callback that tells nobody."""

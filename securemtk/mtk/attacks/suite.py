@@ -1,0 +1,120 @@
+"""All attacks on one model, and their report."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from protocols.errors import InputError
+from securemtk.mtk.attacks import base, finetune, guess, infer, invert, membership
+from securemtk.mtk.attacks.base import Finding, Victim, one_thread, silent
+
+ATTACKS = (guess.NAME, invert.NAME, infer.NAME, finetune.NAME, membership.NAME)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard each attack tries.
+
+    Args:
+        tries: random patterns for each key.
+        queries: of each key inversion from the query interface.
+        steps: of each key inversion by gradient.
+        restarts: random starts of each key inversion by gradient.
+        labelled: numbers of labelled samples for fine-tuning; those beyond the training part are left out.
+    """
+
+    tries: int = 100_000
+    queries: int = 200_000
+    steps: int = 300
+    restarts: int = 48
+    labelled: tuple[int, ...] = (50, 200, 1000)
+
+    def __post_init__(self) -> None:
+        if min(self.tries, self.queries, self.steps, self.restarts, *self.labelled) < 1 or not self.labelled:
+            raise InputError(f"each effort must be at least 1; got {asdict(self)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all attacks found.
+
+    Args:
+        seed: of the attacks.
+        effort: how hard they tried.
+        findings: in the order of the attacks.
+        seconds: attack -> time that it took.
+    """
+
+    seed: int
+    effort: Effort
+    findings: tuple[Finding, ...]
+    seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return {"format": FORMAT} | asdict(self)
+
+
+def check_attacks(names: Sequence[str]) -> None:
+    """Raise InputError where a name is not among `ATTACKS`."""
+    if unknown := sorted(set(names) - set(ATTACKS)):
+        raise InputError(f"attacks must be among {', '.join(ATTACKS)}; got {', '.join(unknown)}")
+
+
+def run_attacks(
+    victim: Victim,
+    only: Sequence[str] = (),
+    *,
+    effort: Effort | None = None,
+    seed: int = 0,
+    progress: base.Progress = silent,
+) -> Report:
+    """Run attacks, on one thread; what they find depends on the seed and the victim alone.
+
+    Args:
+        victim: model, data and keys.
+        only: names among `ATTACKS`; all of them when empty.
+        effort: `Effort()` when absent.
+        seed: of guesses, starts and samples, none of which is a secret.
+        progress: told what goes on; `progress_bar` makes one.
+
+    Raises:
+        InputError: an unknown attack, or a number that is not positive.
+    """
+    effort = Effort() if effort is None else effort
+    check_attacks(only)
+    runs: dict[str, Callable[..., list[Finding]]] = {
+        guess.NAME: partial(guess.guess, tries=effort.tries),
+        invert.NAME: partial(invert.invert, queries=effort.queries, steps=effort.steps, restarts=effort.restarts),
+        infer.NAME: infer.infer,
+        finetune.NAME: partial(finetune.finetune, counts=effort.labelled),
+        membership.NAME: membership.membership,
+    }
+    findings: list[Finding] = []
+    seconds = {}
+    with one_thread():
+        for name in (name for name in ATTACKS if not only or name in only):
+            start = time.perf_counter()
+            findings += runs[name](victim, seed=seed, progress=progress)
+            seconds[name] = time.perf_counter() - start
+    return Report(seed, effort, tuple(findings), seconds)
+
+
+@contextmanager
+def progress_bar() -> Iterator[base.Progress]:
+    """Give a progress callback that draws a bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("attack", total=1.0)
+
+        def show(what: str, done: float) -> None:
+            bar.update(line, description=what, completed=done)
+
+        yield show
