@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 _BATCHES = (2, 3)
 # In one input, of all samples of a run: far more than a prediction under encryption can have.
-_MOST_NUMBERS = 1 << 27
+MOST_NUMBERS = 1 << 27
 # What can be an input: every number that fixed point holds, and truth values as 0 and 1.
 INPUT_DTYPES = ("float32", "float64", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64")
 # Their result is another at each run: never a constant.
@@ -188,9 +188,9 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
 
 def _check_size(inputs: Iterable[ValueInfo], batch: int) -> None:
     for x in inputs:
-        if batch * math.prod(x.shape or ()) > _MOST_NUMBERS:
+        if batch * math.prod(x.shape or ()) > MOST_NUMBERS:
             got = f"{batch} samples of shape {x.shape}"
-            raise ShapeError(f"input {x.name!r} must hold at most {_MOST_NUMBERS} numbers; got {got}")
+            raise ShapeError(f"input {x.name!r} must hold at most {MOST_NUMBERS} numbers; got {got}")
 
 
 def _is_same_for_all(graph: Graph, name: str) -> bool:
