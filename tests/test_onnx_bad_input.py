@@ -17,6 +17,7 @@ from securemtk import cli
 from securemtk.inference import InferenceSession
 from securemtk.onnx import runtime
 from securemtk.onnx.check import check
+from securemtk.onnx.fix import fix
 from securemtk.onnx.importer import load_onnx
 from securemtk.onnx.reading import MAX_BYTES, NEWEST_OPSET
 from securemtk.session import Session
@@ -467,6 +468,27 @@ def test_a_chain_of_thousands_of_nodes_is_read():
     names = ["x", *(f"v{i}" for i in range(2999)), "y"]
     nodes = [node(("Neg", "Relu", "Sigmoid")[i % 3], [names[i]], [names[i + 1]]) for i in range(3000)]
     assert len(load_onnx(build(nodes, {"x": ["n", 1]}, ["y"]).SerializeToString()).program.layers) > 2000
+
+
+def test_a_chain_of_thousands_of_identities_is_fixed():
+    names = ["x", *(f"v{i}" for i in range(2999)), "y"]
+    nodes = [node("Identity", [names[i]], [names[i + 1]]) for i in range(3000)]
+    assert "removed 2999 Identity nodes" in fix(build(nodes, {"x": ["n", 1]}, ["y"]).SerializeToString()).rewrites
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (TOO_LARGE["an input"], "must hold at most"),
+        (TOO_LARGE["Expand"], "GiB; it asks for more"),
+        (build([node("Relu", ["nowhere"], ["y"])], {"x": ["n", 3]}, ["y"], opset=7), "onnx says"),
+        (BROKEN["an input of no type"][0], "type information"),
+    ],
+)
+def test_what_cannot_be_run_is_not_fixed(model, reason, capfd):
+    with pytest.raises(SecureError, match=reason):
+        fix(model.SerializeToString())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_names_of_a_model_do_not_write_on_the_terminal(tmp_path, capsys):

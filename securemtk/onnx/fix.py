@@ -1,6 +1,7 @@
 """Rewrites of an ONNX file that keep its function and take out of the way what they can."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from protocols.errors import BundleError, SecureError, UnsupportedError
 from securemtk.onnx import runtime
 from securemtk.onnx.classical import standardised
-from securemtk.onnx.graph import Graph
+from securemtk.onnx.graph import MOST_NUMBERS, Graph
 from securemtk.onnx.importer import understand
 from securemtk.onnx.reading import MAX_BYTES, OLDEST_OPSET, Source, captured, opset_of, read_proto, self_contained
 
@@ -138,7 +139,7 @@ def _newer(model: ModelProto, done: list[str]) -> ModelProto:
         return model
     try:
         model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError, KeyError) as error:
+    except (*runtime.ERRORS, onnx.version_converter.ConvertError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UnsupportedError(f"opset {old} must be converted to {OLDEST_OPSET}; onnx says: {reason}") from None
     done.append(f"converted opset {old} to {OLDEST_OPSET}")
@@ -185,40 +186,46 @@ def _fold(model: ModelProto, done: list[str]) -> None:
 
 
 def _skip_nodes(model: ModelProto, done: list[str]) -> None:
-    """Remove Identity, and Dropout outside training."""
-    removed: dict[str, int] = {}
-    while (at := _removable(model)) is not None:
-        node = model.graph.node[at]
-        source, target, op_type = node.input[0], node.output[0], node.op_type
-        # An output of the model keeps its name, so that its maker takes it.
-        old, new = (source, target) if target in {x.name for x in model.graph.output} else (target, source)
-        del model.graph.node[at]
-        for other in model.graph.node:
-            other.input[:] = [new if x == old else x for x in other.input]
-            other.output[:] = [new if x == old else x for x in other.output]
-        removed[op_type] = removed.get(op_type, 0) + 1
-    done.extend(f"removed {n} {op_type} nodes" for op_type, n in removed.items())
-
-
-def _removable(model: ModelProto) -> int | None:
-    """Return the place of a node that does nothing, and whose going takes no name that somebody needs."""
+    """Remove Identity, and Dropout outside training, where that takes no name that somebody needs."""
     outputs = {x.name for x in model.graph.output}
     inner = {name for node in model.graph.node for name in captured(node)}
     made = {x for node in model.graph.node for x in node.output}
-    for i, node in enumerate(model.graph.node):
-        if not _does_nothing(model, node) or inner & {node.input[0], node.output[0]}:
+    used = _used(model) | outputs
+    names: dict[str, str] = {}
+
+    def now(name: str) -> str:
+        while name in names:
+            name = names[name]
+        return name
+
+    removed: dict[str, int] = {}
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        if not _does_nothing(node, used) or inner & {node.input[0], node.output[0]}:
+            kept.append(node)
             continue
-        source, target = node.input[0], node.output[0]
-        if target not in outputs or (source in made and source not in outputs):
-            return i
-    return None
+        source, target = now(node.input[0]), now(node.output[0])
+        if target not in outputs:
+            names[target] = source
+        elif source in made and source not in outputs and source not in inner:
+            # An output of the model keeps its name, so that its maker takes it.
+            names[source] = target
+        else:
+            kept.append(node)
+            continue
+        removed[node.op_type] = removed.get(node.op_type, 0) + 1
+    for node in kept:
+        node.input[:] = [now(x) for x in node.input]
+        node.output[:] = [now(x) for x in node.output]
+    _keep(model, kept)
+    done.extend(f"removed {n} {op_type} nodes" for op_type, n in removed.items())
 
 
-def _does_nothing(model: ModelProto, node: NodeProto) -> bool:
+def _does_nothing(node: NodeProto, used: set[str]) -> bool:
     if node.domain or node.op_type not in ("Identity", "Dropout"):
         return False
     if len([x for x in node.output if x]) > 1:
-        return not set(node.output[1:]) & (_used(model) | {x.name for x in model.graph.output})
+        return not used.intersection(node.output[1:])
     # Where a training mode is given it may be true.
     return len(node.input) < 3 or not node.input[2]
 
@@ -364,6 +371,8 @@ def _is_free(data: bytes) -> bool:
 def _sample(x: ValueInfoProto, batch: int, seed: int) -> Array:
     kind = x.type.tensor_type
     shape = [d.dim_value or (batch if axis == 0 else 4) for axis, d in enumerate(kind.shape.dim)]
+    if math.prod(shape) > MOST_NUMBERS:
+        raise UnsupportedError(f"input {x.name!r} must hold at most {MOST_NUMBERS} numbers to be tried; got {shape}")
     numbers = np.random.default_rng(seed).standard_normal(shape)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return np.asarray(numbers if np.dtype(dtype).kind == "f" else np.abs(numbers)).astype(dtype)

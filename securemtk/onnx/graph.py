@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 _BATCHES = (2, 3)
 # In one input, of all samples of a run: far more than a prediction under encryption can have.
-_MOST_NUMBERS = 1 << 27
+MOST_NUMBERS = 1 << 27
 # Their result is another at each run: never a constant.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -186,9 +186,9 @@ def analyse(model: ModelProto, runnable: Container[str], shapes: Mapping[str, Sh
 
 def _check_size(inputs: Iterable[ValueInfo], batch: int) -> None:
     for x in inputs:
-        if batch * math.prod(x.shape or ()) > _MOST_NUMBERS:
+        if batch * math.prod(x.shape or ()) > MOST_NUMBERS:
             got = f"{batch} samples of shape {x.shape}"
-            raise ShapeError(f"input {x.name!r} must hold at most {_MOST_NUMBERS} numbers; got {got}")
+            raise ShapeError(f"input {x.name!r} must hold at most {MOST_NUMBERS} numbers; got {got}")
 
 
 def _is_same_for_all(graph: Graph, name: str) -> bool:

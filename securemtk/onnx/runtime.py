@@ -123,6 +123,8 @@ _ALLOCATION = re.compile(r"allocate memory|Available memory|would require more t
 @functools.cache
 def _bound_memory() -> None:
     """Give bounded sessions one allocator with a limit; there is one for each process."""
+    # What its allocator has to say goes past the sessions' own loggers.
+    onnxruntime.set_default_logger_severity(4)
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
     # Strategy 1: as much as is asked for, and no power of two.
