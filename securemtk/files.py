@@ -10,8 +10,13 @@ from pathlib import Path
 from protocols.errors import InputError
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+def write_whole(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> None:
     """Write a file so that its name always stands for all of it: the old content, or `data`.
+
+    Args:
+        path: the file; its folder must be there.
+        data: all of its content.
+        private: whether only its owner may read and write it, mode 0600 from the first byte.
 
     Raises:
         OSError: the disk refuses; nothing is left behind.
@@ -19,7 +24,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as work:
         fresh = Path(work) / "new"
-        with open(fresh, "xb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -19,8 +19,9 @@ from typing import Any
 from protocols.errors import InputError, KeyRefused
 from protocols.prg import Stream
 from protocols.tls import check_user
+from securemtk.files import write_whole
 from securemtk.mtk.audit import AuditLog
-from securemtk.mtk.keys import MODEL_ID_BYTES, is_hex, write_private
+from securemtk.mtk.keys import MODEL_ID_BYTES, is_hex
 from securemtk.tasks import Task
 
 LOG_SUFFIX = ".log"
@@ -334,4 +335,4 @@ def _read(path: Path) -> tuple[Grant, ...]:
 
 def _write(path: Path, grants: Sequence[Grant]) -> None:
     body = {"format": _FORMAT, "version": _VERSION, "grants": [grant.to_dict() for grant in grants]}
-    write_private(path, json.dumps(body, indent=1).encode() + b"\n")
+    write_whole(path, json.dumps(body, indent=1).encode() + b"\n", private=True)

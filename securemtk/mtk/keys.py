@@ -118,7 +118,7 @@ class TriggerKey:
             "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
         }
         body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
-        write_private(Path(path), json.dumps(body, indent=1).encode())
+        _write_private(Path(path), json.dumps(body, indent=1).encode())
 
 
 def draw_keys(
@@ -318,8 +318,7 @@ def _read_private(path: Path) -> bytes:
         raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, mode 0600 from the first byte, whole or not at all; raise OSError."""
+def _write_private(path: Path, content: bytes) -> None:
     # mkstemp opens with O_EXCL and mode 0600: nobody else can read it at any moment.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
