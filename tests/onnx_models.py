@@ -113,7 +113,7 @@ def torchscript(module: torch.nn.Module, example: tuple, opset: int, outputs: Se
 def imported_whole(model: onnx.ModelProto) -> Imported:
     """Import a model of fixed shapes as a whole, even where it could be understood by samples."""
     proto = read_proto(model.SerializeToString())
-    graph = analyse(proto, RULES, fixed_shapes(proto))
+    graph = analyse(proto, RULES, fixed_shapes(proto, {}))
     steps, problems = translate(graph)
     if problems:
         raise UnsupportedNodes(problems)
