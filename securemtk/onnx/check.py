@@ -98,6 +98,7 @@ def check(
     protocol: str = "fss",
     gated: bool = False,
     network: Network | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Report:
     """Tell whether a model can be run, without raising for one that cannot.
 
@@ -106,17 +107,18 @@ def check(
         sample: data as `Model.predict` takes it, for `Report.ranges`; the model runs on it in the clear.
         low, high: allowed values of the sample.
         batch, protocol, gated, network: of the prediction whose cost is estimated, as `estimate_prediction` takes them.
+        shapes: the whole shape of each input, as `load_onnx` takes them.
 
     Returns:
         A report that names every unsupported node at once.
 
     Raises:
         BundleError: the file cannot be read as an ONNX model.
-        InputError, TypeError: the model runs, and the sample or the batch does not fit it.
+        InputError, TypeError: the model runs, and the sample or the batch does not fit it; or the shapes do not.
         UnsupportedError: an unknown protocol.
     """
     try:
-        understood = understand(read_proto(source))
+        understood = understand(read_proto(source), shapes)
     except UnsupportedNodes as error:
         return Report(False, (), (), (), tuple(error.nodes), ())
     graph, problems = understood.graph, list(understood.problems)
@@ -138,7 +140,7 @@ def check(
         remedy = "train or scale the model to smaller weights"
         problems = [Problem(layer, "parameter", reason, remedy) for layer, reason in out_of_range(imported)]
         if sample is not None and not problems:
-            inputs = input_arrays(imported.program.inputs, sample, low, high)
+            inputs = input_arrays(imported.program.inputs, sample, low, high, whole=imported.program.whole)
             measured = measure(imported.program, params, [inputs])
         if not problems:
             estimate = estimate_prediction(imported.program, batch, protocol, gated=gated, network=network)
