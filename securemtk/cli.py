@@ -476,6 +476,13 @@ def check(
     ] = None,
     rtt: Annotated[str | None, typer.Option(help="Round-trip time of the network, such as 40ms.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Of each direction, such as 100mbit.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N,N,...",
+            help="Whole shape of an input whose sizes the file leaves free; for each of them, where it is asked for.",
+        ),
+    ] = None,
     fix: Annotated[
         Path | None, typer.Option(help="Write the model to this file, rewritten where that keeps its function.")
     ] = None,
@@ -499,7 +506,8 @@ def check(
         fixed = fix_model(source)
         write_whole(fix, fixed.data)
         source, rewrites = fixed.data, list(fixed.rewrites)
-    found = check_model(source, data, batch=batch, protocol=protocol, network=connection, **limits)
+    shapes = _shapes(shape) if shape else None
+    found = check_model(source, data, batch=batch, protocol=protocol, network=connection, shapes=shapes, **limits)
     document = found.to_dict()
     if rewrites is not None:
         document["rewrites"] = rewrites
@@ -520,6 +528,17 @@ def check(
         log.warning(text)
     if not (found.ok and found.in_range):
         raise typer.Exit(UNSUPPORTED)
+
+
+def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in given:
+        name, _, sizes = text.partition("=")
+        parts = sizes.split(",") if sizes else []
+        if not name or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise InputError(f"a shape must be NAME=N,N,... with sizes of at least 1; got {text!r}")
+        shapes[name] = tuple(int(part) for part in parts)
+    return shapes
 
 
 def _layers_table(found: Report) -> None:

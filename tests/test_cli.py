@@ -290,6 +290,19 @@ def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
     assert (status, json.loads(out)["ok"]) == (0, True)
 
 
+def test_check_takes_the_shapes_that_a_file_leaves_free(tmp_path, command):
+    (tmp_path / "m.onnx").write_bytes(one("Transpose", [4, "n"], perm=[1, 0]).SerializeToString())
+    np.save(tmp_path / "x.npy", floats(4, 5))
+    status, out, _ = command("check", tmp_path / "m.onnx")
+    assert status == cli.UNSUPPORTED
+    status, out, _ = command("check", tmp_path / "m.onnx", "--shape", "x=4,5", "--sample", tmp_path / "x.npy", "--json")
+    report = json.loads(out)
+    assert (status, report["ok"], report["outputs"][0]["shape"]) == (0, True, [5, 4])
+    for wrong in ("x", "x=4,n", "x=4,0", "=4,5", "z=4,5", "x=3,5"):
+        status, _, err = command("check", tmp_path / "m.onnx", "--shape", wrong)
+        assert (status, "shape" in err) == (cli.INPUT, True)
+
+
 def test_check_estimates_what_a_prediction_costs(tmp_path, command):
     (tmp_path / "m.onnx").write_bytes(mlp())
     call = ["check", tmp_path / "m.onnx", "--batch", "3"]

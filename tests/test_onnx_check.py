@@ -220,3 +220,24 @@ def test_only_a_file_that_cannot_be_read_raises(data, tmp_path, capfd):
 
 def test_the_docs_list_the_operators_that_have_a_rule():
     assert operator_table() in (ROOT / "docs" / "onnx.md").read_text()
+
+
+def test_a_model_that_moves_its_batch_is_judged_for_one_batch():
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("MatMul", ["t", "w"], ["m"]),
+        node("Relu", ["m"], ["r"]),
+        node("Transpose", ["r"], ["y"], perm=[1, 0, 2]),
+    ]
+    model = build(nodes, {"x": ["n", 3, 4]}, ["y"], {"w": floats(4, 5)}).SerializeToString()
+    report = check(model, batch=2)
+    assert report.ok
+    assert report.inputs[0].shape == (2, 3, 4)
+    assert report.outputs[0].shape == (2, 3, 5)
+    assert report.estimate is not None
+    assert report.estimate.batch == 1
+    sampled = check(model, floats(6, 3, 4))
+    assert sampled.inputs[0].shape == (6, 3, 4)
+    assert sampled.ranges
+    free = build(nodes, {"x": ["n", "m", 4]}, ["y"], {"w": floats(4, 5)}).SerializeToString()
+    assert not check(free).ok

@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from onnx import ModelProto
+
 from protocols.errors import BundleError, RangeError
 from protocols.estimate import Network
 from protocols.program import Layer, Shape
 from protocols.ranges import LayerRange, measure
 from securemtk.estimate import Estimate, estimate_prediction
 from securemtk.inputs import input_arrays
-from securemtk.onnx.graph import Graph, Node, ValueInfo
-from securemtk.onnx.importer import Params, assemble, layers_of, out_of_range, understand
+from securemtk.onnx.graph import Graph, Node, ValueInfo, shapes_at
+from securemtk.onnx.importer import Params, Understood, assemble, layers_of, out_of_range, understand
 from securemtk.onnx.lower import lower
 from securemtk.onnx.problems import Problem, UnsupportedNodes
 from securemtk.onnx.reading import Source, read_proto
@@ -98,25 +101,29 @@ def check(
     protocol: str = "fss",
     gated: bool = False,
     network: Network | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Report:
     """Tell whether a model can be run, without raising for one that cannot.
+
+    A model that does not keep its batch as the first axis is judged for one batch: that of the sample or `batch`.
 
     Args:
         source: path of an ONNX file, or its bytes.
         sample: data as `Model.predict` takes it, for `Report.ranges`; the model runs on it in the clear.
         low, high: allowed values of the sample.
         batch, protocol, gated, network: of the prediction whose cost is estimated, as `estimate_prediction` takes them.
+        shapes: the whole shape of each input, as `load_onnx` takes them.
 
     Returns:
         A report that names every unsupported node at once.
 
     Raises:
         BundleError: the file cannot be read as an ONNX model.
-        InputError, TypeError: the model runs, and the sample or the batch does not fit it.
+        InputError, TypeError: the model runs, and the sample or the batch does not fit it; or the shapes do not.
         UnsupportedError: an unknown protocol.
     """
     try:
-        understood = understand(read_proto(source))
+        understood, batch = _understood(read_proto(source), shapes, sample, batch)
     except UnsupportedNodes as error:
         return Report(False, (), (), (), tuple(error.nodes), ())
     graph, problems = understood.graph, list(understood.problems)
@@ -138,7 +145,7 @@ def check(
         remedy = "train or scale the model to smaller weights"
         problems = [Problem(layer, "parameter", reason, remedy) for layer, reason in out_of_range(imported)]
         if sample is not None and not problems:
-            inputs = input_arrays(imported.program.inputs, sample, low, high)
+            inputs = input_arrays(imported.program.inputs, sample, low, high, whole=imported.program.whole)
             measured = measure(imported.program, params, [inputs])
         if not problems:
             estimate = estimate_prediction(imported.program, batch, protocol, gated=gated, network=network)
@@ -152,6 +159,24 @@ def check(
         ranges=measured,
         estimate=estimate,
     )
+
+
+def _understood(
+    model: ModelProto, given: Mapping[str, Shape] | None, sample: Any, batch: int
+) -> tuple[Understood, int]:
+    """Return what is known of a model, and the batch of its program.
+
+    A model that does not keep its batch as the first axis runs as a whole, for the shapes of one prediction.
+    """
+    if given is not None:
+        found = understand(model, given)
+        return found, 1 if found.graph.whole else batch
+    by_samples = understand(model)
+    first = next(iter(sample.values()), None) if isinstance(sample, Mapping) else sample
+    n = batch if first is None else (*np.shape(first), 0)[0]
+    shapes = None if by_samples.ok or n < 1 else shapes_at(model, n)
+    whole = None if shapes is None else understand(model, shapes)
+    return (by_samples, batch) if whole is None or not whole.ok else (whole, 1)
 
 
 def _statuses(graph: Graph, problems: list[Problem]) -> tuple[NodeStatus, ...]:

@@ -220,6 +220,18 @@ def fixed_shapes(model: ModelProto, given: Mapping[str, Shape]) -> dict[str, Sha
     return shapes
 
 
+def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
+    """Return the whole shape of each input for a batch; None where the file leaves more than the first axis free."""
+    shapes: dict[str, Shape] = {}
+    for x in _real_inputs(model):
+        sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.type.tensor_type.shape.dim]
+        rest = tuple(n for n in sizes[1:] if n is not None)
+        if not sizes or len(rest) < len(sizes) - 1:
+            return None
+        shapes[x.name] = (batch if sizes[0] is None else sizes[0], *rest)
+    return shapes
+
+
 def bound(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     """Return the model with some of its inputs made constants.
 
