@@ -1,6 +1,7 @@
 """Grants at the authority, their log, and both inside secure predictions."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -361,6 +362,23 @@ def test_a_line_is_on_the_disk_before_the_key_may_be_used(ledger, monkeypatch):
     ledger.permit(asked(), use=True)
     assert synced == [str(ledger.log_path)]
     assert lines(ledger)[-1]["event"] == "used"
+
+
+def test_nobody_else_decides_between_a_decision_and_its_line(ledger, monkeypatch):
+    ledger.grant("ann", MODEL, "digit")
+    fsync, tried = os.fsync, []
+
+    def try_to_lock(fd):
+        with open(ledger.log_path, "rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        tried.append(fd)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", try_to_lock)
+    ledger.permit(asked(), use=True)
+    assert tried
+    with open(ledger.log_path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_ledgers_that_write_at_the_same_time_keep_one_chain_and_one_count(ledger, clock):
