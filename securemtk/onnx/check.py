@@ -174,7 +174,8 @@ def _understood(
     by_samples = understand(model)
     first = next(iter(sample.values()), None) if isinstance(sample, Mapping) else sample
     n = batch if first is None else (*np.shape(first), 0)[0]
-    shapes = None if by_samples.ok or n < 1 else shapes_at(model, n)
+    in_nodes = by_samples.graph.failure is None and bool(by_samples.problems)
+    shapes = shapes_at(model, n) if in_nodes and n > 0 else None
     whole = None if shapes is None else understand(model, shapes)
     return (by_samples, batch) if whole is None or not whole.ok else (whole, 1)
 
