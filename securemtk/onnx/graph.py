@@ -473,7 +473,7 @@ class _Probe:
         if self._run is None:
             return fed
         try:
-            values = self._run(self._wanted, feeds)
+            values = self._tried(self._run, feeds)
         except runtime.TooCostly:
             raise
         except runtime.ERRORS as error:
@@ -482,6 +482,18 @@ class _Probe:
                 f"{runtime.reason(error)}"
             ) from None
         return fed | {k: v for k, v in zip(self._wanted, values, strict=True) if isinstance(v, np.ndarray)}
+
+    def _tried(self, run: Callable[..., list[Any]], feeds: dict[str, Array]) -> list[Any]:
+        """Return the wanted values; where that fails, for the last place of each table, which one of 1 row has too."""
+        signed = [name for name, x in feeds.items() if x.dtype.kind == "i"]
+        try:
+            return run(self._wanted, feeds)
+        except runtime.TooCostly:
+            raise
+        except runtime.ERRORS:
+            if not signed:
+                raise
+        return run(self._wanted, feeds | {name: np.full_like(feeds[name], -1) for name in signed})
 
     def with_free_batch(self, batch: int) -> "_Probe":
         """Return a probe whose reshapes to constant shapes keep any batch where they kept the fixed one."""
