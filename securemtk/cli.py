@@ -394,12 +394,13 @@ def show_log(
     if verdict.torn:
         log.warning("the last line was cut off, as by a crash; it counts for nothing")
     document: dict[str, Any] = {"log": str(path)} | asdict(verdict)
-    hidden = {"n", "prev", "sha256", "session", "torn"}
-    columns = list(dict.fromkeys(name for entry in entries for name in entry if name not in hidden))
+    # What fits beside each other; --json has the rest.
+    columns = ("time", "event", "user", "task", "reason", "batch")
 
     def show() -> None:
         if not verify:
-            _rows_table("log", [{name: entry.get(name, "") for name in columns} for entry in entries])
+            rows = [{name: str(entry.get(name, "")) for name in columns} for entry in entries]
+            _rows_table("log", [row | {"time": row["time"][:19]} for row in rows])
         _facts_table("as it was written", document)
 
     _emit(as_json, document if verify else document | {"entries": entries}, show)
