@@ -98,7 +98,7 @@ class _Guesser:
         self.cut = (float(closed) + self.rule.threshold) / 2
 
     def accuracies(self, patterns: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the accuracy under each pattern on all samples: released, and by the greatest raw score."""
+        """Return the accuracy under each pattern on all samples: released, and of raw scores, relabelled."""
         return pattern_accuracies(self.victim.model, self.task, self.x, self.y, patterns)
 
     def screen(self, patterns: Images) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -143,9 +143,9 @@ class _Guesser:
         return Finding(NAME, self.task, what, opened / tries, self.rule.false_positive, meaning, details)
 
     def raw(self, tries: int, stream: Stream) -> Finding:
-        """Judge random patterns on all samples, by the greatest raw score and by what is released."""
+        """Judge random patterns on all samples, by raw scores and by what is released."""
         patterns = random_patterns(self.victim, self.key, tries, stream)
-        rule = opening_rule(self.victim, self.task, self.x, self.y, "raw")
+        rule = opening_rule(self.victim, self.task, self.x, self.y, raw=True)
         released, raw = self.accuracies(patterns)
         opened = int(rule.opens(raw).sum())
         meaning = (
@@ -158,7 +158,6 @@ class _Guesser:
             "upper_95": share_bounds(opened, tries)[1],
             "mean": float(raw.mean()),
             "best": float(raw.max()),
-            "least": float(raw.min()),
             "released": {"opened": int(self.rule.opens(released).sum()), "best": float(released.max())},
         }
         what = "random patterns, raw scores: share that opens"

@@ -105,10 +105,10 @@ def _judge(
     victim: Victim, key: TriggerKey, way: str, found: _Found, judge: tuple[Images, Mapping[str, Labels]]
 ) -> Finding:
     x, y = judge[0], judge[1][key.task]
-    how: Release = "sampled" if "queries" in way else "raw"
-    rule = opening_rule(victim, key.task, x, y, how)
+    by_queries = "queries" in way
+    rule = opening_rule(victim, key.task, x, y, raw=not by_queries)
     released, raw = pattern_accuracies(victim.model, key.task, x, y, found.pattern[None])
-    figure = float((released if how == "sampled" else raw)[0])
+    figure = float((released if by_queries else raw)[0])
     opens = bool(rule.opens(np.array([figure]))[0])
     overlap = _overlap(victim, key, found.pattern)
     effort = ", ".join(f"{value:,} {name}" for name, value in found.effort.items())
