@@ -126,10 +126,11 @@ class _Guesser:
             found, _ = self.accuracies(patterns[passed])
             second, opened = second + len(found), opened + int(self.rule.opens(found).sum())
             best = max(best, *found) if len(found) else best
-        upper = share_bounds(opened, tries)[1]
+        lower, upper = share_bounds(opened, tries)
+        bound = f"more than {lower:.2g}" if opened else f"fewer than {upper:.1e}"
         meaning = (
-            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): fewer than {upper:.1e} of all "
-            "patterns do, with 95 % confidence."
+            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): {bound} of all patterns do, with 95 % "
+            "confidence."
         )
         details = self.rule.to_dict() | {
             "tries": tries,

@@ -3,8 +3,7 @@
 The attacker has half of the test samples, with labels; an attack is judged on the other half. What is found is never
 kept: a pattern that opens is as good as the key.
 
-Source: evolution strategy with antithetic pairs and ranks, Wierstra et al. (2014) and Salimans et al. (2017); gradient
-with a mask, Neural Cleanse, Wang et al. (IEEE S&P 2019).
+Source: evolution strategy with antithetic pairs and ranks, [Wie14]; gradient with a mask, [WanB19].
 """
 
 from collections.abc import Callable, Mapping
