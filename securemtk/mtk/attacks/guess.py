@@ -129,8 +129,8 @@ class _Guesser:
         lower, upper = share_bounds(opened, tries)
         bound = f"more than {lower:.2g}" if opened else f"fewer than {upper:.1e}"
         meaning = (
-            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): {bound} of all patterns do, with 95 % "
-            "confidence."
+            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): {bound} of all patterns do, with "
+            "95 % confidence."
         )
         details = self.rule.to_dict() | {
             "tries": tries,
