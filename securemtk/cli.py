@@ -269,7 +269,8 @@ def attack(
     Writes attack.json and attack.png. What each attack shows and does not show: docs/attacks.md.
     """
     target = folder / ATTACK_FILE if out is None else out
-    _check_folder("--out", target)
+    if out is not None:
+        _check_folder("--out", out)
     if target.suffix != ".json":
         raise InputError(f"--out must name a .json file; got {str(target)!r}")
     names = [name.strip() for name in only.split(",") if name.strip()]

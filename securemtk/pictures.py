@@ -207,7 +207,7 @@ def _guesses(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> 
     axes.set_xlim(0, 100)
     axes.set_xlabel("probability of the true label, %")
     axes.set_ylabel("patterns")
-    axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(0.95, 0.5))
+    axes.legend(fontsize=7, loc="center right", bbox_to_anchor=(0.96, 0.5))
 
 
 def _wrong_keys(axes: Axes, found: Sequence[Found], colours: Mapping[str, str]) -> None:

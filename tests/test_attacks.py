@@ -144,6 +144,16 @@ def test_answers_without_a_clue_pass_the_rule_no_more_often_than_it_says():
     assert 0 < passed <= rule.false_positive == pytest.approx(math.exp(-2))
 
 
+def test_answers_that_are_always_wrong_tell_as_much_as_right_ones():
+    y = np.array([0, 1, 2, 0, 1, 2])
+    assert base.relabelled_accuracy(np.eye(3, dtype=np.float32)[(y + 1) % 3], y) == 1
+    assert base.relabelled_accuracy(np.zeros((6, 3), dtype=np.float32), y) == pytest.approx(1 / 3)
+    turned = victim_of(lambda x: -any_patch(x), key_of())
+    found = only(guess_keys(turned, tries=100), "raw scores")
+    assert found.figure == 1
+    assert found.chance == pytest.approx(2**2 * math.exp(-2 * 200 * found.details["lift"] ** 2))
+
+
 def test_a_share_never_seen_is_bounded_by_about_three_in_n():
     low, high = share_bounds(0, 100_000)
     assert low == 0

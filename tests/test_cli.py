@@ -45,7 +45,7 @@ from securemtk.onnx.bundle import MANIFEST, read_bundle
 from securemtk.onnx.export import export_onnx
 from securemtk.session import Session
 
-COMMANDS = ["demo", "train", "evaluate", "export", "predict", "check", "keys list", "keys lock"]
+COMMANDS = ["demo", "train", "evaluate", "attack", "export", "predict", "check", "keys list", "keys lock"]
 COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
 
 
@@ -160,6 +160,26 @@ def test_train_evaluate_and_export_a_run_whose_keys_are_locked(tmp_path, command
     assert status == 0
     assert json.loads(out)["model_id"] == key["model_id"]
     assert files(tmp_path / "bundle") == {"manifest.json", "cloud.onnx"}
+
+
+def test_attack_writes_its_findings_into_the_run_and_again_the_same_ones(tmp_path, command, made):
+    shutil.copytree(made / "run", tmp_path / "run")
+    call = ["attack", tmp_path / "run", "--only", "guess, membership", "--tries", 64, "--seed", 7]
+    status, out, _ = command(*call, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert {f["attack"] for f in found["findings"]} == {"guess", "membership"}
+    assert {f["task"] for f in found["findings"]} == {"digit", "parity", "large"}
+    assert (found["seed"], found["effort"]["tries"]) == (7, 64)
+    assert json.loads((tmp_path / "run" / "attack.json").read_text()) == found
+    assert (tmp_path / "run" / "attack.png").read_bytes().startswith(b"\x89PNG")
+    assert files(tmp_path / "run") - files(made / "run") == {"attack.json", "attack.png"}
+
+    status, out, err = command(*call, "--out", tmp_path / "again.json")
+    assert status == 0
+    assert "64 random patterns" in " ".join(out.split())
+    assert "again.json" in err.replace("\n", "")
+    assert json.loads((tmp_path / "again.json").read_text())["findings"] == found["findings"]
 
 
 def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, made):
@@ -566,6 +586,30 @@ def test_bad_input_of_train_leaves_no_folder(arguments, message, tmp_path, comma
     assert status == cli.INPUT
     assert message in err
     assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "guess,steal"], "got steal"),
+        (["--out", "absent/attack.json"], "folder that is there"),
+        (["--out", "attack.txt"], ".json file"),
+    ],
+)
+def test_bad_input_of_attack_is_refused_before_anything_runs(arguments, message, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command("attack", tmp_path / "run", *arguments)
+    assert (status, message in err) == (cli.INPUT, True)
+    assert files(tmp_path) == set()
+
+
+def test_attack_needs_a_run_with_secured_tasks(tmp_path, command):
+    status, _, err = command("attack", tmp_path)
+    assert (status, "folder of a run" in err) == (cli.INPUT, True)
+    run.train_run(tmp_path / "open", "digits", [], TrainConfig(epochs=1))
+    status, _, err = command("attack", tmp_path / "open", "--only", "membership")
+    assert (status, "secured task" in err) == (cli.INPUT, True)
+    assert not (tmp_path / "open" / "attack.json").exists()
 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path, command, made):

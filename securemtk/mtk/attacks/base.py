@@ -1,7 +1,7 @@
 """What all attacks share: their victim, what they find, and when a pattern counts as having opened a task.
 
-Source: the rule's false-positive rate is Hoeffding's inequality for sampling without replacement (Hoeffding, 1963,
-theorems 2 and 4); the bound of a share is that of Clopper and Pearson (1934).
+Source: the rule's false-positive rate is Hoeffding's inequality for sampling without replacement [Hoe63],
+theorems 2 and 4; the bound of a share is that of [Clo34].
 """
 
 import math
@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from protocols.errors import InputError, KeyRefused
 from protocols.prg import SEED_BYTES, Stream
 from securemtk.data.base import DataSet, Images, Labels
-from securemtk.mtk.evaluate import Release, released_accuracy
+from securemtk.mtk.evaluate import released_accuracy
 from securemtk.mtk.keys import TriggerKey, stamp
 from securemtk.mtk.model import MultiTaskModel, Scores
 
@@ -104,12 +104,14 @@ class Rule:
         right: accuracy with the right key.
         lift: what must be added to `base`: 20 points, or half of what the right key adds where that is less.
         samples: number of samples on which it is applied.
+        relabellings: ways to read the answers, of which the best counts.
     """
 
     base: float
     right: float
     lift: float
     samples: int
+    relabellings: int = 1
 
     @property
     def threshold(self) -> float:
@@ -121,9 +123,9 @@ class Rule:
         """Bound on the chance that answers which do not depend on the label pass.
 
         Such answers meet a random order of the labels; their mean accuracy over all orders is at most that of the best
-        constant answer, and Hoeffding bounds the deviation: exp(-2 n lift^2).
+        constant answer, and Hoeffding bounds the deviation: exp(-2 n lift^2), once for each relabelling.
         """
-        return math.exp(-2 * self.samples * self.lift**2)
+        return min(1.0, self.relabellings * math.exp(-2 * self.samples * self.lift**2))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -134,13 +136,29 @@ class Rule:
         return np.asarray(accuracies >= self.threshold - 1e-9)
 
 
-def opening_rule(victim: Victim, task: str, x: Images, y: Labels, how: Release = "sampled") -> Rule:
-    """Return the rule for patterns of one task on samples x, (n, C, H, W), with labels y, (n,)."""
+def opening_rule(victim: Victim, task: str, x: Images, y: Labels, *, raw: bool = False) -> Rule:
+    """Return the rule for patterns of one task on samples x, (n, C, H, W), with labels y, (n,).
+
+    It is that of released answers or, with `raw`, of the greatest raw score as `relabelled_accuracy` reads it.
+    """
+    measure = relabelled_accuracy if raw else released_accuracy
     constant = float(np.bincount(y).max() / len(y))
-    nothing = released_accuracy(task_scores(victim.model, task, x), y, how)
-    right = released_accuracy(task_scores(victim.model, task, stamp(x, [victim.keys[task]])), y, how)
-    base = max(constant, nothing)
-    return Rule(base, right, min(LIFT, max(_LEAST_LIFT, (right - base) / 2)), len(y))
+    scores = task_scores(victim.model, task, x)
+    base = max(constant, measure(scores, y))
+    right = measure(task_scores(victim.model, task, stamp(x, [victim.keys[task]])), y)
+    lift = min(LIFT, max(_LEAST_LIFT, (right - base) / 2))
+    classes = scores.shape[1]
+    return Rule(base, right, lift, len(y), classes**classes if raw else 1)
+
+
+def relabelled_accuracy(scores: Scores, y: Labels) -> float:
+    """Return how often the class of the greatest score is right when each class is read as that most often true then.
+
+    A closed task's greatest score is often *wrong* far more often than chance, which tells as much as being right.
+    """
+    classes = scores.shape[1]
+    counts = np.bincount(scores.argmax(axis=1) * classes + y, minlength=classes**2)
+    return float(counts.reshape(classes, classes).max(axis=1).sum() / len(y))
 
 
 def task_scores(model: MultiTaskModel, task: str, x: Images) -> Scores:
@@ -178,14 +196,14 @@ def scores_with(model: MultiTaskModel, task: str, x: Images, patterns: Images) -
 def pattern_accuracies(
     model: MultiTaskModel, task: str, x: Images, y: Labels, patterns: Images
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the accuracy under each pattern, twice (n,): of released, sampled labels, and of the greatest raw score.
+    """Return the accuracy under each pattern, twice (n,): of released, sampled labels, and of raw scores, relabelled.
 
     Arguments are those of `scores_with`, and the labels y, int64 (m,).
     """
     released, raw = np.empty(len(patterns)), np.empty(len(patterns))
     for part, scores in scores_with(model, task, x, patterns):
-        released[part] = [released_accuracy(rows, y, "sampled") for rows in scores]
-        raw[part] = [released_accuracy(rows, y, "raw") for rows in scores]
+        released[part] = [released_accuracy(rows, y) for rows in scores]
+        raw[part] = [relabelled_accuracy(rows, y) for rows in scores]
     return released, raw
 
 

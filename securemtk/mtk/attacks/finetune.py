@@ -1,6 +1,6 @@
 """Fine-tuning: a fresh branch on the stolen trunk, learnt from a few labelled samples.
 
-Source: section 7 of the digest, limits; Adi et al. (2018) and Uchida et al. (2017) use the same attack on watermarks.
+Source: section 7 of the digest, limits.
 """
 
 import copy

@@ -98,7 +98,7 @@ class _Guesser:
         self.cut = (float(closed) + self.rule.threshold) / 2
 
     def accuracies(self, patterns: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the accuracy under each pattern on all samples: released, and by the greatest raw score."""
+        """Return the accuracy under each pattern on all samples: released, and of raw scores, relabelled."""
         return pattern_accuracies(self.victim.model, self.task, self.x, self.y, patterns)
 
     def screen(self, patterns: Images) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -126,10 +126,11 @@ class _Guesser:
             found, _ = self.accuracies(patterns[passed])
             second, opened = second + len(found), opened + int(self.rule.opens(found).sum())
             best = max(best, *found) if len(found) else best
-        upper = share_bounds(opened, tries)[1]
+        lower, upper = share_bounds(opened, tries)
+        bound = f"more than {lower:.2g}" if opened else f"fewer than {upper:.1e}"
         meaning = (
-            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): fewer than {upper:.1e} of all "
-            "patterns do, with 95 % confidence."
+            f"{opened} of {tries:,} random patterns opened {self.task} ({state}): {bound} of all patterns do, with "
+            "95 % confidence."
         )
         details = self.rule.to_dict() | {
             "tries": tries,
@@ -143,9 +144,9 @@ class _Guesser:
         return Finding(NAME, self.task, what, opened / tries, self.rule.false_positive, meaning, details)
 
     def raw(self, tries: int, stream: Stream) -> Finding:
-        """Judge random patterns on all samples, by the greatest raw score and by what is released."""
+        """Judge random patterns on all samples, by raw scores and by what is released."""
         patterns = random_patterns(self.victim, self.key, tries, stream)
-        rule = opening_rule(self.victim, self.task, self.x, self.y, "raw")
+        rule = opening_rule(self.victim, self.task, self.x, self.y, raw=True)
         released, raw = self.accuracies(patterns)
         opened = int(rule.opens(raw).sum())
         meaning = (
@@ -158,7 +159,6 @@ class _Guesser:
             "upper_95": share_bounds(opened, tries)[1],
             "mean": float(raw.mean()),
             "best": float(raw.max()),
-            "least": float(raw.min()),
             "released": {"opened": int(self.rule.opens(released).sum()), "best": float(released.max())},
         }
         what = "random patterns, raw scores: share that opens"

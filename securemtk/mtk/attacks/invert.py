@@ -3,8 +3,7 @@
 The attacker has half of the test samples, with labels; an attack is judged on the other half. What is found is never
 kept: a pattern that opens is as good as the key.
 
-Source: evolution strategy with antithetic pairs and ranks, Wierstra et al. (2014) and Salimans et al. (2017); gradient
-with a mask, Neural Cleanse, Wang et al. (IEEE S&P 2019).
+Source: evolution strategy with antithetic pairs and ranks, [Wie14]; gradient with a mask, [WanB19].
 """
 
 from collections.abc import Callable, Mapping
@@ -81,14 +80,15 @@ def invert(
     for task, key in victim.keys.items():
         stream = stream_of(seed, f"invert {task}")
         for how in BLACK_BOX:
-            progress(f"invert {task} by queries, {how}", 0.0)
-            found = _by_queries(victim, key, x, labels[task], how, queries, stream.derive(how))
-            findings.append(_judge(victim, key, f"by queries, {how} answers", found, judge))
+            way = f"by queries, {how} answers"
+            tell = partial(progress, f"invert {task} {way}")
+            found = _by_queries(victim, key, x, labels[task], how, queries, stream.derive(how), tell)
+            findings.append(_judge(victim, key, way, found, judge, raw=False))
         for place in ("known", "unknown"):
             way = f"by weights, place {place}"
             search = _Gradient(victim, key, x, labels[task], place == "known", stream.derive(place))
             found = search.run(restarts, steps, partial(progress, f"invert {task} {way}"))
-            findings.append(_judge(victim, key, way, found, judge))
+            findings.append(_judge(victim, key, way, found, judge, raw=True))
     return findings
 
 
@@ -102,13 +102,12 @@ class _Found:
 
 
 def _judge(
-    victim: Victim, key: TriggerKey, way: str, found: _Found, judge: tuple[Images, Mapping[str, Labels]]
+    victim: Victim, key: TriggerKey, way: str, found: _Found, judge: tuple[Images, Mapping[str, Labels]], *, raw: bool
 ) -> Finding:
     x, y = judge[0], judge[1][key.task]
-    how: Release = "sampled" if "queries" in way else "raw"
-    rule = opening_rule(victim, key.task, x, y, how)
-    released, raw = pattern_accuracies(victim.model, key.task, x, y, found.pattern[None])
-    figure = float((released if how == "sampled" else raw)[0])
+    rule = opening_rule(victim, key.task, x, y, raw=raw)
+    released, read = pattern_accuracies(victim.model, key.task, x, y, found.pattern[None])
+    figure = float((read if raw else released)[0])
     opens = bool(rule.opens(np.array([figure]))[0])
     overlap = _overlap(victim, key, found.pattern)
     effort = ", ".join(f"{value:,} {name}" for name, value in found.effort.items())
@@ -116,7 +115,7 @@ def _judge(
         f"The search {'opened' if opens else 'did not open'} {key.task}: right {percent(figure)} of the time, "
         f"{percent(rule.base)} without, {percent(rule.right)} with the key ({effort})."
     )
-    details: dict[str, Any] = rule.to_dict() | {"opens": opens, "released": float(released[0]), "raw": float(raw[0])}
+    details: dict[str, Any] = rule.to_dict() | {"opens": opens, "released": float(released[0]), "raw": float(read[0])}
     details |= {"own_samples": found.own, "effort": dict(found.effort), "overlap": overlap}
     return Finding(NAME, key.task, f"{way}: accuracy of the pattern found", figure, rule.base, meaning, details)
 
@@ -147,7 +146,14 @@ def _levels(pattern: NDArray[Any], low: float, high: float) -> Images:
 
 
 def _by_queries(
-    victim: Victim, key: TriggerKey, x: Images, y: Labels, how: Release, budget: int, stream: Stream
+    victim: Victim,
+    key: TriggerKey,
+    x: Images,
+    y: Labels,
+    how: Release,
+    budget: int,
+    stream: Stream,
+    tell: Callable[[float], None],
 ) -> _Found:
     """Climb by an evolution strategy on the score of the true label in released answers, until the budget is spent."""
     low, high, n_values = victim.dataset.low, victim.dataset.high, int(key.mask.sum())
@@ -164,6 +170,7 @@ def _by_queries(
         patterns = _patterns(key, _levels(middle + _SIGMA * span * steps, low, high))
         fitness = _ask(victim.model, key.task, x[rows], y[rows], patterns, how, stream)
         used += 2 * _PAIRS * asked
+        tell(used / budget)
         if fitness.mean() > own:
             best, own = middle, float(fitness.mean())
         if own >= _ENOUGH:

@@ -2,8 +2,8 @@
 
 Fixed random labels can be learnt by heart; the answers for members are then confident, at labels that mean nothing.
 
-Source: by the loss, Yeom et al. (2018); by a learnt attacker, Shokri et al. (2017); the advantage is the true less the
-false positive rate; standard error of the area under the curve without effect, Mann and Whitney (1947).
+Source: by the loss, and the advantage as the true less the false positive rate, [Yeo18]; the standard error of the area
+where there is no effect is that of the rank-sum test (Mann and Whitney, 1947).
 """
 
 import math
