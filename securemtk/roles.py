@@ -46,8 +46,8 @@ from protocols.wire import TensorWire
 from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
 from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs
-from securemtk.mtk.agents import KeyDistributor
 from securemtk.mtk.answers import AnswerStats, draw_answers
+from securemtk.mtk.distributor import KeyDistributor
 from securemtk.mtk.grants import Asked, Ledger
 from securemtk.mtk.keys import TriggerKey
 from securemtk.mtk.keys import load as load_key

@@ -46,7 +46,7 @@ PACKAGES = {
     "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
-        *("keys", "audit", "grants", "decoupling", "assembler", "model", "agents", "train", "settings"),
+        *("keys", "audit", "grants", "distributor", "decoupling", "assembler", "model", "agents", "train", "settings"),
         *("answers", "evaluate", "guarantees"),
     ],
     "securemtk.mtk.attacks": ["base", "guess", "invert", "infer", "finetune", "membership", "suite"],
@@ -297,3 +297,10 @@ def test_make_says_so_when_there_is_no_fitting_python(tmp_path):
     assert done.returncode != 0
     assert "Python 3.11" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_a_role_starts_without_the_libraries_of_training():
+    # They are half of the memory and time that a role would take to start.
+    code = "import sys, securemtk.roles; print(*{name.split('.')[0] for name in sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"sklearn", "accelerate", "matplotlib", "PIL", "typer"}.isdisjoint(ran.stdout.split())
