@@ -10,19 +10,18 @@ import gc
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from protocols import kernels
-from protocols.channel import Link, Listener, Message, Watch, connect, describe_error
+from protocols.channel import Link, Listener, Message, Watch, connect
 from protocols.dealer import receive_seed
 from protocols.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
 from protocols.eager import EagerParty, using
@@ -31,7 +30,7 @@ from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.reused import Weights
 from protocols.tls import Credentials
 from securemtk import values
-from securemtk.roles import end_timer
+from securemtk.process import Hear, Say, end_timer, place_of, run
 
 PARTIES = ("party0", "party1")
 DEALER, CALLER = "dealer", "caller"
@@ -84,14 +83,6 @@ def load_program(meta: Mapping[str, Any]) -> Callable[..., Any]:
     return function
 
 
-def _where(error: BaseException, path: str | None) -> str:
-    """Return the line of the program, or else of ours, where an error came from. Its text could hold a value."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if path is not None and frame.filename == path]
-    frame = (own or frames)[-1]
-    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
-
-
 def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
     meta = message.meta
     path = None
@@ -107,7 +98,7 @@ def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
         raise
     except Exception as error:
         traceback.print_exc()
-        raise ProtocolAbort(f"the program failed: {_where(error, path)}") from None
+        raise ProtocolAbort(f"the program failed: {place_of(error, path)}") from None
 
 
 def be_party(rank: int, links: Links, watch: Watch) -> None:
@@ -138,9 +129,6 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
 
 
 # --- a process ------------------------------------------------------------------------------------------------------
-
-Say = Callable[[Mapping[str, Any]], None]
-Hear = Callable[[], Mapping[str, Any]]
 
 
 def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
@@ -193,7 +181,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         watch.abort(error)
         return 5
     except Exception as error:
-        watch.abort(ProtocolAbort(f"internal error: {_where(error, None)}"))
+        watch.abort(ProtocolAbort(f"internal error: {place_of(error)}"))
         return 5
     finally:
         for link in guarded:
@@ -201,26 +189,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     return 0
 
 
-def main(stdin: TextIO, stdout: TextIO) -> int:
-    """Read settings from stdin, announce the address on stdout, serve."""
-
-    def hear() -> Mapping[str, Any]:
-        line: Mapping[str, Any] = json.loads(stdin.readline())
-        return line
-
-    def say(line: Mapping[str, Any]) -> None:
-        stdout.write(json.dumps(line) + "\n")
-        stdout.flush()
-
-    try:
-        return serve(hear(), say, hear)
-    except SecureError as error:
-        say(describe_error(error))
-        return 3
-
-
 if __name__ == "__main__":
     announce = os.fdopen(os.dup(1), "w")
     # From here on what the program prints goes elsewhere: the pipe is for the address.
     os.dup2(2, 1)
-    os._exit(main(sys.stdin, announce))
+    os._exit(run(serve, sys.stdin, announce))

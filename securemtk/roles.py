@@ -6,23 +6,20 @@ user leaves. It exits by itself when a peer is gone: no process outlives its ses
 """
 
 import gc
-import json
 import os
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols import compare, ranges, ring, runner
-from protocols.channel import Link, Listener, Watch, connect, describe_error
+from protocols.channel import Link, Listener, Watch, connect
 from protocols.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
 from protocols.errors import (
@@ -54,10 +51,7 @@ from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
 from securemtk.onnx.graph import ValueInfo
 from securemtk.onnx.importer import load_onnx
-
-# A role whose peers are gone may still compute for this long before it ends itself.
-GRACE_S = 2.0
-
+from securemtk.process import Hear, Say, end_timer, place_of, run
 
 # --- the keeper -----------------------------------------------------------------------------------------------------
 
@@ -393,10 +387,6 @@ def _distributor(settings: Mapping[str, Any]) -> KeyDistributor:
 # --- a role as a process --------------------------------------------------------------------------------------------
 
 
-Say = Callable[[Mapping[str, Any]], None]
-Hear = Callable[[], Mapping[str, Any]]
-
-
 def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[tuple[str, str], Link]:
     """Open this role's connections: (peer, purpose) -> link."""
     credentials = Credentials.from_json(settings["credentials"])
@@ -415,14 +405,6 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> di
         return links | listener.accept(expected, start_s)
     finally:
         listener.close()
-
-
-def end_timer() -> threading.Timer:
-    """Return a timer, not started, that ends this process after `GRACE_S`: for a role's watch when a peer is gone."""
-    # The main thread may be inside a long computation that notices nothing.
-    timer = threading.Timer(GRACE_S, os._exit, args=(5,))
-    timer.daemon = True
-    return timer
 
 
 def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
@@ -466,10 +448,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         watch.abort(error)
         return 5
     except Exception as error:
-        # Only the place and the kind of an unforeseen error may travel: its text could hold a value.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        watch.abort(ProtocolAbort(f"internal error: {type(error).__name__} in {where}"))
+        watch.abort(ProtocolAbort(f"internal error: {place_of(error)}"))
         return 5
     finally:
         if keeper is not None:
@@ -481,24 +460,6 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     return 0
 
 
-def main(stdin: TextIO, stdout: TextIO) -> int:
-    """Read settings from stdin, announce the address on stdout, serve."""
-
-    def hear() -> Mapping[str, Any]:
-        line: Mapping[str, Any] = json.loads(stdin.readline())
-        return line
-
-    def say(line: Mapping[str, Any]) -> None:
-        stdout.write(json.dumps(line) + "\n")
-        stdout.flush()
-
-    try:
-        return serve(hear(), say, hear)
-    except SecureError as error:
-        say(describe_error(error))
-        return 3
-
-
 if __name__ == "__main__":
     # Nothing is left to save: do not wait for the interpreter to take torch apart.
-    os._exit(main(sys.stdin, sys.stdout))
+    os._exit(run(serve, sys.stdin, sys.stdout))

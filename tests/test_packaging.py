@@ -84,7 +84,7 @@ PACKAGES = {
         *("importer", "check", "fix", "export", "bundle"),
     ],
     "securemtk ": [
-        *("launch", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
+        *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
         *("crypten_roles", "crypten_backend", ""),
     ],
 }
