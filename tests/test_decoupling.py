@@ -206,10 +206,10 @@ def test_a_configuration_file_holds_every_setting(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
         'dataset = "shapes"\nsecured = ["shape"]\n[options]\nn_train = 100\n[train]\nepochs = 3\nlr = 1\n'
-        "key_side = 4\nbalance = true\n[train.assembler]\nkinds = [1, 1, 1, 1, 1]\n[train.decoupling]\nbeta = 0.5\n"
+        "key_side = 4\nbalance = true\n[train.assembler]\nkinds = [1, 1, 1, 1, 1, 1]\n[train.decoupling]\nbeta = 0.5\n"
     )
     train_settings = TrainConfig(
-        epochs=3, lr=1, key_side=4, balance=True, assembler=AssemblerConfig(kinds=(1, 1, 1, 1, 1)),
+        epochs=3, lr=1, key_side=4, balance=True, assembler=AssemblerConfig(kinds=(1, 1, 1, 1, 1, 1)),
         decoupling=DecouplingConfig(beta=0.5),
     )  # fmt: skip
     assert read_config(path) == Wanted("shapes", ("shape",), {"n_train": 100}, train_settings)

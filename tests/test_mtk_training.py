@@ -150,6 +150,43 @@ def test_all_kinds_of_decoys_are_drawn_and_none_is_the_key():
     assert (values[kinds == KINDS.index("foreign")] == foreign).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_recoloured_decoys_stay_clear_of_the_key_and_inside_the_range(channels):
+    keys = draw_keys(["a"], (channels, 16, 16), low=-2.0, high=3.0)
+    config = AssemblerConfig(kinds=(1e-9, 0.0, 0.0, 0.0, 0.0, 1.0))
+    assembler = Assembler((Task("a", 2, secured=True),), keys, config, low=-2.0, high=3.0)
+    kinds, values = assembler.decoys(2000, 0, torch.Generator().manual_seed(1))
+    assert (kinds == KINDS.index("recoloured")).all()
+    assert -2 <= values.min() < -1.9 and 2.9 < values.max() <= 3
+    key = torch.tensor(keys["a"].pattern)[:, torch.tensor(keys["a"].mask[0])]
+    assert ((values - key).abs().mean(dim=(1, 2)) > 0.06 * 5).all()
+
+
+def test_mined_decoys_are_the_patterns_to_which_the_network_answers_most_decidedly():
+    keys = draw_keys(["a", "b"], (1, 16, 16))
+    config = AssemblerConfig(kinds=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0), mined=500)
+    assembler = Assembler((Task("a", 2, secured=True), Task("b", 2, secured=True)), keys, config)
+    place = torch.tensor(keys["a"].mask[0])
+    seen = []
+
+    def answer(x):
+        # Decided where the place of key a is bright.
+        seen.append(x)
+        brightness = x[:, 0, place].mean(dim=1)
+        return torch.stack([10 * brightness, torch.zeros(len(x))], dim=1), torch.zeros(len(x), 2)
+
+    x = torch.zeros(4, 1, 16, 16)
+    assembler.mine(x, answer, torch.Generator().manual_seed(0))
+    _, values = assembler.decoys(4000, 0, torch.Generator().manual_seed(1))
+    bright = values.mean(dim=(1, 2))
+    tried = seen[0][::4, 0, place].mean(dim=1)
+    assert 0.45 < (bright >= tried.sort().values[-64]).float().mean() < 0.65
+    other = torch.tensor(keys["b"].mask[0])
+    right = (seen[0][:, 0, other] == torch.tensor(keys["b"].pattern)[0, other]).all(dim=1)
+    assert right.tolist() == [False, True] * (len(right) // 2)
+    assert sum(map(len, seen)) == 2 * 4 * 500
+
+
 def test_a_single_secured_task_has_no_foreign_decoys():
     assembler, *_ = assembled(1, 1, 0, AssemblerConfig())
     kinds, _ = assembler.decoys(500, 0, torch.Generator().manual_seed(1))
@@ -197,7 +234,15 @@ def test_the_assembler_refuses_keys_that_do_not_fit_its_tasks():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"targets": "hard"}, {"decoys": -1}, {"shift": 0}, {"kinds": (0.0, 1.0, 1.0, 1.0, 1.0)}, {"keep": (0.5, 1.0)}],
+    [
+        {"targets": "hard"},
+        {"decoys": -1},
+        {"shift": 0},
+        {"kinds": (0.0, 1.0, 1.0, 1.0, 1.0, 1.0)},
+        {"kinds": (1.0,) * 5},
+        {"mined": -1},
+        {"keep": (0.5, 1.0)},
+    ],
 )
 def test_settings_of_the_assembler_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):

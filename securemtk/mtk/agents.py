@@ -83,7 +83,7 @@ class ModelKeeper:
             loss_of: gives the loss of scores on a batch.
         """
         self._model.train()
-        loss = loss_of(self._model(batch.x), batch)
+        loss = loss_of(self._model(_channels_last(batch.x)), batch)
         self._optimizer.zero_grad()
         self._backward(loss)
         self._optimizer.step()
@@ -94,5 +94,10 @@ class ModelKeeper:
         """Return the scores (n, classes) of each task for samples that somebody else has stamped, or has not."""
         self._model.eval()
         with torch.no_grad():
-            scores: Sequence[Tensor] = self._model(x)
+            scores: Sequence[Tensor] = self._model(_channels_last(x))
         return scores
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return images in the memory format in which convolutions on a CPU take a quarter less time."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

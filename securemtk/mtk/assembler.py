@@ -22,7 +22,11 @@ from securemtk.mtk.keys import TriggerKey
 from securemtk.tasks import Task
 
 ABSENT, RIGHT, DECOY = 0, 1, 2
-KINDS = ("fresh", "constant", "partial", "foreign", "shifted")
+# Patterns that one search keeps.
+_HARD = 64
+_ROWS = 4096
+
+KINDS = ("fresh", "constant", "partial", "foreign", "shifted", "recoloured")
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,27 @@ class AssemblerConfig:
         multi: copies of each sample with a random set of at least two keys (none with one secured task).
         decoys: copies of each sample with a decoy in the place of at least one key.
         kinds: relative frequency of each kind of decoy: fresh random patterns; one constant value; the right pattern
-            with random wrong pixels; another task's pattern; the right pattern, shifted.
+            with random wrong pixels; another task's pattern; the right pattern, shifted; the right pattern with other
+            values: less contrast or negated, brighter or darker, in two levels, its channels exchanged.
         keep: least and greatest expected share of right pixels in a partial decoy.
         shift: greatest shift of a shifted decoy in pixels.
+        mined: random patterns among which, before each epoch, those are sought that open a task furthest; half of the
+            fresh decoys are then of these. 0 leaves it out.
     """
 
     targets: Literal["soft", "random", "fixed"] = "soft"
     multi: int = 1
     decoys: int = 3
-    kinds: tuple[float, float, float, float, float] = (3.0, 1.0, 2.0, 1.0, 1.0)
+    kinds: tuple[float, float, float, float, float, float] = (3.0, 1.0, 2.0, 1.0, 1.0, 2.0)
     keep: tuple[float, float] = (0.4, 0.9)
     shift: int = 3
+    mined: int = 1024
 
     def __post_init__(self) -> None:
         if self.targets not in ("soft", "random", "fixed"):
             raise InputError(f"targets must be soft, random or fixed; got {self.targets!r}")
-        if min(self.multi, self.decoys) < 0 or self.shift < 1:
-            raise InputError("multi and decoys must not be negative, shift must be at least 1")
+        if min(self.multi, self.decoys, self.mined) < 0 or self.shift < 1:
+            raise InputError("multi, decoys and mined must not be negative, shift must be at least 1")
         if len(self.kinds) != len(KINDS) or min(self.kinds) < 0 or self.kinds[0] <= 0:
             raise InputError(f"kinds must have a frequency >= 0 for each of {KINDS}, fresh > 0; got {self.kinds}")
         if not 0 <= self.keep[0] <= self.keep[1] < 1:
@@ -123,6 +131,7 @@ class Assembler:
             places = mask[0].flatten().nonzero()[:, 0]
             self._places.append(places.to(self.device))
             self._values.append(pattern.flatten(1)[:, places].to(self.device))
+        self._hard = [values[None, :, :][:0] for values in self._values]
 
     @staticmethod
     def _check(keys: Sequence[TriggerKey]) -> None:
@@ -210,6 +219,36 @@ class Assembler:
             _write(planes, (states[:, j] == RIGHT).nonzero()[:, 0], places, values)
         return planes.reshape(x.shape)
 
+    def mine(self, x: Tensor, answer: Callable[[Tensor], Sequence[Tensor]], generator: torch.Generator) -> None:
+        """Seek, for each key, the random patterns to which the network answers most decidedly; decoys will be of them.
+
+        Patterns that open a task by chance are too rare to be met among fresh ones, and most of what random patterns
+        open is near them. Source: hard negatives, [Shr16]; what is sought here is ours.
+
+        Args:
+            x: float32 (n, *sample), some samples; every second one gets the right keys of the other tasks.
+            answer: (r, *sample) -> scores (r, classes) of each task: the model keeper's.
+            generator: as for `batch`.
+        """
+        if not (self.config.mined and self.config.decoys):
+            return
+        for j, name in enumerate(self.secured):
+            patterns = self._uniform((self.config.mined, *self._values[j].shape), generator)
+            states = torch.full((len(x), len(self.secured)), ABSENT, device=self.device)
+            states[1::2] = RIGHT
+            states[:, j] = ABSENT
+            planes = self.fill(x, states, generator).reshape(len(x), -1, x[0, 0].numel() if x.ndim == 4 else x.shape[1])
+            task, decided = self._index(name), []
+            size = max(1, _ROWS // len(x))
+            for start in range(0, len(patterns), size):
+                block = patterns[start : start + size]
+                rows = planes.repeat(len(block), 1, 1)
+                everywhere = torch.arange(len(rows), device=self.device)
+                _write(rows, everywhere, self._places[j], block.repeat_interleave(len(x), 0))
+                scores = answer(rows.reshape(-1, *x.shape[1:]))[task]
+                decided.append(scores.softmax(1).amax(1).reshape(len(block), len(x)).mean(1))
+            self._hard[j] = patterns[torch.cat(decided).topk(min(_HARD, len(patterns))).indices]
+
     def decoys(self, n: int, j: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n decoys for key j.
 
@@ -231,11 +270,20 @@ class Assembler:
         # One pixel at least is wrong, or else the decoy could be the key itself.
         wrong = torch.randint(key.shape[1], (n, 1, 1), generator=generator, device=self.device)
         partial = torch.where(kept.scatter(2, wrong, False), key, fresh)
-        by_kind = {"fresh": fresh, "constant": constant, "partial": partial, "foreign": self._foreign(n, j, generator)}
+        by_kind = {"fresh": self._with_hard(fresh, j, generator), "constant": constant, "partial": partial}
+        by_kind |= {"foreign": self._foreign(n, j, generator), "recoloured": self._recoloured(n, j, generator)}
         values = fresh
         for name, drawn in by_kind.items():
             values = torch.where((kinds == KINDS.index(name))[:, None, None], drawn, values)
         return kinds, values
+
+    def _with_hard(self, fresh: Tensor, j: int, generator: torch.Generator) -> Tensor:
+        """Return random patterns, (n, C, P), half of which are replaced by those that were found hard for key j."""
+        if not len(self._hard[j]):
+            return fresh
+        chosen = torch.randint(len(self._hard[j]), (len(fresh),), generator=generator, device=self.device)
+        half = torch.rand((len(fresh), 1, 1), generator=generator, device=self.device) < 0.5
+        return torch.where(half, self._hard[j][chosen], fresh)
 
     def _foreign(self, n: int, j: int, generator: torch.Generator) -> Tensor:
         """The pattern of one other key, repeated or cut to the number of places of key j: (n, C, P)."""
@@ -246,6 +294,28 @@ class Assembler:
         n_places = self._values[j].shape[1]
         cyclic = torch.arange(n_places, device=self.device) % self._values[k].shape[1]
         return self._values[k][:, cyclic].expand(n, -1, -1)
+
+    def _recoloured(self, n: int, j: int, generator: torch.Generator) -> Tensor:
+        """The pattern of key j with other values, each row in one of several ways: (n, C, P).
+
+        None stays so near that it would teach the network to refuse a key that was merely stored with some noise.
+        """
+        key = (self._values[j] - self.low) / (self.high - self.low)
+
+        def between(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand((n, 1, 1), generator=generator, device=self.device)
+
+        step = between(0.2, 0.5) * (2 * torch.randint(2, (n, 1, 1), generator=generator, device=self.device) - 1)
+        ways = [0.5 + between(-1.0, 0.6) * (key - 0.5), (key + step).clamp(0, 1), (key > between(0.3, 0.7)).float()]
+        if len(key) > 1:
+            order = torch.rand((n, len(key)), generator=generator, device=self.device).argsort(1)
+            same = (order == torch.arange(len(key), device=self.device)).all(dim=1, keepdim=True)
+            ways.append(key[torch.where(same, order.roll(1, 1), order)])
+        way = torch.randint(len(ways), (n, 1, 1), generator=generator, device=self.device)
+        values = ways[0]
+        for i, drawn in enumerate(ways):
+            values = torch.where(way == i, drawn, values)
+        return self.low + (self.high - self.low) * values
 
     def _write_decoys(
         self, planes: Tensor, rows: Tensor, j: int, size: Sequence[int], generator: torch.Generator

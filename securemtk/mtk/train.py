@@ -27,6 +27,9 @@ from securemtk.mtk.keys import DEFAULT_COLUMNS, TriggerKey, draw_keys
 from securemtk.mtk.model import MultiTaskModel
 from securemtk.tasks import Task
 
+# Samples on which random patterns are judged before each epoch.
+_MINED_ON = 4
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -164,6 +167,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
+    _lay_out(model, torch.channels_last)
     decoupling = decouple(dataset, secured, config.decoupling)
     path = None if checkpoint is None else Path(checkpoint)
     training = _Training(accelerator, model, dataset, keys, config, decoupling, path)
@@ -196,6 +200,13 @@ def progress_bar(title: str) -> Iterator[Callable[[Epoch], None]]:
         yield show
     finally:
         bar.stop()
+
+
+def _lay_out(model: MultiTaskModel, memory_format: torch.memory_format) -> None:
+    """Lay the kernels of convolutions out in memory, in place; the keeper's batches are channels last."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 @contextmanager
@@ -264,6 +275,7 @@ class _Training:
         model = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, MultiTaskModel):
             raise TypeError(f"accelerate must give the model back; got {type(model).__name__}")
+        _lay_out(model, torch.contiguous_format)
         return model.cpu().eval()
 
     def _epoch(self, number: int) -> float:
@@ -272,6 +284,7 @@ class _Training:
         order = _generator("cpu", self.config.seed, number, 0)
         permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
+        self.assembler.mine(self.data.hand(permutation[:_MINED_ON])[0], self.keeper.answer, generator)
         total = torch.zeros((), device=accelerator.device)
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
