@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from protocols.errors import InputError, KeyRefused
-from securemtk.data import DataSet
+from securemtk.data import MISSING, DataSet, load
 from securemtk.mtk.attacks import base, guess, invert
 from securemtk.mtk.attacks.base import Rule, Victim, opening_rule, share_bounds, stream_of
 from securemtk.mtk.attacks.finetune import finetune
@@ -18,8 +18,9 @@ from securemtk.mtk.attacks.infer import infer
 from securemtk.mtk.attacks.invert import invert as invert_keys
 from securemtk.mtk.attacks.membership import membership
 from securemtk.mtk.attacks.suite import ATTACKS, Effort, progress_bar, run_attacks
-from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey
+from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, plane
 from securemtk.mtk.model import MultiTaskModel
+from securemtk.mtk.train import TrainConfig, train
 from securemtk.pictures import draw_attacks
 from securemtk.tasks import Task
 
@@ -263,6 +264,23 @@ def test_recoloured_keys_stay_in_range_and_permute_channels():
         assert 0 <= np.nanmin(patterns) <= np.nanmax(patterns) <= 1
 
 
+def test_shifted_keys_of_a_table_move_along_its_columns():
+    mask = np.arange(8) >= 5
+    key = TriggerKey("secret", MODEL_ID, mask, np.where(mask, np.arange(8), 0).astype(np.float32))
+    left, right = guess._shifted(key, 2)
+    assert np.array_equal(left, [np.nan] * 3 + [5, 6, 7] + [np.nan] * 2, equal_nan=True)
+    assert np.array_equal(right, [np.nan] * 7 + [5], equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_channels_are_permuted_in_a_few_ways_whatever_their_number(channels):
+    orders = guess._orders(channels)
+    assert len(orders) == {1: 0, 2: 1}.get(channels, 2 * channels - 1)
+    assert all(sorted(order) == list(range(channels)) != order for order in orders)
+    table = np.zeros((1, 3), dtype=np.float32)
+    assert "channels permuted" not in guess._recoloured(table, -1.0, 1.0)
+
+
 def test_the_few_samples_of_the_screen_hold_all_classes():
     y = np.array([0] * 50 + [1] * 3 + [2] * 10)
     assert sorted(y[guess._balanced(y, 6)]) == [0, 0, 1, 1, 2, 2]
@@ -322,8 +340,8 @@ def test_the_overlap_of_a_key_with_itself_is_whole_and_with_another_place_none(w
 
 
 def test_an_attacker_and_the_judge_share_no_sample(weak):
-    (x, _), (judge, y) = weak.halves(0)
-    assert len(x) == len(judge) == len(y["secret"]) == 100
+    (x, _), (judge, y) = weak.halves("secret", 0)
+    assert len(x) == len(judge) == len(y) == 100
     assert not {row.tobytes() for row in x} & {row.tobytes() for row in judge}
 
 
@@ -393,6 +411,62 @@ def test_answers_learnt_by_heart_tell_members(weak):
     assert "do not tell" not in closed.meaning
     assert "do not tell" in opened.meaning
     assert abs(opened.details["advantage"]) < 0.3
+
+
+# --- samples of any kind ---------------------------------------------------------------------------------------------
+
+
+def trained_on_table():
+    config = TrainConfig(epochs=4, batch=32, key_side=4)
+    dataset = config.with_room(load("wine"), ["cultivar", "proline"])
+    return dataset, train(dataset, ["cultivar", "proline"], config)
+
+
+def trained_on_maps():
+    """Maps of two channels with values of any size and sign; one sample in five has no label of the secured task."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=260)
+    x = rng.uniform(-7, 2, (260, 2, 9, 8)).astype(np.float32)
+    x[:, 0, 0] = 3 * y[:, None] - 5
+    labels = {"secret": np.where(np.arange(260) % 5, y, MISSING), "open": y % 2}
+    parts = [(x[rows], {name: v[rows] for name, v in labels.items()}) for rows in (slice(200), slice(200, 260))]
+    tasks = (Task("secret", 3), Task("open", 2))
+    dataset = DataSet("maps", tasks, *parts[0], *parts[1], low=-7.5, high=4.0)
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.ReLU())
+    config = TrainConfig(epochs=3, batch=50, key_side=3, augment=False)
+    return dataset, train(dataset, ["secret"], config, trunk=trunk)
+
+
+@pytest.mark.parametrize("made", [trained_on_table, trained_on_maps])
+def test_every_attack_handles_tables_and_maps_of_any_range(made):
+    dataset, result = made()
+    victim = Victim(result.model, dataset, result.keys)
+    found = run_attacks(victim, effort=TINY).to_dict()["findings"]
+    secured = set(result.keys)
+    for name in ATTACKS:
+        attacked = {f["task"] for f in found if f["attack"] == name}
+        assert secured <= attacked == secured | ({t.name for t in dataset.tasks} if name == "membership" else set())
+    for group in ("blank", "shifted", "recoloured", "partly wrong", "noisy"):
+        assert sum(f["details"].get("group") == group for f in found) == len(secured)
+    assert all(0 <= f["figure"] <= 1 and f["meaning"].endswith(".") for f in found)
+    for f in found:
+        if "place known" in f["what"]:
+            key = result.keys[f["task"]]
+            assert (f["details"]["overlap"]["place"], f["details"]["overlap"]["pixels"]) == (1, plane(key.mask).sum())
+            assert 0 < f["details"]["overlap"]["distance"] < 1
+    assert draw_attacks(found).startswith(b"\x89PNG")
+
+
+def test_patterns_of_a_table_lie_in_its_range_and_in_the_columns_of_the_key():
+    dataset, result = trained_on_table()
+    victim, key = Victim(result.model, dataset, result.keys), result.keys["proline"]
+    drawn = base.random_patterns(victim, key, 50, stream_of(0, "test"))
+    assert np.array_equal(np.isnan(drawn), np.broadcast_to(~key.mask, drawn.shape))
+    assert -1 <= np.nanmin(drawn) < -0.9 < 0.9 < np.nanmax(drawn) <= 1
+    right = np.where(key.mask, key.pattern, np.nan).astype(np.float32)[None]
+    wrong = guess._replaced(victim, key, right, 0.5, stream_of(1, "test"))
+    assert ((wrong[:, key.mask] != key.pattern[key.mask]).sum(axis=1) <= 2).all()
+    assert np.array_equal(np.isnan(wrong), np.isnan(drawn[: len(wrong)]))
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------

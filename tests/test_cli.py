@@ -182,6 +182,15 @@ def test_attack_writes_its_findings_into_the_run_and_again_the_same_ones(tmp_pat
     assert json.loads((tmp_path / "again.json").read_text())["findings"] == found["findings"]
 
 
+def test_a_run_on_a_table_is_attacked_by_all_attacks(tmp_path, command):
+    run.train_run(tmp_path / "run", "wine", ["cultivar"], TrainConfig(epochs=2, batch=32))
+    small = ["--tries", 20, "--queries", 800, "--steps", 2, "--restarts", 2]
+    status, out, _ = command("attack", tmp_path / "run", *small, "--json")
+    assert status == 0
+    assert {f["attack"] for f in json.loads(out)["findings"]} == {"guess", "invert", "infer", "finetune", "membership"}
+    assert (tmp_path / "run" / "attack.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, made):
     whole = run.open_run(made / "run").result.model.state_dict()
     shutil.copytree(made / "run", tmp_path / "run")

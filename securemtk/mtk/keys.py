@@ -118,7 +118,7 @@ class TriggerKey:
         header = {"format": _FORMAT, "version": _VERSION, "task": self.task, "model_id": self.model_id}
         header["shape"] = list(self.shape)
         secret = {
-            "mask": _encode(np.packbits(_plane(self.mask)).tobytes()),
+            "mask": _encode(np.packbits(plane(self.mask)).tobytes()),
             "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
         }
         body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
@@ -209,6 +209,11 @@ def stamp(x: ArrayT, keys: Iterable[TriggerKey]) -> ArrayT:
     return np.where(covered > 0, pattern, x).astype(x.dtype)
 
 
+def plane(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask (C, H, W) as that of one channel, (H, W); that of a table, (F,), as it is."""
+    return mask[0] if mask.ndim == 3 else mask
+
+
 def load(path: str | os.PathLike[str], passphrase: str | None = None) -> TriggerKey:
     """Read a key that `TriggerKey.save` wrote.
 
@@ -294,11 +299,6 @@ def _patch(shape: Sequence[int], top: int, left: int, side: int) -> NDArray[np.b
     mask = np.zeros(tuple(shape), dtype=np.bool_)
     mask[:, top : top + side, left : left + side] = True
     return mask
-
-
-def _plane(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask of one channel, of a table the mask itself."""
-    return mask[0] if mask.ndim == 3 else mask
 
 
 def _plain(header: Mapping[str, object], secret: Mapping[str, str]) -> dict[str, object]:

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from protocols.errors import InputError, KeyRefused
 from protocols.prg import SEED_BYTES, Stream
-from securemtk.data.base import DataSet, Images, Labels
+from securemtk.data.base import DataSet, Labels, Part, Samples
 from securemtk.mtk.evaluate import released_accuracy
 from securemtk.mtk.keys import TriggerKey, stamp
 from securemtk.mtk.model import MultiTaskModel, Scores
@@ -61,15 +61,18 @@ class Victim:
         """Return the keys of all tasks but this one."""
         return [key for name, key in self.keys.items() if name != task]
 
-    def halves(self, seed: int) -> tuple[tuple[Images, dict[str, Labels]], tuple[Images, dict[str, Labels]]]:
-        """Split the test part into what an attacker has, with labels, and what the attack is judged on."""
-        order = np.random.default_rng(seed).permutation(len(self.dataset.x_test))
-        middle = len(order) // 2
-        first, second = (
-            (self.dataset.x_test[rows], {name: y[rows] for name, y in self.dataset.y_test.items()})
-            for rows in (order[:middle], order[middle:])
-        )
-        return first, second
+    def labelled(self, task: str, part: Part = "test") -> tuple[Samples, Labels]:
+        """Return the samples of a part that have a label of the task, (n, *sample), and the labels, (n,)."""
+        data, known = self.dataset, self.dataset.known(task, part)
+        x, y = (data.x_train, data.y_train) if part == "train" else (data.x_test, data.y_test)
+        return x[known], y[task][known]
+
+    def halves(self, task: str, seed: int) -> tuple[tuple[Samples, Labels], tuple[Samples, Labels]]:
+        """Split the labelled test samples into what an attacker has and what the attack is judged on."""
+        x, y = self.labelled(task)
+        order = np.random.default_rng(seed).permutation(len(x))
+        mine, judged = order[: len(x) // 2], order[len(x) // 2 :]
+        return (x[mine], y[mine]), (x[judged], y[judged])
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class Rule:
         return np.asarray(accuracies >= self.threshold - 1e-9)
 
 
-def opening_rule(victim: Victim, task: str, x: Images, y: Labels, *, raw: bool = False) -> Rule:
-    """Return the rule for patterns of one task on samples x, (n, C, H, W), with labels y, (n,).
+def opening_rule(victim: Victim, task: str, x: Samples, y: Labels, *, raw: bool = False) -> Rule:
+    """Return the rule for patterns of one task on samples x, (n, *sample), with labels y, (n,).
 
     It is that of released answers or, with `raw`, of the greatest raw score as `relabelled_accuracy` reads it.
     """
@@ -161,7 +164,7 @@ def relabelled_accuracy(scores: Scores, y: Labels) -> float:
     return float(counts.reshape(classes, classes).max(axis=1).sum() / len(y))
 
 
-def task_scores(model: MultiTaskModel, task: str, x: Images) -> Scores:
+def task_scores(model: MultiTaskModel, task: str, x: Samples) -> Scores:
     """Return the scores of one task, float32 (n, classes); the branches of the others are not computed."""
     branch = model.branches[[t.name for t in model.tasks].index(task)]
     parts = []
@@ -173,14 +176,14 @@ def task_scores(model: MultiTaskModel, task: str, x: Images) -> Scores:
     return scores
 
 
-def scores_with(model: MultiTaskModel, task: str, x: Images, patterns: Images) -> Iterator[tuple[slice, Scores]]:
+def scores_with(model: MultiTaskModel, task: str, x: Samples, patterns: Samples) -> Iterator[tuple[slice, Scores]]:
     """Give the scores of samples under each of many patterns, block by block.
 
     Args:
         model: whose scores.
         task: whose scores.
-        x: float32 (m, C, H, W).
-        patterns: float32 (n, C, H, W), NaN where the sample shows.
+        x: float32 (m, *sample).
+        patterns: float32 (n, *sample), NaN where the sample shows.
 
     Yields:
         A slice of the patterns, and float32 (patterns, m, classes).
@@ -194,7 +197,7 @@ def scores_with(model: MultiTaskModel, task: str, x: Images, patterns: Images) -
 
 
 def pattern_accuracies(
-    model: MultiTaskModel, task: str, x: Images, y: Labels, patterns: Images
+    model: MultiTaskModel, task: str, x: Samples, y: Labels, patterns: Samples
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the accuracy under each pattern, twice (n,): of released, sampled labels, and of raw scores, relabelled.
 
@@ -221,8 +224,8 @@ def stream_of(seed: int, label: str) -> Stream:
     return Stream(seed.to_bytes(SEED_BYTES, "little")).derive(label)
 
 
-def random_patterns(victim: Victim, key: TriggerKey, n: int, stream: Stream) -> Images:
-    """Draw patterns as `draw_keys` does, float32 (n, C, H, W), NaN outside the mask."""
+def random_patterns(victim: Victim, key: TriggerKey, n: int, stream: Stream) -> Samples:
+    """Draw patterns as `draw_keys` does, float32 (n, *sample), NaN outside the mask."""
     patterns = np.full((n, *key.shape), np.nan, dtype=np.float32)
     levels = stream.below(256, (n, int(key.mask.sum()))).numpy()
     patterns[:, key.mask] = victim.dataset.low + (victim.dataset.high - victim.dataset.low) * levels / 255

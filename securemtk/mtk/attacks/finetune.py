@@ -37,7 +37,7 @@ def finetune(
 
     Args:
         victim: model, data and keys; keys are not used.
-        counts: numbers of labelled samples; those beyond the training part are left out.
+        counts: numbers of labelled samples; those beyond what the training part has of any closed task are left out.
         steps: of each training, 64 samples a step.
         repeats: trainings on different samples, of which the mean is reported.
         seed: of samples and first weights.
@@ -50,7 +50,7 @@ def finetune(
     Raises:
         InputError: no count fits the training part, or a number is not positive.
     """
-    n_train = len(victim.dataset.x_train)
+    n_train = min(int(victim.dataset.known(task).sum()) for task in victim.keys)
     fitting = [n for n in counts if 0 < n <= n_train]
     if not fitting or min(steps, repeats) < 1:
         raise InputError(
@@ -72,7 +72,7 @@ def _finding(victim: Victim, task: str, n: int, pairs: np.ndarray) -> Finding:
         f"With {n} labelled samples a new branch on the stolen trunk reaches {percent(stolen)} of {task}, a network "
         f"from scratch {percent(scratch)}: {verdict}."
     )
-    y = victim.dataset.y_test[task]
+    _, y = victim.labelled(task)
     details = {"labelled": n, "stolen": pairs[:, 0].tolist(), "scratch": pairs[:, 1].tolist()}
     details["prior"] = float(np.bincount(y).max() / len(y))
     return Finding(NAME, task, f"{n} samples: accuracy of a new branch", stolen, scratch, meaning, details)
@@ -80,10 +80,11 @@ def _finding(victim: Victim, task: str, n: int, pairs: np.ndarray) -> Finding:
 
 def _pair(victim: Victim, task: str, n: int, steps: int, seed: int) -> tuple[float, float]:
     """Return the accuracies of a fresh branch on the stolen trunk and of the whole network from scratch."""
-    dataset = victim.dataset
-    rows = np.random.default_rng(seed).permutation(len(dataset.x_train))[:n]
-    x, y = torch.from_numpy(dataset.x_train[rows]), torch.from_numpy(dataset.y_train[task][rows])
-    x_test, y_test = torch.from_numpy(dataset.x_test), dataset.y_test[task]
+    x_all, y_all = victim.labelled(task, "train")
+    rows = np.random.default_rng(seed).permutation(len(x_all))[:n]
+    x, y = torch.from_numpy(x_all[rows]), torch.from_numpy(y_all[rows])
+    samples, y_test = victim.labelled(task)
+    x_test = torch.from_numpy(samples)
     with torch.no_grad():
         stolen, stolen_test = (victim.model.trunk(part).flatten(1) for part in (x, x_test))
     with torch.random.fork_rng():

@@ -5,7 +5,7 @@ Source: T3 of the digest; the two stages of the search are ours.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import InputError
 from protocols.prg import Stream
-from securemtk.data.base import Images, Labels
+from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
     Progress,
@@ -29,10 +29,10 @@ from securemtk.mtk.attacks.base import (
     task_scores,
 )
 from securemtk.mtk.evaluate import probabilities
-from securemtk.mtk.keys import TriggerKey, stamp
+from securemtk.mtk.keys import TriggerKey, plane, stamp
 
 NAME = "guess"
-# Shares of pixels that are wrong, standard deviations of noise as shares of the range, and draws for each of them.
+# Shares of places that are wrong, standard deviations of noise as shares of the range, and draws for each of them.
 WRONG = tuple(k / 10 for k in range(1, 10))
 NOISE = (0.02, 0.05, 0.1, 0.2, 0.4)
 DRAWS = 20
@@ -73,7 +73,8 @@ def guess(
         raise InputError(f"tries and screen must be at least 1; got {tries} and {screen}")
     findings: list[Finding] = []
     for task, key in victim.keys.items():
-        x, y = victim.dataset.x_test[:_SAMPLES_MOST], victim.dataset.y_test[task][:_SAMPLES_MOST]
+        x, y = victim.labelled(task)
+        x, y = x[:_SAMPLES_MOST], y[:_SAMPLES_MOST]
         stream = stream_of(seed, f"guess {task}")
         alone = _Guesser(victim, key, x, y, screen)
         wrong, found_by_screen = _wrong_keys(alone, stream.derive("wrong keys"))
@@ -90,18 +91,18 @@ def guess(
 class _Guesser:
     """Patterns in the place of one key, on samples in one state of the other keys."""
 
-    def __init__(self, victim: Victim, key: TriggerKey, x: Images, y: Labels, screen: int) -> None:
+    def __init__(self, victim: Victim, key: TriggerKey, x: Samples, y: Labels, screen: int) -> None:
         self.victim, self.key, self.task, self.x, self.y = victim, key, key.task, x, y
         self.rule = opening_rule(victim, key.task, x, y)
         self.few = _balanced(y, screen)
         closed = probabilities(task_scores(victim.model, key.task, x[self.few])).max(axis=1).mean()
         self.cut = (float(closed) + self.rule.threshold) / 2
 
-    def accuracies(self, patterns: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def accuracies(self, patterns: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the accuracy under each pattern on all samples: released, and of raw scores, relabelled."""
         return pattern_accuracies(self.victim.model, self.task, self.x, self.y, patterns)
 
-    def screen(self, patterns: Images) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def screen(self, patterns: Samples) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Return which patterns pass the first stage, and the mean probability of the true label under each.
 
         It goes by confidence: that is at least the probability of the true label, and it varies less.
@@ -176,10 +177,10 @@ def _balanced(y: Labels, n: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Wrong keys of one sort: name of each kind -> float32 (n, C, H, W), NaN where the sample shows."""
+    """Wrong keys of one sort: name of each kind -> float32 (n, *sample), NaN where the sample shows."""
 
     name: str
-    kinds: Mapping[str, Images]
+    kinds: Mapping[str, Samples]
 
 
 def _wrong_keys(guesser: _Guesser, stream: Stream) -> tuple[list[Finding], dict[str, int]]:
@@ -228,33 +229,33 @@ def _groups(victim: Victim, key: TriggerKey, stream: Stream) -> Iterator[_Group]
     yield _Group("noisy", {name: np.clip(patterns, low, high) for name, patterns in noise.items()})
 
 
-def _in_place_of(key: TriggerKey, other: TriggerKey) -> Images:
+def _in_place_of(key: TriggerKey, other: TriggerKey) -> Samples:
     """Return another key's values, repeated or cut, in the place of this one."""
     pattern = np.full((1, *key.shape), np.nan, dtype=np.float32)
     pattern[0, key.mask] = np.resize(other.pattern[other.mask], int(key.mask.sum()))
     return pattern
 
 
-def _written(keys: list[TriggerKey]) -> Images:
+def _written(keys: list[TriggerKey]) -> Samples:
     pattern = np.full((1, *keys[0].shape), np.nan, dtype=np.float32)
     for key in keys:
         pattern[0, key.mask] = key.pattern[key.mask]
     return pattern
 
 
-def _shifted(key: TriggerKey, reach: int) -> Images:
-    """Return the key moved by `reach` pixels down or up, sideways, and both; what leaves the image is cut."""
-    rows, columns = np.nonzero(key.mask[0])
-    _, height, width = key.shape
-    steps = [(dy, dx) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach) if (dy, dx) != (0, 0)]
+def _shifted(key: TriggerKey, reach: int) -> Samples:
+    """Return the key moved by `reach` along each axis of its plane, and along both; what leaves the sample is cut."""
+    places = np.argwhere(plane(key.mask))
+    size = key.shape[-places.shape[1] :]
+    steps = [step for step in product((-reach, 0, reach), repeat=len(size)) if any(step)]
     moved = np.full((len(steps), *key.shape), np.nan, dtype=np.float32)
-    for pattern, (dy, dx) in zip(moved, steps, strict=True):
-        inside = (rows + dy >= 0) & (rows + dy < height) & (columns + dx >= 0) & (columns + dx < width)
-        pattern[:, (rows + dy)[inside], (columns + dx)[inside]] = key.pattern[:, rows[inside], columns[inside]]
+    for pattern, step in zip(moved, steps, strict=True):
+        inside = ((places + step >= 0) & (places + step < size)).all(axis=1)
+        pattern[..., *(places + step)[inside].T] = key.pattern[..., *places[inside].T]
     return moved
 
 
-def _recoloured(right: Images, low: float, high: float) -> dict[str, Images]:
+def _recoloured(right: Samples, low: float, high: float) -> dict[str, Samples]:
     middle, step = (low + high) / 2, 0.25 * (high - low)
     kinds = {
         "negated": low + high - right,
@@ -263,23 +264,29 @@ def _recoloured(right: Images, low: float, high: float) -> dict[str, Images]:
         "brighter": np.clip(right + step, low, high),
         "darker": np.clip(right - step, low, high),
     }
-    if right.shape[1] == 3:
-        orders = list(permutations(range(3)))[1:]
-        kinds["channels permuted"] = np.concatenate([right[:, list(order)] for order in orders])
+    if right.ndim == 4 and right.shape[1] > 1:
+        kinds["channels permuted"] = np.concatenate([right[:, order] for order in _orders(right.shape[1])])
     return kinds
 
 
-def _replaced(victim: Victim, key: TriggerKey, right: Images, share: float, stream: Stream) -> Images:
-    """Return draws in which that share of the key's pixels, at random places, is drawn anew."""
+def _orders(channels: int) -> list[list[int]]:
+    """Return the channels turned round, forwards and backwards: of three all permutations but their own order."""
+    forwards = [*range(channels)] * 2
+    turned = {tuple(way[k : k + channels]) for way in (forwards, forwards[::-1]) for k in range(channels)}
+    return [list(order) for order in sorted(turned - {tuple(range(channels))})]
+
+
+def _replaced(victim: Victim, key: TriggerKey, right: Samples, share: float, stream: Stream) -> Samples:
+    """Return draws in which that share of the key's pixels or columns, at random places, is drawn anew."""
     drawn = random_patterns(victim, key, DRAWS, stream)
-    places = np.nonzero(key.mask[0].ravel())[0]
+    places = np.argwhere(plane(key.mask))
     n_wrong = max(1, round(share * len(places)))
-    patterns = np.repeat(right, DRAWS, axis=0).reshape(DRAWS, len(right[0]), -1)
-    for k in range(DRAWS):
-        wrong = places[stream.permutation(len(places)).numpy()[:n_wrong]]
-        patterns[k, :, wrong] = drawn[k].reshape(len(right[0]), -1)[:, wrong].T
-    return patterns.reshape(drawn.shape)
+    patterns = np.repeat(right, DRAWS, axis=0)
+    for pattern, values in zip(patterns, drawn, strict=True):
+        wrong = places[stream.permutation(len(places)).numpy()[:n_wrong]].T
+        pattern[..., *wrong] = values[..., *wrong]
+    return patterns
 
 
-def _normal(key: TriggerKey, stream: Stream) -> Images:
+def _normal(key: TriggerKey, stream: Stream) -> Samples:
     return stream.normal((DRAWS, *key.shape)).numpy().astype(np.float32)

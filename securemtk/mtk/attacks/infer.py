@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protocols.prg import Stream
-from securemtk.data.base import Labels
+from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent, stream_of
 from securemtk.mtk.evaluate import Floats, Release, attack, release
 from securemtk.mtk.keys import TriggerKey, stamp
@@ -66,9 +66,10 @@ def _infer(
     seen = {name: _seen(values, rule, stream) for name, values in scores.items()}
     found = attack(np.concatenate(list(seen.values()), axis=1), y, [labels[name] for name in opened], seed=seed)
     best = max(found.logistic, found.boosting)
-    prior = float(np.bincount(y).max() / len(y))
-    error = math.sqrt(best * (1 - best) / len(y))
-    details = {"rule": rule, "state": state, "open": list(opened), "prior": prior, "samples": len(y)}
+    known = y[y != MISSING]
+    prior = float(np.bincount(known).max() / len(known))
+    error = math.sqrt(best * (1 - best) / len(known))
+    details = {"rule": rule, "state": state, "open": list(opened), "prior": prior, "samples": len(known)}
     details |= {"logistic": found.logistic, "boosting": found.boosting, "standard_error": error}
     alone = prior
     if opened:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from protocols.errors import InputError
 from protocols.prg import Stream
-from securemtk.data.base import Images, Labels
+from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
     Progress,
@@ -32,14 +32,14 @@ from securemtk.mtk.attacks.base import (
     stream_of,
 )
 from securemtk.mtk.evaluate import Release, release
-from securemtk.mtk.keys import TriggerKey
+from securemtk.mtk.keys import TriggerKey, plane
 from securemtk.mtk.model import MultiTaskModel
 
 NAME = "invert"
 BLACK_BOX: tuple[Release, ...] = ("sampled", "rounded")
 
 # Of the evolution strategy: pairs of candidates a step, samples asked for each, and its two rates, as shares of the
-# pixels' range.
+# range of pixels or features.
 _PAIRS, _ASKED, _SIGMA, _RATE = 20, 20, 0.15, 0.25
 _ENOUGH = 0.9
 # Of the gradient: samples a step, rate of Adam, how the weight of the mask's size goes up and down and where it begins,
@@ -75,18 +75,18 @@ def invert(
     """
     if min(queries, steps, restarts) < 1:
         raise InputError(f"queries, steps and restarts must be at least 1; got {queries}, {steps} and {restarts}")
-    (x, labels), judge = victim.halves(seed)
     findings = []
     for task, key in victim.keys.items():
+        (x, y), judge = victim.halves(task, seed)
         stream = stream_of(seed, f"invert {task}")
         for how in BLACK_BOX:
             way = f"by queries, {how} answers"
             tell = partial(progress, f"invert {task} {way}")
-            found = _by_queries(victim, key, x, labels[task], how, queries, stream.derive(how), tell)
+            found = _by_queries(victim, key, x, y, how, queries, stream.derive(how), tell)
             findings.append(_judge(victim, key, way, found, judge, raw=False))
         for place in ("known", "unknown"):
             way = f"by weights, place {place}"
-            search = _Gradient(victim, key, x, labels[task], place == "known", stream.derive(place))
+            search = _Gradient(victim, key, x, y, place == "known", stream.derive(place))
             found = search.run(restarts, steps, partial(progress, f"invert {task} {way}"))
             findings.append(_judge(victim, key, way, found, judge, raw=True))
     return findings
@@ -94,17 +94,17 @@ def invert(
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """A pattern, float32 (C, H, W), NaN where the sample shows; its accuracy on the attacker's samples; the effort."""
+    """A pattern, float32 (*sample), NaN where the sample shows; its accuracy on the attacker's samples; the effort."""
 
-    pattern: Images
+    pattern: Samples
     own: float
     effort: Mapping[str, Any]
 
 
 def _judge(
-    victim: Victim, key: TriggerKey, way: str, found: _Found, judge: tuple[Images, Mapping[str, Labels]], *, raw: bool
+    victim: Victim, key: TriggerKey, way: str, found: _Found, judge: tuple[Samples, Labels], *, raw: bool
 ) -> Finding:
-    x, y = judge[0], judge[1][key.task]
+    x, y = judge
     rule = opening_rule(victim, key.task, x, y, raw=raw)
     released, read = pattern_accuracies(victim.model, key.task, x, y, found.pattern[None])
     figure = float((read if raw else released)[0])
@@ -120,14 +120,14 @@ def _judge(
     return Finding(NAME, key.task, f"{way}: accuracy of the pattern found", figure, rule.base, meaning, details)
 
 
-def _overlap(victim: Victim, key: TriggerKey, pattern: Images) -> dict[str, float]:
+def _overlap(victim: Victim, key: TriggerKey, pattern: Samples) -> dict[str, float]:
     """Compare what was found with the key: place by intersection over union, values where both lie.
 
     Two independent uniform values differ by a third of the range on average, and correlate by 0.
     """
     mask = ~np.isnan(pattern)
     both = mask & key.mask
-    overlap = {"place": float(both.sum() / (mask | key.mask).sum()), "pixels": int(mask[0].sum())}
+    overlap = {"place": float(both.sum() / (mask | key.mask).sum()), "pixels": int(plane(mask).sum())}
     if both.sum() > 1:
         mine, true = pattern[both].astype(np.float64), key.pattern[both].astype(np.float64)
         overlap["distance"] = float(np.abs(mine - true).mean() / (victim.dataset.high - victim.dataset.low))
@@ -136,7 +136,7 @@ def _overlap(victim: Victim, key: TriggerKey, pattern: Images) -> dict[str, floa
     return overlap
 
 
-def _levels(pattern: NDArray[Any], low: float, high: float) -> Images:
+def _levels(pattern: NDArray[Any], low: float, high: float) -> Samples:
     """Round to the 256 levels that keys have, and that image files can hold."""
     unit = np.round(255 * np.clip((pattern - low) / (high - low), 0, 1)) / 255
     return (low + (high - low) * unit).astype(np.float32)
@@ -148,7 +148,7 @@ def _levels(pattern: NDArray[Any], low: float, high: float) -> Images:
 def _by_queries(
     victim: Victim,
     key: TriggerKey,
-    x: Images,
+    x: Samples,
     y: Labels,
     how: Release,
     budget: int,
@@ -182,14 +182,14 @@ def _by_queries(
     return _Found(_patterns(key, _levels(chosen[None], low, high))[0], own, {"queries": used})
 
 
-def _patterns(key: TriggerKey, values: Images) -> Images:
+def _patterns(key: TriggerKey, values: Samples) -> Samples:
     patterns = np.full((len(values), *key.shape), np.nan, dtype=np.float32)
     patterns[:, key.mask] = values
     return patterns
 
 
 def _ask(
-    model: MultiTaskModel, task: str, x: Images, y: Labels, patterns: Images, how: Release, stream: Stream
+    model: MultiTaskModel, task: str, x: Samples, y: Labels, patterns: Samples, how: Release, stream: Stream
 ) -> NDArray[np.float64]:
     """Return for each pattern the mean released score of the true label, (n,)."""
     fitness = np.empty(len(patterns))
@@ -205,7 +205,7 @@ def _ask(
 class _Gradient:
     """Search by gradient through the stolen network, from many random starts at once."""
 
-    def __init__(self, victim: Victim, key: TriggerKey, x: Images, y: Labels, known: bool, stream: Stream) -> None:
+    def __init__(self, victim: Victim, key: TriggerKey, x: Samples, y: Labels, known: bool, stream: Stream) -> None:
         self.victim, self.key, self.known, self.stream = victim, key, known, stream
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
         self.low, self.span = victim.dataset.low, victim.dataset.high - victim.dataset.low
@@ -213,7 +213,9 @@ class _Gradient:
 
     def run(self, starts: int, steps: int, tell: Callable[[float], None]) -> _Found:
         """Return the pattern that is best on the attacker's samples, of all that the starts lead to."""
-        place = torch.from_numpy(self.key.mask[:1].astype(np.float32)).expand(starts, -1, -1, -1)
+        # One mask for all channels, as keys have it.
+        own = self.key.mask[:1] if self.key.mask.ndim == 3 else self.key.mask
+        place = torch.from_numpy(own.astype(np.float32)).expand(starts, *own.shape)
         mask = torch.full_like(place, _MASK).logit().requires_grad_()
         pattern = self._starts(starts, place if self.known else mask.detach().sigmoid()).logit().requires_grad_()
         leaves = [pattern] if self.known else [pattern, mask]
@@ -223,7 +225,7 @@ class _Gradient:
             m = place if self.known else mask.sigmoid()
             loss, right = self._loss(self.low + self.span * pattern.sigmoid(), m)
             # The mask is pressed while the task is open, and given room while it is not.
-            total = loss if self.known else loss + weight * m.sum(dim=(1, 2, 3))
+            total = loss if self.known else loss + weight * m.flatten(1).sum(dim=1)
             weight = torch.where(right >= _ENOUGH, weight * _UP, weight / _DOWN)
             optimizer.zero_grad()
             # Every start has its own values, so the gradient of the sum is that of each.
@@ -242,7 +244,7 @@ class _Gradient:
         if not self.known:
             return drawn
         drawn.requires_grad_()
-        loss, _ = self._loss(self.low + self.span * drawn, mask.repeat(_DRAWN, 1, 1, 1))
+        loss, _ = self._loss(self.low + self.span * drawn, mask.repeat(_DRAWN, *(1 for _ in mask.shape[1:])))
         (gradient,) = torch.autograd.grad(loss.sum(), drawn)
         return drawn.detach()[gradient.flatten(1).norm(dim=1).argsort(descending=True)[:n]]
 
@@ -257,8 +259,9 @@ class _Gradient:
         return cross_entropy(scores, y, reduction="none").reshape(starts, -1).mean(dim=1), right
 
     def _best(self, values: Tensor, mask: Tensor, steps: int) -> _Found:
-        """Make masks of zeros and ones and values of 256 levels, as whoever stamps images must, and choose."""
-        chosen = mask >= torch.minimum(mask.amax(dim=(1, 2, 3), keepdim=True), torch.tensor(0.5))
+        """Make masks of zeros and ones and values of 256 levels, as whoever stamps samples must, and choose."""
+        greatest = mask.amax(dim=tuple(range(1, mask.ndim)), keepdim=True)
+        chosen = mask >= torch.minimum(greatest, torch.tensor(0.5))
         levels = _levels(values.numpy(), self.low, self.low + self.span)
         found = np.where(chosen.numpy(), levels, np.float32(np.nan))
         released, raw = pattern_accuracies(self.victim.model, self.key.task, self.x.numpy(), self.y.numpy(), found)

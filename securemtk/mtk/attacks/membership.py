@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from securemtk.data.base import Labels
+from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, silent
 from securemtk.mtk.evaluate import Floats, probabilities
 from securemtk.mtk.model import Scores, predict
@@ -45,8 +45,8 @@ def membership(victim: Victim, *, seed: int = 0, progress: Progress = silent) ->
         progress(f"membership by {task.name}", number / len(victim.model.tasks))
         scores = np.concatenate([members[task.name], strangers[task.name]])
         y = np.concatenate([dataset.y_train[task.name], dataset.y_test[task.name]])
-        member = np.arange(len(y)) < len(dataset.x_train)
-        findings.append(_finding(task.name, task.secured, scores, y, member, seed))
+        member, known = np.arange(len(y)) < len(dataset.x_train), y != MISSING
+        findings.append(_finding(task.name, task.secured, scores[known], y[known], member[known], seed))
     return findings
 
 
