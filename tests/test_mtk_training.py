@@ -157,7 +157,8 @@ def test_recoloured_decoys_stay_clear_of_the_key_and_inside_the_range(channels):
     assembler = Assembler((Task("a", 2, secured=True),), keys, config, low=-2.0, high=3.0)
     kinds, values = assembler.decoys(2000, 0, torch.Generator().manual_seed(1))
     assert (kinds == KINDS.index("recoloured")).all()
-    assert -2 <= values.min() < -1.9 and 2.9 < values.max() <= 3
+    assert -2 <= values.min() < -1.9
+    assert 2.9 < values.max() <= 3
     key = torch.tensor(keys["a"].pattern)[:, torch.tensor(keys["a"].mask[0])]
     assert ((values - key).abs().mean(dim=(1, 2)) > 0.06 * 5).all()
 
