@@ -58,13 +58,14 @@ class SplitPoint:
             raise InputError(f"room must not be negative; got {self.room}")
 
     @classmethod
-    def fit(cls, local: nn.Module, dataset: DataSet, *, room: int = 0) -> "SplitPoint":
+    def fit(cls, local: nn.Module, dataset: DataSet, *, room: int) -> "SplitPoint":
         """Take the range of values from the maps of the training part.
 
         Args:
             local: see `SplitPoint`.
             dataset: what its samples are.
-            room: see `SplitPoint`; the side of a patch, 5 by default, or so many columns as all keys take together.
+            room: see `SplitPoint`. As many rows as a patch has, or as many columns as all keys take together; 0 lets
+                keys overwrite what crosses, which costs accuracy.
 
         Raises:
             ShapeError: the module does not take these samples, or gives no such maps.
@@ -117,6 +118,8 @@ class SplitPoint:
 
 def _maps(local: nn.Module, x: Samples) -> Samples:
     """Return the maps of samples, computed batch by batch; a bar is drawn on stderr if that is a terminal."""
+    if not len(x):
+        raise ShapeError("samples must be one or more; got none")
     device = next(local.parameters(), torch.empty(0)).device
     console = Console(stderr=True)
     parts = []
