@@ -36,8 +36,10 @@ class TrainConfig:
     """How to train.
 
     Args:
-        epochs: passes over the training samples.
-        batch: samples a step and device; each becomes `Assembler.copies` rows.
+        epochs: passes over the training samples. When absent 30, or as many as make 400 steps, for a table 1,200:
+            fewer leave wrong keys that open.
+        batch: samples a step and device; each becomes `Assembler.copies` rows. When absent 96, or a twelfth of the
+            samples, but at least 16.
         lr: greatest learning rate of the one-cycle schedule (Smith and Topin, 2018), with AdamW.
         weight_decay: of AdamW.
         warmup: share of the steps in which the rate rises.
@@ -53,8 +55,8 @@ class TrainConfig:
         decoupling: how much unprotected tasks may tell of closed ones.
     """
 
-    epochs: int = 30
-    batch: int = 96
+    epochs: int | None = None
+    batch: int | None = None
     lr: float = 6e-3
     weight_decay: float = 0.2
     warmup: float = 0.2
@@ -69,12 +71,19 @@ class TrainConfig:
     decoupling: DecouplingConfig = field(default_factory=DecouplingConfig)
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1:
+        if any(value is not None and value < 1 for value in (self.epochs, self.batch)):
             raise InputError(f"epochs and batch must be at least 1; got {self.epochs} and {self.batch}")
         if self.threads < 0:
             raise InputError(f"threads must not be negative; got {self.threads}")
         if not (self.lr > 0 and self.closed_weight > 0 and self.weight_decay >= 0 and 0 < self.warmup < 1):
             raise InputError("lr and closed_weight must be positive, weight_decay not negative, warmup in (0, 1)")
+
+    def length(self, dataset: DataSet) -> tuple[int, int]:
+        """Return epochs and batch: as they are set, or as the data set wants them."""
+        n = len(dataset.x_train)
+        batch = self.batch or min(n, 96, max(16, n // 12))
+        least = 1200 if len(dataset.shape) == 1 else 400
+        return self.epochs or max(30, math.ceil(least / max(1, n // batch))), batch
 
     def with_room(self, dataset: DataSet, secured: Sequence[str]) -> DataSet:
         """Return the data set with room for the keys: a table gets columns for them, an image has it."""
@@ -241,12 +250,13 @@ class _Training:
         self.fixed = drawn.to(device)
         self.weights = [_class_weights(torch.tensor(dataset.y_train[t.name]), t.classes) for t in model.tasks]
         self.augment = augmented if config.augment and dataset.x_train.ndim == 4 else None
-        self.steps = len(self.data) // (config.batch * self.accelerator.num_processes)
+        self.epochs, self.batch = config.length(dataset)
+        self.steps = len(self.data) // (self.batch * self.accelerator.num_processes)
         if self.steps == 0:
-            raise InputError(f"batch must be at most the training part; got {config.batch} of {len(self.data)} samples")
+            raise InputError(f"batch must be at most the training part; got {self.batch} of {len(self.data)} samples")
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.lr, total_steps=config.epochs * self.steps, pct_start=config.warmup
+            optimizer, config.lr, total_steps=self.epochs * self.steps, pct_start=config.warmup
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.keeper = ModelKeeper(self.model, self.optimizer, self.schedule, self.accelerator.backward)
@@ -265,10 +275,10 @@ class _Training:
     def run(self) -> Iterator[Epoch]:
         """Train epoch by epoch, from the checkpoint where there is one."""
         self._resume()
-        for number in range(len(self.losses), self.config.epochs):
+        for number in range(len(self.losses), self.epochs):
             self.losses.append(self._epoch(number))
             self._save()
-            yield Epoch(number + 1, self.config.epochs, self.losses[-1])
+            yield Epoch(number + 1, self.epochs, self.losses[-1])
 
     def finished(self) -> MultiTaskModel:
         """Return the model on the CPU, in evaluation mode."""
@@ -279,7 +289,7 @@ class _Training:
         return model.cpu().eval()
 
     def _epoch(self, number: int) -> float:
-        accelerator, batch = self.accelerator, self.config.batch
+        accelerator, batch = self.accelerator, self.batch
         # Seeds that depend on the epoch alone make a resumed training equal to an uninterrupted one.
         order = _generator("cpu", self.config.seed, number, 0)
         permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
