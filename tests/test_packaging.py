@@ -47,7 +47,7 @@ PACKAGES = {
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
         *("keys", "audit", "grants", "distributor", "decoupling", "assembler", "model", "agents", "train", "settings"),
-        *("answers", "evaluate", "guarantees"),
+        *("answers", "evaluate", "guarantees", "leaks"),
     ],
     "securemtk.mtk.attacks": ["base", "guess", "invert", "infer", "finetune", "membership", "suite"],
     "securemtk.onnx": [
