@@ -84,9 +84,10 @@ PACKAGES = {
         *("importer", "check", "fix", "export", "bundle"),
     ],
     "securemtk ": [
-        *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
-        *("crypten_roles", "crypten_backend", ""),
+        *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo"),
     ],
+    "securemtk.report": ["threats", "facts", "encrypted", "document", "page"],
+    "securemtk  ": ["cli", "crypten_roles", "crypten_backend", ""],
 }
 ORDER = [f"{package.strip()}.{name}".removesuffix(".") for package, names in PACKAGES.items() for name in names]
 
@@ -171,6 +172,7 @@ DOORS = {
     "pickle": set(),
     "typer": {"securemtk.cli"},
     "matplotlib": {"securemtk.pictures"},
+    "jinja2": {"securemtk.report.page"},
     "PIL": {"securemtk.data.images"},
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.errors import InputError, KeyRefused
 from protocols.prg import Stream
@@ -223,8 +224,8 @@ def _attacked(
     told: str, tellers: Sequence[str], held: tuple[str, ...], released: "_Released", seed: int
 ) -> Iterator[AnswerLeak]:
     y = released.labels[told]
-    rows = np.flatnonzero(_frequent(y))
-    if len(np.unique(y[rows])) < 2:
+    rows = guessable(y)
+    if not len(rows):
         return
     answers = released.answers(held)
     given = [released.labels[name][rows] for name in tellers]
@@ -245,10 +246,16 @@ def _attacked(
         )
 
 
-def _frequent(y: Labels) -> np.ndarray:
-    """Return which rows have a label of a class that every fold can have, bool (n,)."""
+def guessable(y: Labels, folds: int = _FOLDS) -> NDArray[np.int64]:
+    """Return the rows whose label is of a class that every fold can have; none where that leaves less than two classes.
+
+    Args:
+        y: int64 (n,), -1 where the label is missing.
+        folds: of `attack`.
+    """
     counts = np.bincount(y[y != MISSING], minlength=1)
-    return np.asarray((y != MISSING) & (counts[y] >= _FOLDS))
+    rows = np.flatnonzero((y != MISSING) & (counts[y] >= folds))
+    return rows if len(np.unique(y[rows])) > 1 else rows[:0]
 
 
 def _seen(answers: Floats, rule: Rule) -> Floats:
@@ -296,7 +303,7 @@ class _Released:
 
 
 def _gated(scores: Floats, opening: float, stats: AnswerStats | None, stream: Stream) -> Floats:
-    """Return scores of which each row stays with probability `opening` and otherwise becomes noise in their likeness."""
+    """Return scores of which each row stays with probability `opening` and else becomes noise in their likeness."""
     if stats is None:
         return scores
     stays = stream.uniform((len(scores), 1)).numpy() < opening
