@@ -68,6 +68,7 @@ def draw_demo(
     left, right = _panels(figure.subfigures(1, 2, width_ratios=(1.25, 1)))
     above, below = left.subplots(2, 1, height_ratios=(1.6, 1))
     _accuracies(above, tasks)
+    above.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.42), frameon=False)
     _layers(below, layers)
     _questions(right, samples, masks)
     out = io.BytesIO()
@@ -99,7 +100,6 @@ def _accuracies(
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("right answers, %")
     axes.set_title("Each secured task answers only to its own key", loc="left", fontweight="bold")
-    axes.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.42), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -324,6 +324,7 @@ def draw_states(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
     axes = figure.subplots()
     _accuracies(axes, tasks, KEY_STATES)
     axes.set_title("Right answers by state of the keys", loc="left", fontweight="bold")
+    figure.legend(ncols=3, fontsize=8, loc="outside lower center", frameon=False)
     return _svg(figure)
 
 

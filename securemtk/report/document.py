@@ -15,7 +15,7 @@ from securemtk.mtk.attacks.suite import Effort, run_attacks
 from securemtk.mtk.evaluate import Release, accuracy, attack, release, released_accuracy
 from securemtk.mtk.guarantees import guarantees
 from securemtk.mtk.keys import stamp
-from securemtk.mtk.leaks import AnswerLeak, LabelLeak, answer_leaks, guessable, label_leaks
+from securemtk.mtk.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
 from securemtk.mtk.model import Scores, predict
 from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
@@ -94,7 +94,17 @@ def measure_report(
     document["model"] = facts.model_facts(result.model)
     document["keys"] = {name: facts.key_facts(key, dataset) for name, key in result.keys.items()}
     document["accuracy"] = {name: task_figures(figures) for name, figures in trained.metrics.items()}
-    document["leaks"] = _leaks(trained, labels, extent.seed, _part(progress, 0.1, 0.5))
+    answers = answer_leaks(
+        result.model,
+        dataset,
+        result.keys,
+        result.decoupling,
+        seed=extent.seed,
+        stream=stream_of(extent.seed, "leaks"),
+        progress=_part(progress, 0.1, 0.5),
+    )
+    document["leaks"] = _leaks(trained, labels, answers)
+    progress("guarantees", 0.5)
     document["guarantees"] = _guarantees(trained, stream_of(extent.seed, "report"))
     if extent.attacks is not None:
         victim = Victim(result.model, dataset, result.keys)
@@ -109,7 +119,7 @@ def measure_report(
             measure_encrypted(folder, trained, passphrase=passphrase, progress=part, **wanted)
         )
     document["threats"] = asdict(
-        threat_model(list(result.keys), labels, result.decoupling, run.config.assembler.targets)
+        threat_model(list(result.keys), labels, answers, result.decoupling, run.config.assembler.targets)
     )
     document["config"] = asdict(run.config)
     document["seed"] = extent.seed
@@ -162,13 +172,8 @@ def _part(progress: Progress, start: float, end: float) -> Progress:
 # --- leaks ----------------------------------------------------------------------------------------------------------
 
 
-def _leaks(trained: Trained, labels: Sequence[LabelLeak], seed: int, progress: Progress) -> dict[str, Any]:
-    result = trained.result
-    stream = stream_of(seed, "leaks")
-    answers = answer_leaks(
-        result.model, trained.dataset, result.keys, result.decoupling, seed=seed, stream=stream, progress=progress
-    )
-    decoupling = result.decoupling
+def _leaks(trained: Trained, labels: Sequence[LabelLeak], answers: Sequence[AnswerLeak]) -> dict[str, Any]:
+    decoupling = trained.result.decoupling
     return {
         "beta": None if decoupling is None else decoupling.beta,
         "decoupled": {} if decoupling is None else decoupling.by_closed(),
@@ -186,22 +191,31 @@ def _answer_leak(leak: AnswerLeak) -> dict[str, Any]:
 def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     """Return gains over the prior for each closed task (row) and each set of open tasks (column)."""
     rows = list(trained.result.keys)
-    unprotected = [task.name for task in trained.result.tasks if not task.secured]
+    unprotected = tuple(task.name for task in trained.result.tasks if not task.secured)
     found = {(leak.told, leak.tellers, leak.rule): leak for leak in leaks}
+    # Title, open tasks, and whether all other secured ones are open beside them.
+    columns: list[tuple[str, tuple[str, ...], bool]] = [(name, (name,), False) for name in unprotected]
+    if len(rows) > 1:
+        columns += [(f"{name} (its key)", (name,), False) for name in rows]
+    if len(unprotected) > 1:
+        columns.append(("all unprotected", unprotected, False))
+    if len(rows) > 1 and len(unprotected) + len(rows) > 2:
+        columns.append(("all others, with keys", unprotected, True))
 
-    def row(told: str, gain: Callable[[AnswerLeak], float], rule: str) -> list[float | None]:
-        others = [name for name in rows if name != told]
-        columns = [(name,) for name in (*unprotected, *rows)] + [tuple(unprotected), (*unprotected, *others)]
-        cells = [found.get((told, tellers, rule)) for tellers in columns]
-        return [None if cell is None else gain(cell) for cell in cells]
+    def leak(told: str, tellers: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
+        more = tuple(name for name in rows if name != told) if others else ()
+        return found.get((told, (*tellers, *more), rule))
 
-    columns = [*unprotected, *(f"{name} (its key)" for name in rows), "all unprotected", "all others, with keys"]
+    def gains(rule: Rule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
+        cells = [[leak(told, tellers, others, rule) for _, tellers, others in columns] for told in rows]
+        return [[None if cell is None else gain(cell) for cell in row] for row in cells]
+
     matrix = {
-        "true labels": [row(told, lambda leak: leak.labels - leak.prior, "label") for told in rows],
-        "released labels": [row(told, lambda leak: leak.gain, "label") for told in rows],
-        "released scores": [row(told, lambda leak: leak.gain, "scores") for told in rows],
+        "true labels": gains("label", lambda leak: leak.labels - leak.prior),
+        "released labels": gains("label", lambda leak: leak.gain),
+        "released scores": gains("scores", lambda leak: leak.gain),
     }
-    return {"rows": rows, "columns": columns, "gains": matrix}
+    return {"rows": rows, "columns": [title for title, _, _ in columns], "gains": matrix}
 
 
 # --- guarantees -----------------------------------------------------------------------------------------------------

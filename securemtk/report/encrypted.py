@@ -132,8 +132,7 @@ def _state(model: Model, trained: Trained, keys: tuple[str, ...], samples: int) 
     always = [
         task.name
         for task in result.tasks
-        if task.name not in closed
-        and (result.decoupling is None or result.decoupling.opening(task.name, closed) == 1)
+        if task.name not in closed and (result.decoupling is None or result.decoupling.opening(task.name, closed) == 1)
     ]
     return KeyState(
         keys=keys,

@@ -39,7 +39,7 @@ def data_facts(dataset: DataSet, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_facts(dataset: DataSet, result: TrainResult) -> list[dict[str, Any]]:
-    """Return of each task its name, classes, whether it is secured, and the share of each class in the training part."""
+    """Return of each task its name, classes, whether it is secured, and shares of classes in the training part."""
     return [
         {
             "name": task.name,

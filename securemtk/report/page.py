@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from protocols.errors import InputError
 from securemtk.files import whole_file
-from securemtk.mtk.leaks import RULES
 from securemtk.pictures import draw_attacks, draw_leaks, draw_states
 from securemtk.report.document import KIND
 
@@ -71,7 +70,7 @@ def render(document: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "setting": _setting}
-    return environment.get_template(TEMPLATE).render(d=document, pictures=_pictures(document), rules=RULES)
+    return environment.get_template(TEMPLATE).render(d=document, pictures=_pictures(document))
 
 
 def check_drawing(attacks: Mapping[str, Any]) -> None:
@@ -87,17 +86,11 @@ def _pictures(document: Mapping[str, Any]) -> dict[str, str]:
     matrix, attacks = document["leaks"]["matrix"], document["attacks"]
     pictures = {"states": _address("svg+xml", draw_states(document["accuracy"]))}
     if document["leaks"]["answers"]:
-        columns = [j for j, _ in enumerate(matrix["columns"]) if any(row[j] is not None for row in _cells(matrix))]
-        gains = {title: [[row[j] for j in columns] for row in rows] for title, rows in matrix["gains"].items()}
-        names = [matrix["columns"][j] for j in columns]
-        pictures["leaks"] = _address("svg+xml", draw_leaks(gains, matrix["rows"], names))
+        picture = draw_leaks(matrix["gains"], matrix["rows"], matrix["columns"])
+        pictures["leaks"] = _address("svg+xml", picture)
     if attacks is not None:
         pictures["attacks"] = _address("png", draw_attacks(attacks["findings"]))
     return pictures
-
-
-def _cells(matrix: Mapping[str, Any]) -> list[list[float | None]]:
-    return [row for rows in matrix["gains"].values() for row in rows]
 
 
 def _address(kind: str, data: bytes) -> str:

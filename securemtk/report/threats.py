@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from securemtk.mtk.decoupling import Decoupling
-from securemtk.mtk.leaks import LabelLeak
+from securemtk.mtk.leaks import AnswerLeak, LabelLeak
 
 ADVERSARY = (
     "The adversary is semi-honest: it follows the protocol and then looks at all that it has seen. It corrupts at most "
@@ -14,6 +14,10 @@ PUBLIC = (
     "Public by design: the network's layers and shapes, names and classes of tasks and which are secured, mean and "
     "covariance of a secured or decoupled task's scores, sizes and times of messages."
 )
+
+# A measured gain counts from here on: less is luck, or the better of two attackers.
+LEAST_GAIN, DEVIATIONS = 0.03, 3
+_PLURAL = {"label": "labels", "scores": "scores"}
 
 
 @dataclass(frozen=True)
@@ -103,20 +107,27 @@ _NO_KEYS = Statement("the answers of all tasks", "every user", "no task of this 
 
 
 def threat_model(
-    secured: Sequence[str], leaks: Sequence[LabelLeak], decoupling: Decoupling | None, targets: str = "soft"
+    secured: Sequence[str],
+    labels: Sequence[LabelLeak],
+    answers: Sequence[AnswerLeak],
+    decoupling: Decoupling | None,
+    targets: str = "soft",
 ) -> ThreatModel:
     """Return the threat model of a run.
 
     Args:
         secured: names of its secured tasks.
-        leaks: of each pair of a secured task and another one, as `label_leaks` returns them.
+        labels: of each pair of a secured task and another one, as `label_leaks` returns them.
+        answers: what attackers make of released answers, as `answer_leaks` returns them.
         decoupling: as training found it.
         targets: what the assembler asked of closed tasks.
     """
     protected = (*_ALWAYS_PROTECTED, *(_KEYS_PROTECTED if secured else ()), *_decoupled(decoupling))
-    unprotected = [*_told(secured, leaks, decoupling), *(_KEYS_UNPROTECTED if secured else (_NO_KEYS,))]
-    memorised = (_MEMORISED,) if secured and targets == "fixed" else ()
-    return ThreatModel(ADVERSARY, PUBLIC, protected, (*unprotected, *memorised, *_ALWAYS_UNPROTECTED))
+    told = (_told(leak, answers, secured, decoupling) for leak in labels)
+    unprotected = [line for line in told if line is not None]
+    unprotected += _KEYS_UNPROTECTED if secured else (_NO_KEYS,)
+    unprotected += (_MEMORISED,) if secured and targets == "fixed" else ()
+    return ThreatModel(ADVERSARY, PUBLIC, protected, (*unprotected, *_ALWAYS_UNPROTECTED))
 
 
 def _decoupled(decoupling: Decoupling | None) -> Iterator[Statement]:
@@ -126,23 +137,25 @@ def _decoupled(decoupling: Decoupling | None) -> Iterator[Statement]:
         yield Statement(
             f"what {', '.join(tellers)} would tell of {told} while it is closed",
             f"a user without the key of {told}",
-            f"decoupling: each answer is true with probability {decoupling.beta:g}, and otherwise noise in its likeness",
+            f"decoupling: each answer is true with probability {decoupling.beta:g}, and else noise in its likeness",
         )
 
 
-def _told(secured: Sequence[str], leaks: Sequence[LabelLeak], decoupling: Decoupling | None) -> Iterator[Statement]:
-    """Give what tasks tell of closed ones whatever the keys do."""
-    for leak in (leak for leak in leaks if leak.leaky):
-        pair = (leak.told, leak.teller)
-        beta = 1.0 if decoupling is None or pair not in decoupling.leaks else decoupling.beta
-        if beta == 0:
-            continue
-        figures = f"{100 * leak.guess:.0f} % of training labels are guessed from it, {100 * leak.prior:.0f} % without"
-        if leak.teller in secured:
-            yield Statement(f"{leak.told}, closed", f"whoever holds the key of {leak.teller}", figures)
-        elif beta < 1:
-            why = f"{figures}; decoupling lets {100 * beta:.0f} % of its answers through"
-            yield Statement(f"a part of {leak.told}, closed", f"whoever sees {leak.teller}", why)
-        else:
-            why = f"{figures}; {leak.teller} is unprotected and not decoupled"
-            yield Statement(f"{leak.told}, closed", f"whoever sees {leak.teller}", why)
+def _told(
+    leak: LabelLeak, answers: Sequence[AnswerLeak], secured: Sequence[str], decoupling: Decoupling | None
+) -> Statement | None:
+    """Return what one open task tells of a closed one; None where neither labels nor attackers show that it does."""
+    measured = [a for a in answers if a.told == leak.told and a.tellers == (leak.teller,)]
+    worst = max(measured, key=lambda a: a.gain, default=None)
+    is_seen = worst is not None and worst.gain > max(LEAST_GAIN, DEVIATIONS * worst.standard_error)
+    decoupled = decoupling is not None and leak.teller in decoupling.tellers([leak.told])
+    beta = decoupling.beta if decoupling is not None and decoupled else 1.0
+    if not is_seen and not (leak.leaky and beta > 0):
+        return None
+    whom = f"whoever holds the key of {leak.teller}" if leak.teller in secured else f"whoever sees {leak.teller}"
+    why = f"its true labels tell {100 * leak.guess:.0f} % of training labels, {100 * leak.prior:.0f} % is the prior"
+    if worst is not None:
+        why += f"; attackers guess {100 * worst.best:.0f} % of test labels from its released {_PLURAL[worst.rule]}"
+    if leak.teller not in secured:
+        why += f"; decoupling lets {100 * beta:.0f} % of its answers through" if decoupled else "; it is not decoupled"
+    return Statement(f"{leak.told} while it is closed", whom, why)
