@@ -103,6 +103,7 @@ def measure_report(
         stream=stream_of(extent.seed, "leaks"),
         progress=_part(progress, 0.1, 0.5),
     )
+    document["summary"] = [_summary(trained, name, answers) for name in result.keys]
     document["leaks"] = _leaks(trained, labels, answers)
     progress("guarantees", 0.5)
     document["guarantees"] = _guarantees(trained, stream_of(extent.seed, "report"))
@@ -167,6 +168,19 @@ def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: 
 
 def _part(progress: Progress, start: float, end: float) -> Progress:
     return lambda what, done: progress(what, start + (end - start) * done)
+
+
+def _summary(trained: Trained, task: str, answers: Sequence[AnswerLeak]) -> dict[str, Any]:
+    """Return a secured task's figures that matter most, with the most that any open tasks tell of it."""
+    figures = trained.metrics[task]
+    worst = max((leak for leak in answers if leak.told == task), key=lambda leak: leak.gain, default=None)
+    return {
+        "task": task,
+        "right_key": figures.right_key,
+        "closed": max(figures.no_key, figures.wrong_key),
+        "chance": figures.chance,
+        "worst_leak": None if worst is None else _answer_leak(worst),
+    }
 
 
 # --- leaks ----------------------------------------------------------------------------------------------------------
