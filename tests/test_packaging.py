@@ -230,6 +230,14 @@ def test_only_our_two_packages_are_installed():
         assert (ROOT / package / "py.typed").exists()
 
 
+def test_every_file_that_is_no_code_is_installed_too():
+    declared = settings()["options.package_data"]
+    for package in ("securemtk", "protocols"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path.name in declared[".".join(path.parent.relative_to(ROOT).parts)].split(), path
+
+
 def test_installed_versions_lie_in_the_ranges_that_setup_cfg_names():
     options = settings()
     extras = options["options.extras_require"]

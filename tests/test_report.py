@@ -114,7 +114,7 @@ def numbers(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run on a small table, with two secured tasks; its keys are locked, and the passphrase is in a file beside it."""
+    """A run on a small table, with two secured tasks and locked keys; the passphrase is in a file beside it."""
     path = tmp_path_factory.mktemp("report") / "run"
     (path.parent / "secret").write_text(f"{PASSPHRASE}\n")
     config = TrainConfig(epochs=2)
