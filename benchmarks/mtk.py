@@ -1,7 +1,7 @@
 """Trigger-keys on several data sets: how well they open and close, and what hangs on which setting.
 
     python -m benchmarks.mtk states --data digits        one experiment on one data set, over 5 seeds
-    python -m benchmarks.mtk all --data digits           every experiment, each model trained once
+    python -m benchmarks.mtk all --data digits           every experiment that is not costly, each model trained once
     python -m benchmarks.mtk beta --data shapes --show   the table of a stored run
 
 Each writes results/mtk_EXPERIMENT_DATA.json and .png: mean and deviation over seeds, each with fresh keys, data drawn
@@ -154,7 +154,9 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the table of a stored run; measure nothing")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of the results")
     options = parser.parse_args()
-    chosen = list(EXPERIMENTS) if options.experiment == "all" else [options.experiment]
+    chosen = [options.experiment]
+    if options.experiment == "all":
+        chosen = [name for name in EXPERIMENTS if name not in CASES[options.data].costly]
     if not options.show:
         settings = {"seeds": options.seeds, "jobs": options.jobs}
         command = f"python -m benchmarks.mtk {options.experiment} --data {options.data} --seeds {options.seeds}"

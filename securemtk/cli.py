@@ -60,13 +60,14 @@ from securemtk.onnx.check import LayerCost, Report
 from securemtk.onnx.check import check as check_model
 from securemtk.onnx.fix import fix as fix_model
 from securemtk.pictures import draw_attacks
-from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, task_figures, train_run
+from securemtk.report.document import ATTACK_FILE, Extent, measure_report, read_attacks
+from securemtk.report.page import PAGE, check_drawing, check_target, write_report
+from securemtk.run import KEY_SUFFIX, KEYS, Trained, export, open_run, read_run, task_figures, train_run
 from securemtk.session import Model, PredictionCost, Scores, Session
 
 INTERNAL, USAGE, INPUT, UNSUPPORTED, ABORTED, SYSTEM, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 6, 130, 143
 SHOWN_ROWS = 10
 _NUMERALS = ("", *"-.0123456789")
-ATTACK_FILE = "attack.json"
 # A bundle's writer reports the disk's refusal as an error of the bundle: by these the two are told apart.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -285,6 +286,44 @@ def attack(
     write_whole(target.with_suffix(".png"), draw_attacks(document["findings"]))
     _emit(as_json, document, lambda: _attack_tables(found))
     log.info("written: %s and %s", target, target.with_suffix(".png").name)
+
+
+@app.command("report", epilog="Example:  securemtk report runs/digits --output digits.html")
+def report_run(
+    folder: RunFolder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page, .html; its .json goes beside it. In RUN by default.")
+    ] = None,
+    attack: Annotated[
+        bool, typer.Option("--attack", help="Attack the run anew (minutes); else what `securemtk attack` left in RUN.")
+    ] = False,
+    encrypted: Annotated[
+        bool, typer.Option("--encrypted/--no-encrypted", help="Ask the run under encryption, or leave that out.")
+    ] = True,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Test samples to ask under encryption in each state of the keys.")
+    ] = Extent.samples,
+    seed: Annotated[int, typer.Option(min=0, help="Of attackers, and of the noise that they meet.")] = 0,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Report on a run in one HTML page and its JSON: accuracy, leaks, attacks, guarantees, costs, threat model.
+
+    Nothing of a key but its size and place is in it: docs/report.md.
+    """
+    page = folder / PAGE if output is None else output
+    read_run(folder)
+    beside = check_target(page)
+    found = None if attack else read_attacks(folder)
+    if found is not None:
+        check_drawing(found)
+    extent = Extent(encrypted, samples, attacks=Effort() if attack else None, seed=seed)
+    passphrase = _passphrase_of([folder / KEYS], passphrase_file)
+    with attack_bar("report") as bar:
+        document = measure_report(folder, passphrase=passphrase, extent=extent, attacks=found, progress=bar)
+    write_report(document, page)
+    _emit(as_json, document, lambda: _report_tables(document))
+    log.info("written: %s and %s", page, beside.name)
 
 
 @app.command("export", epilog="Example:  securemtk export runs/digits digits.bundle")
@@ -802,6 +841,25 @@ def _attack_tables(found: AttackReport) -> None:
             if f.attack == name
         ]
         _rows_table(f"{name}, {seconds:.0f} s", rows)
+
+
+def _report_tables(document: Mapping[str, Any]) -> None:
+    names = ("chance", "no_key", "right_key", "wrong_random", "wrong_other", "all_keys")
+    _accuracy_table(document["accuracy"], {name: name.replace("_", " ") for name in names})
+    rows = [
+        {"closed": leak["told"], "open": ", ".join(leak["tellers"]), "released": leak["rule"]}
+        | {"prior": _percent(leak["prior"]), "attacker": _percent(leak["best"]), "gain": _percent(leak["gain"])}
+        for leak in document["leaks"]["answers"]
+    ]
+    _rows_table("what open tasks tell of closed ones, %", rows)
+    if document["encrypted"] is not None:
+        costs = [
+            {"at once": cost["batch"], "online, ms": f"{1e3 * cost['online_s']:.1f}"}
+            | {"offline, ms": f"{1e3 * cost['offline_s']:.1f}", "online, MB": f"{cost['online_bytes'] / 1e6:.2f}"}
+            | {"offline, MB": f"{cost['offline_bytes'] / 1e6:.1f}", "rounds": cost["rounds"]}
+            for cost in document["encrypted"]["costs"]
+        ]
+        _rows_table("encrypted predictions with all keys", costs)
 
 
 def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: PredictionCost) -> dict[str, Any]:

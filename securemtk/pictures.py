@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from protocols.runner import LayerCost
@@ -66,6 +68,7 @@ def draw_demo(
     left, right = _panels(figure.subfigures(1, 2, width_ratios=(1.25, 1)))
     above, below = left.subplots(2, 1, height_ratios=(1.6, 1))
     _accuracies(above, tasks)
+    above.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.42), frameon=False)
     _layers(below, layers)
     _questions(right, samples, masks)
     out = io.BytesIO()
@@ -79,10 +82,12 @@ def _panels(found: Any) -> Any:
     return found
 
 
-def _accuracies(axes: Axes, tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    width = 0.8 / len(STATES)
-    for k, (state, (label, colour)) in enumerate(STATES.items()):
-        places = np.arange(len(tasks)) + (k - (len(STATES) - 1) / 2) * width
+def _accuracies(
+    axes: Axes, tasks: Mapping[str, Mapping[str, Any]], states: Mapping[str, tuple[str, str]] = STATES
+) -> None:
+    width = 0.8 / len(states)
+    for k, (state, (label, colour)) in enumerate(states.items()):
+        places = np.arange(len(tasks)) + (k - (len(states) - 1) / 2) * width
         values = [100 * task[state] for task in tasks.values()]
         bars = axes.bar(places, values, 0.92 * width, color=colour, label=label)
         axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
@@ -95,7 +100,6 @@ def _accuracies(axes: Axes, tasks: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("right answers, %")
     axes.set_title("Each secured task answers only to its own key", loc="left", fontweight="bold")
-    axes.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.42), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -293,3 +297,72 @@ def _memberships(axes: Axes, found: Sequence[Found], colours: Mapping[str, str])
     axes.set_ylim(0.35, 1.02)
     axes.set_ylabel("area under the ROC curve (two standard errors)")
     axes.legend(fontsize=8, frameon=False)
+
+
+# --- reports --------------------------------------------------------------------------------------------------------
+
+KEY_STATES = {
+    "no_key": STATES["no_key"],
+    "wrong_random": ("random pattern", GREY),
+    "wrong_other": ("another key", STATES["wrong_key"][1]),
+    "right_key": STATES["right_key"],
+    "all_keys": ("all keys", BLUE),
+}
+Gains = Sequence[Sequence[float | None]]
+
+
+def draw_states(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Draw the accuracy of each task in each state of the keys, and what open tasks tell of it.
+
+    Args:
+        tasks: by name, the fields of `TaskResult`.
+
+    Returns:
+        An SVG file.
+    """
+    figure = Figure(figsize=(max(6.0, 1.9 * len(tasks) + 1), 4.5), layout="constrained")
+    axes = figure.subplots()
+    _accuracies(axes, tasks, KEY_STATES)
+    axes.set_title("Right answers by state of the keys", loc="left", fontweight="bold")
+    figure.legend(ncols=3, fontsize=8, loc="outside lower center", frameon=False)
+    return _svg(figure)
+
+
+def draw_leaks(panels: Mapping[str, Gains], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+    """Draw what open tasks add to a guess of closed ones, one heat map for each kind of knowledge.
+
+    Args:
+        panels: title -> for each row and column the gain over the prior, a share; None where there is none.
+        rows: the closed tasks.
+        columns: what is open.
+
+    Returns:
+        An SVG file.
+    """
+    sides = (1.3 + 0.75 * len(columns), 1.6 + 0.45 * len(rows))
+    figure = Figure(figsize=(max(9.0, sides[0] * len(panels)), max(2.8, sides[1] + 0.8)), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    image = None
+    for axes, (title, gains) in zip(grid, panels.items(), strict=True):
+        values = np.array([[np.nan if gain is None else 100 * gain for gain in row] for row in gains])
+        image = axes.imshow(values, cmap="Blues", vmin=0, vmax=50, aspect="auto")
+        for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            shade = "white" if values[i, j] > 30 else "black"
+            axes.text(j, i, f"{values[i, j]:+.0f}", ha="center", va="center", color=shade, fontsize=9)
+        axes.set_facecolor("#e6e6e6")
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
+    grid[0].set_ylabel("closed task")
+    if image is not None:
+        points = FuncFormatter(lambda value, _: f"+{value:.0f}")
+        figure.colorbar(image, ax=list(grid), extend="max", format=points, label="points over the prior")
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    # With a fixed salt and no date the same figures give the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "securemtk"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()

@@ -126,7 +126,7 @@ def train_run(
     path = Path(os.path.abspath(folder))
     if not resume:
         _prepare(path, wanted, loaded, passphrase)
-    elif replace(_read(path), metrics=None) != wanted:
+    elif replace(read_run(path), metrics=None) != wanted:
         raise InputError(f"{os.fspath(folder)!r} must be a run of the same data set, tasks and settings to be resumed")
     keys = _load_keys(path, wanted, passphrase)
     result = train(loaded, wanted.secured, wanted.config, keys=keys, checkpoint=path / CHECKPOINT, progress=progress)
@@ -144,7 +144,7 @@ def open_run(folder: str | os.PathLike[str], passphrase: str | None = None) -> T
         KeyRefused: a key file is absent, damaged, or locked by another passphrase.
     """
     path = Path(os.path.abspath(folder))
-    run = _read(path)
+    run = read_run(path)
     if run.metrics is None:
         raise InputError(f"{os.fspath(folder)!r} must be a run that has ended; resume its training first")
     loaded = run.config.with_room(data.load(run.dataset, **run.options), run.secured)
@@ -220,7 +220,9 @@ def _prepare(path: Path, run: Run, dataset: DataSet, passphrase: str | None) -> 
         write_whole(work / RUN, run.to_json().encode())
 
 
-def _read(path: Path) -> Run:
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read what a folder says of its run; raise InputError where it holds none."""
+    path = Path(os.path.abspath(folder))
     try:
         text = (path / RUN).read_text()
     except (OSError, UnicodeDecodeError):

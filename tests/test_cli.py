@@ -45,7 +45,7 @@ from securemtk.onnx.bundle import MANIFEST, read_bundle
 from securemtk.onnx.export import export_onnx
 from securemtk.session import Session
 
-COMMANDS = ["demo", "train", "evaluate", "attack", "export", "predict", "check", "keys list", "keys lock"]
+COMMANDS = ["demo", "train", "evaluate", "attack", "report", "export", "predict", "check", "keys list", "keys lock"]
 COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
 
 

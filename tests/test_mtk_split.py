@@ -85,6 +85,22 @@ def test_the_local_part_stays_as_it_was_whatever_happens(digits):
     assert all(parameter.grad is None for parameter in local.parameters())
 
 
+def test_samples_stay_as_they_were_where_a_layer_writes_over_its_input():
+    x = np.full((3, 2, 8, 8), -1, dtype=np.float32)
+    x.setflags(write=False)
+    assert not SplitPoint(nn.ReLU(inplace=True), 0.0, 1.0).maps(x).any()
+    assert (x == -1).all()
+
+
+def test_maps_are_computed_batch_by_batch():
+    sizes = []
+    local = nn.Identity()
+    local.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    x = np.random.default_rng(0).random((600, 3), dtype=np.float32)
+    assert np.array_equal(SplitPoint(local, 0.0, 1.0).maps(x), x)
+    assert sizes == [256, 256, 88]
+
+
 def test_rows_of_features_cross_too_with_columns_for_keys():
     torch.manual_seed(0)
     wine = load("wine")
@@ -103,7 +119,7 @@ def test_rows_of_features_cross_too_with_columns_for_keys():
         (nn.Flatten(2), ShapeError, r"give floats \(n, C, H, W\) or \(n, F\).*\(256, 1, 256\)"),
         (nn.Flatten(0), ShapeError, "give floats"),
         (nn.LSTM(16, 2), ShapeError, "take samples|give floats"),
-        (nn.Threshold(2.0, float("nan")), RangeError, "finite values; got NaN"),
+        (nn.Threshold(2.0, float("nan")), RangeError, "finite values of float32; got NaN"),
         (nn.Threshold(2.0, 1.0), RangeError, r"must lie in \[-.*and differ; got 1\.0 and 1\.0"),
         (nn.Threshold(0.5, 2 * input_limit()), RangeError, r"must lie in"),
     ],

@@ -47,7 +47,7 @@ PACKAGES = {
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
         *("keys", "audit", "grants", "distributor", "decoupling", "assembler", "model", "agents", "train", "settings"),
-        *("answers", "evaluate", "guarantees", "split"),
+        *("answers", "evaluate", "guarantees", "leaks", "split"),
     ],
     "securemtk.mtk.attacks": ["base", "guess", "invert", "infer", "finetune", "membership", "suite"],
     "securemtk.onnx": [
@@ -84,9 +84,10 @@ PACKAGES = {
         *("importer", "check", "fix", "export", "bundle"),
     ],
     "securemtk ": [
-        *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo", "cli"),
-        *("crypten_roles", "crypten_backend", ""),
+        *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo"),
     ],
+    "securemtk.report": ["threats", "facts", "encrypted", "document", "page"],
+    "securemtk  ": ["cli", "crypten_roles", "crypten_backend", ""],
 }
 ORDER = [f"{package.strip()}.{name}".removesuffix(".") for package, names in PACKAGES.items() for name in names]
 
@@ -171,6 +172,7 @@ DOORS = {
     "pickle": set(),
     "typer": {"securemtk.cli"},
     "matplotlib": {"securemtk.pictures"},
+    "jinja2": {"securemtk.report.page"},
     "PIL": {"securemtk.data.images"},
 }
 
@@ -226,6 +228,14 @@ def test_only_our_two_packages_are_installed():
     assert {name.split(".")[0] for name in find_packages(str(ROOT), include=include)} == {"securemtk", "protocols"}
     for package in ("securemtk", "protocols"):
         assert (ROOT / package / "py.typed").exists()
+
+
+def test_every_file_that_is_no_code_is_installed_too():
+    declared = settings()["options.package_data"]
+    for package in ("securemtk", "protocols"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path.name in declared[".".join(path.parent.relative_to(ROOT).parts)].split(), path
 
 
 def test_installed_versions_lie_in_the_ranges_that_setup_cfg_names():

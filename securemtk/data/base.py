@@ -90,6 +90,7 @@ class DataSet:
         high: greatest value of a pixel or feature.
         class_names: task name -> a name for each class, for those tasks whose classes have names.
         columns: what the features of a table are; absent for images.
+        key_columns: how many columns at the end of a table are for keys and hold nothing.
         left_out: names of files or rows that could not be used, where a loader leaves such ones out.
 
     Raises:
@@ -109,6 +110,7 @@ class DataSet:
     high: float = 1.0
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     columns: Columns | None = field(default=None, repr=False)
+    key_columns: int = 0
     left_out: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -173,7 +175,8 @@ class DataSet:
             names = (*columns.names, *(f"key {i + 1}" for i in range(n)))
             mean, std = np.pad(columns.mean, (0, n)), np.pad(columns.std, (0, n), constant_values=1.0)
             columns = replace(columns, names=names, mean=mean, std=std)
-        return replace(self, x_train=widened(self.x_train), x_test=widened(self.x_test), columns=columns)
+        x_train, x_test = widened(self.x_train), widened(self.x_test)
+        return replace(self, x_train=x_train, x_test=x_test, columns=columns, key_columns=self.key_columns + n)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Keys at a split point: whoever holds the data runs the first layers, keys are stamped into the maps that cross.
 
-Source: the split of a network into a local and a cloud part, [Wan21]; room for keys is ours (docs/decisions/0017).
+Source: ours, see docs/decisions/0017-keys-at-a-split-point.md.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from protocols.errors import InputError, RangeError, ShapeError
+from protocols.errors import RangeError, ShapeError
 from protocols.ring import input_limit
 from securemtk.data.base import DataSet, Samples
+from securemtk.data.splits import check_whole
 
 _BATCH = 256
 
@@ -32,7 +33,7 @@ class SplitPoint:
 
     Raises:
         RangeError: low and high are not finite, low < high, or outside what encrypted inference takes.
-        InputError: room is negative.
+        InputError: room is not a whole number, or negative.
 
     Example:
         >>> from securemtk.data import load
@@ -54,8 +55,7 @@ class SplitPoint:
                 f"the least and greatest value must lie in [-{limit:g}, {limit:g}] and differ; "
                 f"got {self.low} and {self.high}"
             )
-        if self.room < 0:
-            raise InputError(f"room must not be negative; got {self.room}")
+        check_whole("room", self.room, 0)
 
     @classmethod
     def fit(cls, local: nn.Module, dataset: DataSet, *, room: int) -> "SplitPoint":
@@ -129,7 +129,8 @@ def _maps(local: nn.Module, x: Samples) -> Samples:
         torch.no_grad(),
     ):
         for start in bar.track(range(0, len(x), _BATCH), description="local part"):
-            parts.append(_run(local, torch.from_numpy(x[start : start + _BATCH]).to(device)))
+            # A copy: a layer may write over its input.
+            parts.append(_run(local, torch.tensor(x[start : start + _BATCH], device=device)))
     return np.concatenate(parts)
 
 
@@ -157,7 +158,7 @@ def _run(local: nn.Module, x: Tensor) -> Samples:
         raise ShapeError(f"{wanted}; got a {type(maps).__name__}")
     if not maps.is_floating_point() or maps.ndim not in (2, 4) or len(maps) != len(x) or 0 in maps.shape:
         raise ShapeError(f"{wanted}; got {maps.dtype} {tuple(maps.shape)} for {len(x)}")
-    if not maps.isfinite().all():
-        raise RangeError("the local part must give finite values; got NaN or infinity")
     values: Samples = maps.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise RangeError("the local part must give finite values of float32; got NaN or infinity")
     return values

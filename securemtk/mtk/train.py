@@ -96,7 +96,8 @@ class TrainConfig:
         if not secured:
             return {}
         low, high = dataset.low, dataset.high
-        return draw_keys(secured, dataset.shape, side=self.key_side, place=self.key_place, low=low, high=high)
+        side = self.key_side or (dataset.key_columns // len(secured) or None)
+        return draw_keys(secured, dataset.shape, side=side, place=self.key_place, low=low, high=high)
 
 
 @dataclass(frozen=True)

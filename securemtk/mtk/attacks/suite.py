@@ -108,11 +108,11 @@ def run_attacks(
 
 
 @contextmanager
-def progress_bar() -> Iterator[base.Progress]:
-    """Give a progress callback that draws a bar on stderr."""
+def progress_bar(what: str = "attack") -> Iterator[base.Progress]:
+    """Give a progress callback that draws a bar on stderr; `what` stands beside it until it is told more."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("attack", total=1.0)
+        line = bar.add_task(what, total=1.0)
 
         def show(what: str, done: float) -> None:
             bar.update(line, description=what, completed=done)
