@@ -57,6 +57,7 @@ FORMULAS: dict[str, list[Callable[[Tensor], Tensor]]] = {
         lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * torch.pow(x, 3.0)))),
         lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
     ],
+    "sigmoid": [lambda x: torch.reciprocal(torch.exp(-x) + 1.0), lambda x: torch.reciprocal(1.0 + torch.exp(x * -1.0))],
     "silu": [nn.functional.silu, lambda x: torch.sigmoid(x) * x],
     "mish": [nn.functional.mish, lambda x: x * torch.tanh(nn.functional.softplus(x))],
     "hard_swish": [
@@ -101,6 +102,8 @@ NEARLY = {
     "another slope": lambda x: x * torch.sigmoid(1.5 * x),
     "squared": lambda x: x * x * torch.sigmoid(x),
     "other bounds": lambda x: x * torch.clamp(x + 3.0, 0.0, 5.0) / 6.0,
+    "another sum": lambda x: 1.0 / (2.0 + torch.exp(-x)),
+    "another sign": lambda x: 1.0 / (1.0 + torch.exp(x)),
     "the heart squared": lambda x: torch.sigmoid(x) * torch.sigmoid(x),
 }
 

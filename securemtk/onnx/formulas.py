@@ -61,11 +61,13 @@ _KNOWN = (
     _Known("clip 0 1", (0.5, 1 / 6), _TIMES_X, "hard_swish", {}),
     _Known("clip 0 1", (0.5, 1 / 6), _Form((1.0,), ()), "function", _HARD_SIGMOID),
     _Known("hard sigmoid", _X, _TIMES_X, "hard_swish", {}),
+    # As classifiers of scikit-learn write it. Exp and Reciprocal by themselves hold for a small part of these values.
+    _Known("one over 1 + exp", (0.0, -1.0), _Form((1.0,), ()), "sigmoid", {}),
 )
 
 
 def known_functions(net: Net) -> Net:
-    """`Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are written as formulas become one function each; \
+    """`Sigmoid`, `Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are written as formulas become one function each; \
 the rounds of the products in them."""
     makers = {step.output: step for step in net.steps}
     for step in net.steps:
@@ -89,6 +91,11 @@ def _heart(step: Step, makers: Mapping[str, Step]) -> tuple[str, str]:
         return f"clip {step.number('low'):g} {step.number('high'):g}", source
     if step.op == "function" and _is_hard_sigmoid(step):
         return "hard sigmoid", source
+    if step.op == "reciprocal":
+        plus_one = makers.get(source)
+        power = makers.get(plus_one.inputs[0]) if plus_one and plus_one.op in ("affine", "scale") else None
+        if plus_one and power and power.op == "exp" and _numbers(plus_one) == (1.0, 1.0):
+            return "one over 1 + exp", power.inputs[0]
     return "", source
 
 
