@@ -309,6 +309,8 @@ KEY_STATES = {
     "all_keys": ("all keys", BLUE),
 }
 Gains = Sequence[Sequence[float | None]]
+# Inches.
+WIDEST = 30.0
 
 
 def draw_states(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -320,7 +322,7 @@ def draw_states(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
     Returns:
         An SVG file.
     """
-    figure = Figure(figsize=(max(6.0, 1.9 * len(tasks) + 1), 4.5), layout="constrained")
+    figure = Figure(figsize=(min(max(6.0, 1.9 * len(tasks) + 1), WIDEST), 4.5), layout="constrained")
     axes = figure.subplots()
     _accuracies(axes, tasks, KEY_STATES)
     axes.set_title("Right answers by state of the keys", loc="left", fontweight="bold")
@@ -339,9 +341,12 @@ def draw_leaks(panels: Mapping[str, Gains], rows: Sequence[str], columns: Sequen
     Returns:
         An SVG file.
     """
-    sides = (1.3 + 0.75 * len(columns), 1.6 + 0.45 * len(rows))
-    figure = Figure(figsize=(max(9.0, sides[0] * len(panels)), max(2.8, sides[1] + 0.8)), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    width, height = 1.3 + 0.6 * len(columns), 2.4 + 0.45 * len(rows)
+    abreast = 1 if width * len(panels) > WIDEST else len(panels)
+    below = len(panels) // abreast
+    size = (min(max(9.0, width * abreast), WIDEST), height * below)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(below, abreast, sharey=True, sharex=True, squeeze=False).ravel()
     image = None
     for axes, (title, gains) in zip(grid, panels.items(), strict=True):
         values = np.array([[np.nan if gain is None else 100 * gain for gain in row] for row in gains])

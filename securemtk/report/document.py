@@ -20,7 +20,7 @@ from securemtk.mtk.model import Scores, predict
 from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
-from securemtk.run import CHECKPOINT, RUN, Trained, open_run, read_run, task_figures
+from securemtk.run import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
 
 KIND, FORMAT = "securemtk report", 1
 ATTACK_FILE = "attack.json"
@@ -87,13 +87,6 @@ def measure_report(
     _check_attacks(trained, attacks, extent)
     dataset, result = trained.dataset, trained.result
     labels = label_leaks(dataset, list(result.keys), run.config.decoupling)
-    document: dict[str, Any] = {"kind": KIND, "format": FORMAT, "created": facts.moment()}
-    document["trained"] = facts.moment((folder / RUN).stat().st_mtime)
-    document["data"] = facts.data_facts(dataset, run.options)
-    document["tasks"] = facts.task_facts(dataset, result)
-    document["model"] = facts.model_facts(result.model)
-    document["keys"] = {name: facts.key_facts(key, dataset) for name, key in result.keys.items()}
-    document["accuracy"] = {name: task_figures(figures) for name, figures in trained.metrics.items()}
     answers = answer_leaks(
         result.model,
         dataset,
@@ -103,30 +96,63 @@ def measure_report(
         stream=stream_of(extent.seed, "leaks"),
         progress=_part(progress, 0.1, 0.5),
     )
-    document["summary"] = [_summary(trained, name, answers) for name in result.keys]
-    document["leaks"] = _leaks(trained, labels, answers)
     progress("guarantees", 0.5)
-    document["guarantees"] = _guarantees(trained, stream_of(extent.seed, "report"))
-    if extent.attacks is not None:
-        victim = Victim(result.model, dataset, result.keys)
-        found = run_attacks(victim, effort=extent.attacks, seed=extent.seed, progress=progress)
-        attacks = found.to_dict() | {"made": facts.moment(), "stale": False}
-    document["attacks"] = attacks
-    document["encrypted"] = None
-    if extent.encrypted:
-        wanted: dict[str, Any] = {"samples": extent.samples, "batches": extent.batches, "repeats": extent.repeats}
-        part = _part(progress, 0.6, 1.0)
-        document["encrypted"] = asdict(
-            measure_encrypted(folder, trained, passphrase=passphrase, progress=part, **wanted)
-        )
-    document["threats"] = asdict(
-        threat_model(list(result.keys), labels, answers, result.decoupling, run.config.assembler.targets)
-    )
-    document["config"] = asdict(run.config)
-    document["seed"] = extent.seed
-    document["versions"], document["machine"] = facts.versions(), facts.machine()
+    measured = {
+        "summary": [_summary(trained, name, answers) for name in result.keys],
+        "accuracy": {name: task_figures(figures) for name, figures in trained.metrics.items()},
+        "leaks": _leaks(trained, labels, answers),
+        "guarantees": _guarantees(trained, stream_of(extent.seed, "report")),
+        "attacks": attacks if extent.attacks is None else _attacks(trained, extent.attacks, extent.seed, progress),
+        "encrypted": _encrypted(folder, trained, passphrase, extent, _part(progress, 0.6, 1.0)),
+        "threats": asdict(
+            threat_model(list(result.keys), labels, answers, result.decoupling, run.config.assembler.targets)
+        ),
+    }
+    document = _public(folder, run, trained) | measured | {"seed": extent.seed}
     plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     return plain
+
+
+def _public(folder: Path, run: Run, trained: Trained) -> dict[str, Any]:
+    """Return what a run is, before anything is measured of it."""
+    dataset, result = trained.dataset, trained.result
+    return {
+        "kind": KIND,
+        "format": FORMAT,
+        "created": facts.moment(),
+        "trained": facts.moment((folder / RUN).stat().st_mtime),
+        "data": facts.data_facts(dataset, run.options),
+        "tasks": facts.task_facts(dataset, result),
+        "model": facts.model_facts(result.model),
+        "keys": {name: facts.key_facts(key, dataset) for name, key in result.keys.items()},
+        "config": asdict(run.config),
+        "versions": facts.versions(),
+        "machine": facts.machine(),
+    }
+
+
+def _attacks(trained: Trained, effort: Effort, seed: int, progress: Progress) -> dict[str, Any]:
+    result = trained.result
+    victim = Victim(result.model, trained.dataset, result.keys)
+    found = run_attacks(victim, effort=effort, seed=seed, progress=progress)
+    return found.to_dict() | {"made": facts.moment(), "stale": False}
+
+
+def _encrypted(
+    folder: Path, trained: Trained, passphrase: str | None, extent: Extent, progress: Progress
+) -> dict[str, Any] | None:
+    if not extent.encrypted:
+        return None
+    found = measure_encrypted(
+        folder,
+        trained,
+        passphrase=passphrase,
+        samples=extent.samples,
+        batches=extent.batches,
+        repeats=extent.repeats,
+        progress=progress,
+    )
+    return asdict(found)
 
 
 def read_attacks(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """A run asked under encryption: how right it is in each state of the keys, and what a prediction costs."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,14 +10,13 @@ import numpy as np
 
 from protocols.errors import InputError
 from securemtk.data.base import MISSING, Labels
+from securemtk.mtk.attacks.base import Progress
 from securemtk.mtk.evaluate import accuracy
 from securemtk.mtk.keys import stamp
 from securemtk.mtk.model import Scores, predict
 from securemtk.onnx.bundle import MODEL
 from securemtk.run import KEYS, Trained, export
 from securemtk.session import Model, Session
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
