@@ -67,8 +67,8 @@ _KNOWN = (
 
 
 def known_functions(net: Net) -> Net:
-    """`Sigmoid`, `Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are written as formulas become one function each; \
-the rounds of the products in them."""
+    """`Sigmoid`, `Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are formulas become one function each; the \
+rounds of the products in them."""
     makers = {step.output: step for step in net.steps}
     for step in net.steps:
         heart, source = _heart(step, makers)
