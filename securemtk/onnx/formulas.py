@@ -67,7 +67,7 @@ _KNOWN = (
 
 
 def known_functions(net: Net) -> Net:
-    """`Sigmoid`, `Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are formulas become one function each; the \
+    """`Sigmoid`, `Gelu`, `Silu`, `Mish`, `HardSwish` and `HardSigmoid` that are formulas become one function; the \
 rounds of the products in them."""
     makers = {step.output: step for step in net.steps}
     for step in net.steps:
