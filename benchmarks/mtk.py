@@ -13,6 +13,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -28,6 +29,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import report
 from benchmarks.mtk_experiments import CASES, EXPERIMENTS, Bench, Point
 
+# What stands on the horizontal axis of these has an order.
+ORDERED = ("beta", "similarity", "secured")
 Rows = list[tuple[str, dict[str, list[float]]]]
 Done = tuple[int, str, list[Point]]
 
@@ -116,19 +119,28 @@ def table(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> str:
     return report.table(["", *curves], [[label, *(cell(row.get(curve)) for curve in curves)] for label, row in rows])
 
 
-def draw(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]], title: str, path: Path) -> None:
-    """Draw each curve over the labels, with one deviation over seeds to each side; counts are left out."""
+def draw(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]], name: str, path: Path) -> None:
+    """Draw the figures of an experiment with one deviation over seeds to each side: lines over what has an order.
+
+    Counts are left out, and figures of another kind than the others: divergences, bounds, p values.
+    """
+    rows = [row for row in rows if not any(word in row[0] for word in ("nats", "bound", "independence"))]
     shares = [(label, {c: v for c, v in row.items() if max(v) <= 1.5}) for label, row in rows]
     curves = list(dict.fromkeys(itertools.chain.from_iterable(row for _, row in shares)))
-    with report.picture(path, width=max(6.0, 0.8 * len(shares) + 3)) as (axes,):
-        for curve in curves:
-            at = [i for i, (_, row) in enumerate(shares) if curve in row]
-            values = [shares[i][1][curve] for i in at]
+    title = textwrap.fill((EXPERIMENTS[name].__doc__ or "").splitlines()[0], 80)
+    with report.picture(path, width=max(7.0, 0.7 * len(shares) + 3)) as (axes,):
+        for i, curve in enumerate(curves):
+            at = [k for k, (_, row) in enumerate(shares) if curve in row]
+            values = [shares[k][1][curve] for k in at]
             spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-            axes.errorbar(at, [fmean(v) for v in values], yerr=spread, marker="o", capsize=3, label=curve)
+            aside = 0.0 if name in ORDERED else 0.5 * ((i + 0.5) / len(curves) - 0.5)
+            how = "-" if name in ORDERED else ""
+            places = [k + aside for k in at]
+            axes.errorbar(places, [fmean(v) for v in values], spread, marker="o", capsize=3, ls=how, label=curve)
         axes.set_xticks(range(len(shares)), [label for label, _ in shares], rotation=30, ha="right", fontsize=8)
-        axes.set_ylim(-0.05, 1.05)
-        axes.set_title(title, fontsize=9)
+        axes.set_ylim(-0.08, 1.05)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_title(title, fontsize=9, loc="left")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -166,7 +178,7 @@ def main() -> None:
             where, picture = paths(name, options.data, options.output)
             spent = {"seconds_since_start": round(time.perf_counter() - start, 1)}
             report.write_json(where, head | spent | {"rows": gathered(runs)})
-            draw(stored(where), (EXPERIMENTS[name].__doc__ or "").splitlines()[0], picture)
+            draw(stored(where), name, picture)
     for name in chosen:
         print(f"{name}, {options.data}:\n\n{table(stored(paths(name, options.data, options.output)[0]))}\n")
 

@@ -1,4 +1,4 @@
-"""Writes docs/mtk_results.md from the stored results of `benchmarks.mtk`: what was asked and measured, and all tables.
+"""Writes docs/mtk_results.md from the stored results of `benchmarks.mtk`, and draws them anew.
 
 python -m benchmarks.mtk_page
 """
@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from scipy.stats import combine_pvalues
 
 from benchmarks import report
-from benchmarks.mtk import Rows, paths, stored, table
+from benchmarks.mtk import Rows, draw, paths, stored, table
 from benchmarks.mtk_experiments import CASES, EXPERIMENTS
 from securemtk.mtk.attacks.base import share_bounds
 
@@ -76,25 +76,27 @@ def _of_states(states: Table, secured: tuple[str, ...]) -> Iterator[Line]:
     base, right, none = states["baseline"], states["right key"], states["no key"]
     keyed = list(secured)
     loss = _less(base, right, keyed)
-    yield _worst("at most", loss, 0.015, "right key within 1.5 points of plain training")
-    yield _worst("at most", _less(right, states["all keys"], keyed), 0.01, "all keys at once as good as single ones")
+    yield _worst("under it by", loss, 0.015, "right key within 1.5 points of plain training")
+    yield _worst(
+        "under them by", _less(right, states["all keys"], keyed), 0.01, "all keys at once as good as single ones"
+    )
     wrong = {
         f"{task}, {kind}": values
         for kind in ("wrong random", "wrong other")
         for task, values in _less(states[kind], none, keyed).items()
     }
-    yield _worst("more by at most", wrong, 0.01, "wrong key as no key")
+    yield _worst("over it by", wrong, 0.01, "wrong key as no key")
     open_tasks = [task for task in base if task not in secured]
     kinds = ("no key", "right key", "all keys", "wrong random", "wrong other")
     lost = {f"{t}, {kind}": v for kind in kinds for t, v in _less(base, states[kind], open_tasks).items()}
-    yield _worst("at most", lost, 0.01, "unprotected tasks within 1 point of plain training in every key state")
+    yield _worst("under it by", lost, 0.01, "unprotected tasks within 1 point of plain training in every key state")
 
 
 def _of_released(released: Table) -> Iterator[Line]:
     guess = {label: [a - b for a, b in zip(row["accuracy"], row["open labels alone"], strict=True)]
              for label, row in released.items()}  # fmt: skip
     asked = "closed, as released in plain, within 3 points of what open tasks tell"
-    yield _worst("above it by at most", guess, 0.03, f"{asked}: the answer itself")
+    yield _worst("over it by", guess, 0.03, f"{asked}: the answer itself")
     added = {label: row["closed answers add"] for label, row in released.items()}
     yield _worst("closed answers add", added, 0.03, f"{asked}: attackers who see all that is released")
 
@@ -125,7 +127,8 @@ def _of_beta(beta: Table) -> Iterator[Line]:
     for curve in next(iter(beta.values())):
         if curve.endswith("with all keys"):
             continue
-        means = [fmean(row[curve]) for row in beta.values()]
+        # Whoever gains less than nothing does better with the best guess: that is a gain of 0.
+        means = [max(0.0, fmean(row[curve])) for row in beta.values()]
         back[curve] = [max(0.0, *(a - b for a, b in itertools.pairwise(means)))]
     yield _worst("largest step back", back, 0.01, "the trade-off over beta is monotone (within 1 point)")
 
@@ -136,7 +139,8 @@ def page(folder: Path = report.RESULTS) -> str:
         "# Keyed models: what was asked, and what was measured",
         "Made by `python -m benchmarks.mtk_page` from `benchmarks/results/mtk_*.json`; each of those names the command "
         "that remakes it, the commit and the machine. Mean and deviation over seeds, each with fresh keys. What the "
-        "columns mean stands in `benchmarks/mtk_experiments.py`; what follows from them in [mtk.md](mtk.md).",
+        "columns mean stands in `benchmarks/mtk_experiments.py`; what follows from them in [mtk.md](mtk.md). Each line of "
+        "the first tables shows the task (and state) that does worst.",
     ]
     for data in SHOWN:
         found = list(lines(data, folder))
@@ -166,6 +170,10 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m benchmarks.mtk_page", description=(__doc__ or "").splitlines()[0]
     ).parse_args()
+    for data, name in itertools.product(CASES, EXPERIMENTS):
+        where, picture = paths(name, data, report.RESULTS)
+        if where.exists():
+            draw(stored(where), name, picture)
     PAGE.write_text(page())
     print(f"written: {PAGE.relative_to(report.ROOT)}")
 
