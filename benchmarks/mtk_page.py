@@ -139,8 +139,8 @@ def page(folder: Path = report.RESULTS) -> str:
         "# Keyed models: what was asked, and what was measured",
         "Made by `python -m benchmarks.mtk_page` from `benchmarks/results/mtk_*.json`; each of those names the command "
         "that remakes it, the commit and the machine. Mean and deviation over seeds, each with fresh keys. What the "
-        "columns mean stands in `benchmarks/mtk_experiments.py`; what follows from them in [mtk.md](mtk.md). Each line of "
-        "the first tables shows the task (and state) that does worst.",
+        "columns mean stands in `benchmarks/mtk_experiments.py`; what follows from them in [mtk.md](mtk.md). Lines of "
+        "the first tables show the task (and state) that does worst.",
     ]
     for data in SHOWN:
         found = list(lines(data, folder))
