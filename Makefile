@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/securemtk demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -13,6 +13,23 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests start roles. With several workers (pytest-xdist) one of them runs all of these: sessions side by
+# side would starve each other, and a role that is silent for too long ends its session.
+STARTS_ROLES = (
+    *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
+    *("test_grants", "test_mtk_benchmarks", "test_mtk_split", "test_onnx_classical", "test_onnx_lookups"),
+    *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests of a file together, for the sake of what they share, and those that start roles in one group."""
+    for item in items:
+        group = "roles" if item.path.stem in STARTS_ROLES else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def _children() -> set[int]:
     found = set()
     for task in Path("/proc/self/task").iterdir():

@@ -64,7 +64,7 @@ def test_a_model_is_measured_task_by_task_and_keys_must_be_there():
     data = DataSet("rows", (Task("a", 3), Task("b", 2)), x, y, x, y, low=-1.0)
     keys = draw_keys(["a"], (24,), low=-1.0)
     (found,) = guarantees(model, data, keys).values()
-    assert found.key_bits == 8 * 8
+    assert found.key_bits == 8 * 12
     assert 0 <= found.advantage <= found.bound + 1e-9
     assert found.bound == pytest.approx(math.sqrt(found.kl / 2))
     with pytest.raises(KeyRefused, match="secured tasks"):
