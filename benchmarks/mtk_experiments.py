@@ -176,7 +176,7 @@ def secured(bench: Bench) -> Iterator[Point]:
 
 
 def size(bench: Bench) -> Iterator[Point]:
-    """Accuracy with the right key, with a tenth of it wrong, and random patterns that lift by 20 points, by key size."""
+    """Accuracy with the right key and with a tenth of it wrong, and random patterns that open, against the key size."""
     for side in (*bench.case.sizes, None):
         model = bench.keyed(config=replace(bench.case.config, key_side=side))
         found = evaluate(model.result.model, model.data, model.keys)
