@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -84,6 +85,15 @@ def _start(queue: "SimpleQueue[Done]") -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker at once when the run was killed: an experiment goes on for minutes otherwise."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _measure(data: str, names: list[str], seed: int) -> None:
@@ -166,6 +176,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the table of a stored run; measure nothing")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of the results")
     options = parser.parse_args()
+    if min(options.seeds, options.jobs) < 1:
+        parser.error(f"--seeds and --jobs must be at least 1; got {options.seeds} and {options.jobs}")
     chosen = [options.experiment]
     if options.experiment == "all":
         chosen = [name for name in EXPERIMENTS if name not in CASES[options.data].costly]
@@ -180,7 +192,10 @@ def main() -> None:
             report.write_json(where, head | spent | {"rows": gathered(runs)})
             draw(stored(where), name, picture)
     for name in chosen:
-        print(f"{name}, {options.data}:\n\n{table(stored(paths(name, options.data, options.output)[0]))}\n")
+        where, _ = paths(name, options.data, options.output)
+        if not where.exists():
+            parser.error(f"{name} must have been run on {options.data}; {where.name} is not there")
+        print(f"{name}, {options.data}:\n\n{table(stored(where))}\n")
 
 
 if __name__ == "__main__":

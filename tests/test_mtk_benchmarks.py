@@ -4,10 +4,12 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import alive
 
 ROOT = Path(__file__).resolve().parent.parent
 # CrypTen's wheel installs a package of the same name; ours must win however pytest was started.
@@ -74,6 +76,30 @@ def test_a_worker_that_fails_ends_the_run():
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "KeyError: 'no such data'" in ended.stderr
+
+
+def children(pid: int) -> set[int]:
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
+
+
+def test_workers_end_with_a_run_that_was_killed():
+    # 100 seeds: the one worker would be busy for an hour.
+    program = "from benchmarks import mtk; list(mtk.run('wine', ['states'], 100, 1))"
+    run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    # The other one is multiprocessing's own, which tracks resources.
+    while len(workers := children(run.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(8)
+    run.kill()
+    run.wait()
+    assert len(workers) == 2
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in workers)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
