@@ -222,8 +222,10 @@ class Assembler:
     def mine(self, x: Tensor, answer: Callable[[Tensor], Sequence[Tensor]], generator: torch.Generator) -> None:
         """Seek, for each key, the random patterns to which the network answers most decidedly; decoys will be of them.
 
-        Patterns that open a task by chance are too rare to be met among fresh ones, and most of what random patterns
-        open is near them. Source: hard negatives, [Shr16]; what is sought here is ours.
+        Patterns that open a task by chance are too rare to be met often among fresh ones. Each search forgets what the
+        one before found, so that a resumed training needs nothing of it.
+
+        Source: hard negatives, [Shr16]; what is sought here is ours.
 
         Args:
             x: float32 (n, *sample), some samples; every second one gets the right keys of the other tasks.
