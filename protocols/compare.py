@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import correlation, dcf, fused, ring
-from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
+from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper, share_lanes
 from protocols.cost import Cost, costs
 from protocols.errors import UnsupportedError
 from protocols.party import Party
 from protocols.prg import Stream
 
+# Bits that a ReLU may cut off on its way.
+MOST_CUT = fused.MOST_BITS
 # Bits k on which values are compared unless a party is told otherwise; what the keys can take.
 BITS, FEWEST_BITS, MOST_BITS = ring.COMPARISON_BITS, 20, 40
 
@@ -64,21 +66,16 @@ def _skip_bits(stream: Stream, n: int) -> None:
     stream.words(((n + 63) // 64,))
 
 
-def _lanes(*carries: Tensor | None) -> Tensor:
-    """Pack up to four tensors of bits into the 16-bit lanes of one word each."""
-    shape = next(c for c in carries if c is not None).shape
-    lanes = torch.zeros((*shape, 4), dtype=torch.int16)
+# The bits of a lane, and how many of them lie in a word.
+_LANES = {torch.int16: 4, torch.int32: 2}
+
+
+def _lanes(kind: torch.dtype, *carries: Tensor) -> Tensor:
+    """Pack tensors of bits into the lanes of one word each, the first one lowest."""
+    lanes = torch.zeros((*carries[0].shape, _LANES[kind]), dtype=kind)
     for i, carry in enumerate(carries):
-        if carry is not None:
-            lanes[..., i] = carry.to(torch.int16)
+        lanes[..., i] = carry.to(kind)
     return lanes.view(torch.int64).squeeze(-1)
-
-
-def _share_lanes(lanes: Tensor, user: Stream) -> Tensor:
-    """Return the keeper's share, lane by lane mod 2**16, for a user's share drawn from its stream."""
-    mask = user.words(lanes.shape)
-    difference = lanes.unsqueeze(-1).view(torch.int16) - mask.unsqueeze(-1).view(torch.int16)
-    return difference.view(torch.int64).squeeze(-1)
 
 
 def width_of(request: Request) -> int:
@@ -91,12 +88,13 @@ def request_of(kind: str, shape: Sequence[int], bits: int, k: int = BITS) -> Req
     return Request(kind, (tuple(shape),), (("bits", bits), ("k", k)))
 
 
-def _cut(request: Request) -> bool:
-    """Return whether values are truncated; only by FRAC_BITS, which the fused steps are written for."""
+def _cut(request: Request) -> int:
+    """Return the bits by which values are truncated: such as the fused steps are written for."""
     bits = correlation.bits_of(request)
-    if bits not in (0, fused.BITS):
-        raise UnsupportedError(f"a comparison truncates by 0 or {fused.BITS} bits; got {bits}")
-    return bits > 0
+    most = MOST_CUT if request.kind == "sign" else fused.BITS
+    if bits and not fused.BITS <= bits <= most:
+        raise UnsupportedError(f"a comparison truncates by 0 or {fused.BITS} to {most} bits; got {bits}")
+    return bits
 
 
 def _take(
@@ -111,7 +109,7 @@ def _take(
     return (r, seeds, *corrections, *(stream.words(s) for s in shares))
 
 
-# --- sign: of each value. Shares: [beta], [beta R]; where it is cut also [R] and the lanes m, -, -, beta m ------------
+# --- sign: of each value. Shares: [beta], [beta R]; where it is cut also [R] and the half words m, beta m -------------
 
 
 def _sign_shapes(request: Request) -> list[Shape]:
@@ -123,12 +121,12 @@ def _deal_sign(request: Request, keeper: Stream, user: Stream, dealing: Dealing)
     cut = _cut(request)
     r = keeper.words(shape) + user.words(shape)
     beta = random_bits(keeper, user, shape)
-    R = ring.shift_right_logical(r, fused.BITS) if cut else r
+    R = ring.shift_right_logical(r, cut) if cut else r
     keys = make_keys(R, beta, keeper, user, width_of(request))
     shares = [share_for_keeper(v, user) for v in (beta, beta * R)]
     if cut:
         m = ring.top_bit(r)
-        shares += [share_for_keeper(R, user), _share_lanes(_lanes(m, None, None, beta * m), user)]
+        shares += [share_for_keeper(R, user), share_lanes(_lanes(torch.int32, m, beta * m), user, torch.int32)]
     return shares, keys
 
 
@@ -172,9 +170,9 @@ def _deal_pairs(request: Request, keeper: Stream, user: Stream, dealing: Dealing
         m = ring.top_bit(r)
         ma, mb, rest = m[:half], m[half : 2 * half], m[2 * half :]
         shares.append(share_for_keeper(R, user))
-        shares.append(_share_lanes(_lanes(ma, mb, beta * ma, beta * mb), user))
+        shares.append(share_lanes(_lanes(torch.int16, ma, mb, beta * ma, beta * mb), user, torch.int16))
         if len(rest):
-            shares.append(_share_lanes(_lanes(rest), user))
+            shares.append(share_lanes(_lanes(torch.int16, rest), user, torch.int16))
     return shares, keys
 
 
@@ -215,7 +213,7 @@ def _flat(tensors: Sequence[Tensor]) -> list[NDArray[np.int64]]:
     return [t.reshape(-1).numpy() for t in tensors]
 
 
-def _open(party: Party, z: Tensor, r: Tensor, cut: bool) -> NDArray[np.int64]:
+def _open(party: Party, z: Tensor, r: Tensor, cut: int) -> NDArray[np.int64]:
     """Open z + r, and 2**62 where it is to be truncated; flat."""
     masked = z + r
     if cut and party.rank == KEEPER:
@@ -229,6 +227,11 @@ def rehearse(party: Party, masked: Tensor, n_bits: int) -> None:
     party.wire.exchange("bits", torch.empty((-(-n_bits // 8),), dtype=torch.uint8, device=masked.device))
 
 
+def rehearse_many(party: Party, masked: Sequence[Tensor], n_bits: Sequence[int]) -> None:
+    """The same for several values that are opened together, whose bits are packed apart."""
+    rehearse(party, torch.cat(list(masked)), sum(8 * -(-n // 8) for n in n_bits))
+
+
 @costs(lambda n: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n // 8)))
 def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     """Truncate a sharing by `bits` and take max(t, 0).
@@ -236,7 +239,7 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Args:
         party: this party.
         z: share, int64 of any shape, at scale 2**(f + bits); |z| < 2**62 and |t| < 2**(k-1).
-        bits: 0, or f.
+        bits: 0, or f to `MOST_CUT`.
 
     Returns:
         Share of relu(t), t = z >> bits up to one unit in the last place, same shape, scale 2**f.
@@ -256,8 +259,8 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     h = _open(party, z, r, cut)
     if cut:
         beta, beta_R, R, carries = shares
-        c = _open_signs(party, fused.public_part(h), key)
-        out = fused.relu_truncated(c, h, R, carries, beta, beta_R, first)
+        c = _open_signs(party, fused.public_part(h, cut), key)
+        out = fused.relu_truncated(c, h, R, carries, beta, beta_R, first, cut)
     else:
         c = _open_signs(party, h, key)
         beta, beta_R = shares
@@ -281,7 +284,7 @@ def is_negative(party: Party, x: Tensor) -> Tensor:
         rehearse(party, x, x.numel())
         return torch.empty_like(x)
     r, *key = part[:4]
-    c = torch.from_numpy(_open_signs(party, _open(party, x, r, False), key)).reshape(x.shape).long()
+    c = torch.from_numpy(_open_signs(party, _open(party, x, r, 0), key)).reshape(x.shape).long()
     # [x >= 0] = c xor beta.
     not_negative = (1 - 2 * c) * part[4]
     return 1 - c - not_negative if party.rank == KEEPER else -not_negative

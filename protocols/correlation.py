@@ -182,7 +182,37 @@ def _take_bit(request: Request, rank: int, stream: Stream, corrections: Sequence
     return bit, corrections[0] if rank == KEEPER else stream.words(shape)
 
 
-# --- truncation by option bits: [r], [R] with R = r >> bits (logical), [m] with m the top bit of r ------------------
+# --- truncation by option bits: [r], [R] with R = r >> bits (logical), [m] with m the top bit of r. A truncation
+# multiplies m by 2**(64 - bits): it is shared mod 2**32, two in a word, where that is enough -------------------------
+
+_HALF_BITS = 32
+
+
+def share_lanes(lanes: Tensor, user: Stream, kind: torch.dtype) -> Tensor:
+    """Return the keeper's share of words of lanes of a `kind`, lane by lane, for a user's share from its stream."""
+    mask = user.words(lanes.shape)
+    difference = lanes.unsqueeze(-1).view(kind) - mask.unsqueeze(-1).view(kind)
+    return difference.view(torch.int64).squeeze(-1)
+
+
+def _top_bits_shape(request: Request) -> Shape:
+    (shape,) = request.shapes
+    return (-(-int(np.prod(shape)) // 2),) if bits_of(request) <= _HALF_BITS else shape
+
+
+def _share_top_bits(request: Request, m: Tensor, user: Stream) -> Tensor:
+    if bits_of(request) > _HALF_BITS:
+        return share_for_keeper(m, user)
+    lanes = torch.zeros(2 * _top_bits_shape(request)[0], dtype=torch.int32)
+    lanes[: m.numel()] = m.reshape(-1).to(torch.int32)
+    return share_lanes(lanes.view(torch.int64), user, torch.int32)
+
+
+def _top_bits(request: Request, words: Tensor) -> Tensor:
+    (shape,) = request.shapes
+    if bits_of(request) > _HALF_BITS:
+        return words
+    return words.view(torch.int32)[: int(np.prod(shape))].to(torch.int64).reshape(shape)
 
 
 def bits_of(request: Request) -> int:
@@ -194,15 +224,15 @@ def _deal_truncation(request: Request, keeper: Stream, user: Stream, _: Dealing)
     r = keeper.words(shape) + user.words(shape)
     return [
         share_for_keeper(ring.shift_right_logical(r, bits_of(request)), user),
-        share_for_keeper(ring.top_bit(r), user),
+        _share_top_bits(request, ring.top_bit(r), user),
     ], []
 
 
 def _take_truncation(request: Request, rank: int, stream: Stream, corrections: Sequence[Tensor]) -> tuple[Tensor, ...]:
     (shape,) = request.shapes
     r = stream.words(shape)
-    R, m = corrections if rank == KEEPER else (stream.words(shape), stream.words(shape))
-    return r, R, m
+    R, m = corrections if rank == KEEPER else (stream.words(shape), stream.words(_top_bits_shape(request)))
+    return r, R, _top_bits(request, m)
 
 
 # --- key_gate: the user's mask a, and [m], [m p], [m a]; shapes: the batch ------------------------------------------
@@ -271,7 +301,12 @@ KINDS: dict[str, Kind] = {
         part=lambda q: [*q.shapes, np.broadcast_shapes(*q.shapes)],
     ),
     "bit": Kind(_deal_bit, _take_bit, lambda q: q.shapes, part=lambda q: q.shapes * 2),
-    "truncation": Kind(_deal_truncation, _take_truncation, lambda q: q.shapes * 2, part=lambda q: q.shapes * 3),
+    "truncation": Kind(
+        _deal_truncation,
+        _take_truncation,
+        lambda q: [q.shapes[0], _top_bits_shape(q)],
+        part=lambda q: q.shapes * 3,
+    ),
     "key_gate": Kind(
         _deal_key_gate,
         _take_key_gate,

@@ -27,6 +27,10 @@ class RangeWarning(UserWarning):
     """On sample data a model's values come near what fixed point holds."""
 
 
+class UnmeasuredWarning(RangeWarning):
+    """Nobody has told of a model what its values are on any data: an answer may be wrong without a sign."""
+
+
 class BundleError(InputError):
     """A bundle or ONNX file is missing, damaged or edited."""
 

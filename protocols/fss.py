@@ -20,6 +20,7 @@ from protocols.ring import FRAC_BITS
 from protocols.value import Operator, Value, Weights
 
 share_weights = stock.share_weights
+parameter_bits = stock.parameter_bits
 is_negative = compare.is_negative
 pack_weights = linear.pack_weights
 warm = kernels.warm
@@ -44,19 +45,19 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     if party.rank == KEEPER and not party.dry:
         weight = weights[layer.params[linear.MAPS[layer.op]]]
         bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
-    return Value(linear.apply(party, layer, x.at_scale(party), weight, bias), 2 * FRAC_BITS)
+    return Value(linear.apply(party, layer, x.at_scale(party), weight, bias), stock.product_bits(party, layer))
 
 
-def _comparable(party: Party, x: Value) -> tuple[Tensor, int]:
-    """Return a share and the bits by which a comparison truncates it: none, or those of a product."""
-    if x.frac_bits == 2 * FRAC_BITS:
-        return x.share, FRAC_BITS
+def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, int]:
+    """Return a share and the bits by which a comparison truncates it: none, or those of a product, `most` of them."""
+    if FRAC_BITS <= x.frac_bits - FRAC_BITS <= most:
+        return x.share, x.frac_bits - FRAC_BITS
     return x.at_scale(party), 0
 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0), with the truncation: 2 rounds."""
-    return Value(compare.relu(party, *_comparable(party, x)))
+    return Value(compare.relu(party, *_comparable(party, x, compare.MOST_CUT)))
 
 
 def _largest(party: Party, columns: Tensor, bits: int) -> Value:
@@ -89,6 +90,17 @@ def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(out, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
 
 
+def wide_spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Piecewise quadratic of x or, where x is small, of x * 2**finer: 5 rounds, 4 where nothing is truncated before."""
+    pieces = stock.wide_pieces_of(layer)
+    coarse, fine = stock.two_scales(party, x, pieces.finer)
+    high, turned, low = piecewise.evaluate_together(
+        party, [(coarse, (pieces.coarse, pieces.turned)), (fine, (pieces.fine,))]
+    )
+    values = Value(high, pieces.frac_bits), Value(low, pieces.low_frac_bits)
+    return stock.chosen(party, turned, *values, int(layer.number("keep_bits")))
+
+
 OPERATORS: dict[str, Operator] = stock.OPERATORS | {
     "conv2d": _linear,
     "matmul": _linear,
@@ -97,4 +109,5 @@ OPERATORS: dict[str, Operator] = stock.OPERATORS | {
     "max_pool2d": max_pool2d,
     "max": max_,
     "spline": spline,
+    "wide_spline": wide_spline,
 }

@@ -6,24 +6,33 @@ each lower one found anew after it, so that rounding adds next to nothing.
 
 A result carries `frac_bits` fraction bits inside the ring, as many as leave room for its largest value, and is then
 truncated to `keep_bits`.
+
+A function whose argument may be of any size, as 1 / x, is found twice (`fit_wide`): of x and, for small x, of
+x * 2**finer, with one row of knots. So its errors are relative to its value over more than 30 powers of two.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols.ring import FRAC_BITS, LIMIT_BITS
-from protocols.spline import Pieces
+from protocols.spline import Pieces, WidePieces, turn_of
 
 Floats = NDArray[np.float64]
 Line = tuple[float, float]
+Row = tuple[int, int, int]
+_R = TypeVar("_R")
 ULP = 2.0**-FRAC_BITS
 # Values that comparisons decide; beyond, tails need not hold.
 WIDEST = 2.0 ** (31 - FRAC_BITS)
+# The largest knot of a function of positive numbers: negative ones down to -2**11 are still decided from there.
+_TOP = WIDEST - 2.0**11
 _SAMPLES = 65
 _FINEST = 2
 
@@ -40,6 +49,8 @@ class Function:
         breaks: points where the function or its slope jumps; they become knots.
         keep_bits: fraction bits of the result.
         largest: bound of |f| wherever it is used; None for that of the domain and, where a tail rises, of WIDEST.
+        finer: 0, or the power of two by which small arguments are looked up finer: then `low` is that of
+            x * 2**finer, and `left` a tail of that; a function of both signs has the domain -high..high.
     """
 
     exact: Callable[[Floats], Floats]
@@ -52,6 +63,12 @@ class Function:
     breaks: tuple[float, ...] = ()
     keep_bits: int = FRAC_BITS
     largest: float | None = None
+    finer: int = 0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """Where the function is met within its error: smallest and largest argument (magnitude, if of both signs)."""
+        return (self.low if self.low > 0 else 0.0) * 2.0**-self.finer if self.finer else self.low, self.high
 
 
 @functools.cache
@@ -77,11 +94,71 @@ def _fit(function: Function, frac_bits: int) -> tuple[tuple[int, ...], tuple[int
     at = function.low
     for end in sorted({*(b for b in function.breaks if function.low < b < function.high), function.high}):
         while at < end:
-            at, row = _longest(function, at, end, frac_bits)
+            at, row = _longest(partial(_piece, function, frac_bits=frac_bits), at, end)
             rows.append(row)
             knots.append(at)
     rows.append(_line(function.right, frac_bits))
     return tuple(round(k / ULP) for k in knots), tuple(c for row in rows for c in row)
+
+
+@functools.cache
+def fit_wide(function: Function) -> WidePieces:
+    """Return the pieces of a function with `finer`, of x and of x * 2**finer.
+
+    Of x they count from `turn_of(finer)` on in magnitude, of x * 2**finer below that.
+
+    Raises:
+        ValueError: as `fit`.
+    """
+    turn, has_both_signs = turn_of(function.finer), function.low < 0
+    if not function.finer or not (function.low <= turn < function.high):
+        raise ValueError("a function of two scales must have a domain on both sides of where it turns")
+    fine = replace(function, exact=lambda y: function.exact(y * 2.0**-function.finer))
+    bits = _room_within(function, turn)
+    fine_bits = _room_within(fine, function.breaks[-1] if has_both_signs else function.low)
+    while True:
+        knots, rows = _fit_wide(function, fine, (bits, fine_bits))
+        excess = [max(abs(c) for pair in rows for c in pair[i]).bit_length() - 62 for i in (0, 1)]
+        if max(excess) <= 0:
+            break
+        bits, fine_bits = bits - max(excess[0], 0), fine_bits - max(excess[1], 0)
+    coarse, small = (tuple(c for pair in rows for c in pair[i]) for i in (0, 1))
+    return WidePieces(knots, coarse, bits, small, fine_bits, function.finer)
+
+
+def _fit_wide(
+    function: Function, fine: Function, frac_bits: tuple[int, int]
+) -> tuple[tuple[int, ...], list[tuple[Row, Row]]]:
+    """Return the knots, and each piece's quadratics of x and of x * 2**finer; those that do not count are 0."""
+    turn, has_both_signs, nothing = turn_of(function.finer), function.low < 0, (0, 0, 0)
+    bits, fine_bits = frac_bits
+
+    def row(low: float, high: float) -> tuple[Row, Row] | None:
+        coarse = _piece(function, low, high, bits) if min(abs(low), abs(high)) >= turn else nothing
+        small = None if coarse is None else _piece(fine, low, high, fine_bits)
+        return None if coarse is None or small is None else (coarse, small)
+
+    at, knots, rows = function.low, [function.low], [(_line(function.left, bits), nothing)]
+    if not has_both_signs:
+        # Of what is far below the domain x * 2**finer can be anything: there x itself counts, and stays at the end.
+        knots = [-turn / 8, function.low]
+        rows = [(_line((function.left[0], 0.0), bits), nothing), (nothing, _line(function.left, fine_bits))]
+    breaks = {*function.breaks, turn, *([-turn] if has_both_signs else []), function.high}
+    for end in sorted(b for b in breaks if function.low < b <= function.high):
+        while at < end:
+            at, both = _longest(row, at, end)
+            rows.append(both)
+            knots.append(at)
+    rows.append((_line(function.right, bits), nothing))
+    return tuple(round(k / ULP) for k in knots), rows
+
+
+def _room_within(function: Function, low: float) -> int:
+    """Return the fraction bits that leave room for the values from `low` on, and for what a quadratic is made of."""
+    x = np.geomspace(low, function.high, 4097)
+    x = np.concatenate([-x, x]) if function.low < 0 else x
+    largest = float(np.abs(function.exact(x)).max())
+    return min(LIMIT_BITS - 1 - max(math.ceil(math.log2(largest)), 0), 3 * FRAC_BITS + 8)
 
 
 def _room(function: Function) -> int:
@@ -98,16 +175,16 @@ def _line(line: Line, frac_bits: int) -> tuple[int, int, int]:
     return round(line[0] * 2.0**frac_bits), round(line[1] * 2.0 ** (frac_bits - FRAC_BITS)), 0
 
 
-def _longest(function: Function, low: float, end: float, frac_bits: int) -> tuple[float, tuple[int, int, int]]:
-    """Return the end and the coefficients of the longest piece from `low` on."""
-    row = _piece(function, low, end, frac_bits)
+def _longest(piece: Callable[[float, float], _R | None], low: float, end: float) -> tuple[float, _R]:
+    """Return the end and what `piece(low, high)` gives of the longest piece from `low` on that it accepts."""
+    row = piece(low, end)
     if row is not None:
         return end, row
     good, bad = 0, round((end - low) / ULP)
-    found: tuple[int, int, int] | None = None
+    found: _R | None = None
     while bad - good > max(1, good // 256):
         middle = (good + bad) // 2
-        row = _piece(function, low, low + middle * ULP, frac_bits)
+        row = piece(low, low + middle * ULP)
         if row is None:
             bad = middle
         else:
@@ -117,7 +194,7 @@ def _longest(function: Function, low: float, end: float, frac_bits: int) -> tupl
     return low + good * ULP, found
 
 
-def _piece(function: Function, low: float, high: float, frac_bits: int) -> tuple[int, int, int] | None:
+def _piece(function: Function, low: float, high: float, frac_bits: int) -> Row | None:
     """Return the quadratic of one piece, or None where its error is too large."""
     middle, half = (low + high) / 2, (high - low) / 2
     x = middle + half * np.cos(np.pi * (np.arange(_SAMPLES) + 0.5) / _SAMPLES)
@@ -166,7 +243,7 @@ _UP: Line = (0.0, 1.0)
 _ONE: Line = (1.0, 0.0)
 _MINUS_ONE: Line = (-1.0, 0.0)
 
-FUNCTIONS: Mapping[str, Function] = {
+_SIMPLE: Mapping[str, Function] = {
     "sigmoid": Function(_sigmoid, -12, 12, right=_ONE, absolute=1e-4),
     "tanh": Function(np.tanh, -6, 6, left=_MINUS_ONE, right=_ONE, absolute=1e-4),
     "erf": Function(_erf, -3.5, 3.5, left=_MINUS_ONE, right=_ONE, absolute=1e-4),
@@ -175,31 +252,42 @@ FUNCTIONS: Mapping[str, Function] = {
     "gelu_tanh": Function(_gelu_tanh, -5, 5, right=_UP, absolute=1e-4),
     "silu": Function(lambda x: x * _sigmoid(x), -14, 14, right=_UP, absolute=1e-4),
     "mish": Function(lambda x: x * np.tanh(_softplus(x)), -14, 14, right=_UP, absolute=1e-4),
-    "exp": Function(np.exp, -12, 10, right=(math.exp(10), 0.0), absolute=2e-5, relative=1e-4),
+    # Half an exponential: e**x is its square, whose largest value a product still holds.
+    "exp_half": Function(lambda x: np.exp(x / 2), -24, 20.5, right=(math.exp(10.25), 0.0), absolute=2e-5, relative=5e-5),
     # Of numbers that are 0 at most, as behind the maximum of a softmax; their sum is still wanted exactly.
     "exp_negative": Function(np.exp, -14, 0, right=_ONE, absolute=3e-6, relative=2e-5, largest=1.0),
-    "log": Function(np.log, 2**-8, 2**12, left=(math.log(2**-8), 0.0), right=(math.log(2**12), 0.0), absolute=5e-4),
+    "log": Function(
+        np.log,
+        2**-3,
+        _TOP,
+        left=(math.log(2**-19), 0.0),
+        right=(math.log(_TOP), 0.0),
+        absolute=3e-4,
+        finer=16,
+    ),
     "reciprocal_positive": Function(
         lambda x: 1 / x,
-        2**-4,
-        2**11,
-        left=(2.0**4, 0.0),
-        right=(2.0**-11, 0.0),
-        absolute=1e-6,
+        2**-3,
+        _TOP,
+        left=(2.0**19, 0.0),
+        right=(1 / _TOP, 0.0),
+        absolute=0.0,
         relative=5e-4,
         keep_bits=24,
+        finer=16,
     ),
-    # Of both signs; between -1/16 and 1/16 it stays where it is.
+    # Of both signs; of less than a unit in magnitude it stays where it is, and has the sign.
     "reciprocal": Function(
-        lambda x: np.where(np.abs(x) < 2**-4, np.where(x < 0, -16.0, 16.0), 1 / np.where(x == 0, 1.0, x)),
-        -(2**11),
-        2**11,
-        left=(-(2.0**-11), 0.0),
-        right=(2.0**-11, 0.0),
-        absolute=1e-6,
-        relative=2.5e-4,
-        breaks=(-(2.0**-4), 0.0, 2.0**-4),
+        lambda x: np.where(np.abs(x) < 2**-19, np.where(x < 0, -(2.0**19), 2.0**19), 1 / np.where(x == 0, 1.0, x)),
+        -(2**14) + 1,
+        2**14 - 1,
+        left=(-(2.0**-14), 0.0),
+        right=(2.0**-14, 0.0),
+        absolute=0.0,
+        relative=5e-4,
+        breaks=(-(2.0**-3), 0.0, 2.0**-3),
         keep_bits=24,
+        finer=16,
     ),
     "softsign": Function(
         lambda x: x / (1 + np.abs(x)),
@@ -213,15 +301,15 @@ FUNCTIONS: Mapping[str, Function] = {
     "hard_swish": Function(lambda x: x * (x + 3) / 6, -3, 3, right=_UP, absolute=1e-4),
     "rsqrt": Function(
         lambda x: x**-0.5,
-        2**-10,
-        2**12,
-        left=(2.0**5, 0.0),
-        right=(2.0**-6, 0.0),
-        absolute=0,
-        relative=5e-4,
+        2**-8,
+        _TOP,
+        left=(2.0**14, 0.0),
+        right=(_TOP**-0.5, 0.0),
+        absolute=0.0,
+        relative=3e-4,
         keep_bits=24,
+        finer=20,
     ),
-    "sqrt": Function(np.sqrt, 2**-10, 2**14, left=(0.0, 2.0**5), right=(2.0**7, 0.0), absolute=1e-4, relative=3e-4),
 }
 
 
@@ -260,7 +348,7 @@ def _swish(alpha: float) -> Function:
 
 def _exp_of_differences(n: int) -> Function:
     """e**x of numbers that are 0 at most, with room for the sum of n of them: untruncated until it is summed."""
-    return replace(FUNCTIONS["exp_negative"], largest=float(n), keep_bits=62)
+    return replace(_SIMPLE["exp_negative"], largest=float(n), keep_bits=62)
 
 
 def _reciprocal_of_sum(n: int) -> Function:
@@ -277,18 +365,33 @@ def _log_of_sum(n: int) -> Function:
     return Function(np.log, 1.0, high, right=(math.log(high), 0.0), absolute=1e-4)
 
 
-def _rsqrt(epsilon: float, times: float = 1.0) -> Function:
-    """1 / sqrt(x / times + epsilon) for 0 <= x / times <= 2**12; below x = 2**-13 with the error that x itself has."""
-    low, high = 2.0**-13, min(2.0**12 * times, WIDEST - 1)
+def _inverse_root(times: float) -> Function:
+    """times / sqrt(x) for x of 2**-28 up to 2**15; what is smaller counts as 2**-28."""
     return Function(
-        lambda x: (x / times + epsilon) ** -0.5,
-        low,
-        high,
-        left=((low / times + epsilon) ** -0.5, 0.0),
-        right=((high / times + epsilon) ** -0.5, 0.0),
+        lambda x: times * x**-0.5,
+        2.0**-8,
+        _TOP,
+        left=(times * 2.0**14, 0.0),
+        right=(times * _TOP**-0.5, 0.0),
         absolute=0.0,
         relative=5e-4,
         keep_bits=24,
+        finer=20,
+    )
+
+
+def _root(times: float = 1.0) -> Function:
+    """times * sqrt(x) for 0 <= x < 2**15."""
+    return Function(
+        lambda x: times * np.sqrt(x),
+        2.0**-8,
+        _TOP,
+        left=(0.0, times * 2.0**-6),
+        right=(times * _TOP**0.5, 0.0),
+        absolute=0.0,
+        relative=3e-4,
+        keep_bits=24 if times < 2**8 else FRAC_BITS,
+        finer=20,
     )
 
 
@@ -308,24 +411,25 @@ def _power_of_sum(alpha: float, bias: float, exponent: float) -> Function:
 
 
 def _power(exponent: float) -> Function:
-    """x**exponent of 2**-12 to 2**14, as far as it is 2**14 at most; below that a line to 0, or constant."""
-    low, high = 2.0**-12, 2.0**14
-    if exponent < 0:
-        low = max(low, 2.0 ** (14 / exponent))
-    if exponent > 1:
-        high = 2.0 ** (14 / exponent)
+    """x**exponent of 2**-19 up, as far as it is 2**20 at most; below that a line to 0, or constant."""
+    finer, high, low = 16, _TOP, 2.0**-3
+    if exponent > 4 / 3:
+        high = 2.0 ** (20 / exponent)
+    smallest = max(low * 2.0**-finer, 2.0 ** (20 / exponent) if exponent < -1 else 0.0)
     return Function(
-        lambda x: np.maximum(x, low) ** exponent,
+        lambda x: np.maximum(x, smallest) ** exponent,
         low,
         high,
-        left=(0.0, low ** (exponent - 1)) if exponent > 0 else (low**exponent, 0.0),
+        left=(0.0, smallest**exponent / low) if exponent > 0 else (smallest**exponent, 0.0),
         right=(high**exponent, 0.0),
-        absolute=1e-6 if exponent < 0 else 2e-4,
+        absolute=1e-6,
         relative=5e-4,
         keep_bits=24,
+        finer=finer,
     )
 
 
+FUNCTIONS: Mapping[str, Function] = {**_SIMPLE, "sqrt": _root()}
 # Functions with public numbers of their own.
 CUSTOM: Mapping[str, Callable[..., Function]] = {
     "scaled_exp": _scaled_exp,
@@ -334,13 +438,19 @@ CUSTOM: Mapping[str, Callable[..., Function]] = {
     "exp_of_differences": lambda n: _exp_of_differences(int(n)),
     "reciprocal_of_sum": lambda n: _reciprocal_of_sum(int(n)),
     "log_of_sum": lambda n: _log_of_sum(int(n)),
-    "rsqrt": _rsqrt,
+    "inverse_root": _inverse_root,
+    "root": _root,
     "power_of_sum": _power_of_sum,
     "power": _power,
 }
 
 
+def pieces_of(function: Function) -> Pieces | WidePieces:
+    """Return the pieces of a function, at two scales where it says so."""
+    return fit_wide(function) if function.finer else fit(function)
+
+
 @functools.cache
-def pieces(name: str) -> Pieces:
+def pieces(name: str) -> Pieces | WidePieces:
     """Return the pieces of a function of `FUNCTIONS`."""
-    return fit(FUNCTIONS[name])
+    return pieces_of(FUNCTIONS[name])

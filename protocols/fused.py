@@ -4,9 +4,10 @@ Each step is written once, in operators that mean the same for a scalar and for 
 With numba a compiled loop applies it element by element, without temporaries; else numpy evaluates it
 operator by operator. Arithmetic wraps around mod 2**64.
 
-`h` is an opened value z + r + 2**62 of which BITS bits are cut off, as in `party.truncate`. Its carry m
-(one bit) is shared mod 2**16 only, for it is multiplied by 2**48: up to four such shares lie in one
-word, lane 0 lowest. `first` is 1 at the keeper, who adds public terms, and 0 at the user.
+`h` is an opened value z + r + 2**62 of which b bits are cut off, as in `party.truncate`. Its carry m (one bit) is
+shared mod 2**b only, for it is multiplied by 2**(64 - b): where b is BITS, up to four such shares lie in one word,
+lane 0 lowest; of a ReLU, which may cut up to MOST_BITS, two. `first` is 1 at the keeper, who adds public terms, and
+0 at the user.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ try:
 except ImportError:  # optional at run time
     njit = None  # type: ignore[assignment]
 
-BITS = 16
+BITS, MOST_BITS = 16, 32
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint8]
 _LOW48 = np.int64((1 << 48) - 1)
@@ -38,14 +39,22 @@ def _public_part(h: Any) -> Any:
 
 
 @_compiled_step
+def _public_part_of(h: Any, b: Any) -> Any:
+    """The same for b bits of 16 to 32: the shift is arithmetic, and its sign is taken off again."""
+    one = np.int64(1)
+    return ((h >> b) & ((one << (64 - b)) - one)) - (one << (62 - b))
+
+
+@_compiled_step
 def _truncated(h: Any, R: Any, m: Any, first: Any) -> Any:
     return first * _public_part(h) - R + ((m << 48) & ~(h >> 63))
 
 
 @_compiled_step
-def _relu_truncated(c: Any, h: Any, R: Any, carries: Any, beta: Any, beta_R: Any, first: Any) -> Any:
-    t = _truncated(h, R, carries, first)
-    beta_t = beta * _public_part(h) - beta_R + (carries & _TOP & ~(h >> 63))
+def _relu_truncated(c: Any, h: Any, R: Any, carries: Any, beta: Any, beta_R: Any, first: Any, b: Any) -> Any:
+    T, negative, up = _public_part_of(h, b), ~(h >> 63), 64 - b
+    t = first * T - R + ((carries << up) & negative)
+    beta_t = beta * T - beta_R + (((carries >> 32) << up) & negative)
     return c * t + (1 - 2 * c) * beta_t
 
 
@@ -80,6 +89,7 @@ def _step_of_piece(c: Any, X: Any, A: Any, B: Any, C: Any, beta: Any, beta_r: An
 
 STEPS = {
     "public_part": _public_part,
+    "public_part_of": _public_part_of,
     "truncated": _truncated,
     "relu_truncated": _relu_truncated,
     "relu": _relu,
@@ -130,11 +140,18 @@ if njit is not None:
             out[i] = _truncated(h[i], R[i], m[i], first)
         return out
 
-    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
-    def _relu_truncated_loop(c, h, R, carries, beta, beta_R, first):  # type: ignore[no-untyped-def]
+    @njit(f"{_I}({_I}, {_S})", nogil=True, cache=True)
+    def _public_part_of_loop(h, b):  # type: ignore[no-untyped-def]
         out = np.empty_like(h)
         for i in range(len(h)):
-            out[i] = _relu_truncated(np.int64(c[i]), h[i], R[i], carries[i], beta[i], beta_R[i], first)
+            out[i] = _public_part_of(h[i], b)
+        return out
+
+    @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_I}, {_S}, {_S})", nogil=True, cache=True)
+    def _relu_truncated_loop(c, h, R, carries, beta, beta_R, first, b):  # type: ignore[no-untyped-def]
+        out = np.empty_like(h)
+        for i in range(len(h)):
+            out[i] = _relu_truncated(np.int64(c[i]), h[i], R[i], carries[i], beta[i], beta_R[i], first, b)
         return out
 
     @njit(f"{_I}({_B}, {_I}, {_I}, {_I}, {_I}, {_S})", nogil=True, cache=True)
@@ -177,9 +194,12 @@ if njit is not None:
     _piecewise = _piecewise_loop
 
 
-def public_part(h: Ints) -> Ints:
-    """Return T = (h >> 16) - 2**46, the shift logical."""
-    out: Ints = _public_part(h) if njit is None else _public_part_loop(h)
+def public_part(h: Ints, b: int = BITS) -> Ints:
+    """Return T = (h >> b) - 2**(62 - b), the shift logical, for b of BITS to MOST_BITS."""
+    if b == BITS:
+        out: Ints = _public_part(h) if njit is None else _public_part_loop(h)
+        return out
+    out = _public_part_of(h, np.int64(b)) if njit is None else _public_part_of_loop(h, b)
     return out
 
 
@@ -199,9 +219,11 @@ def truncated(h: Ints, R: Ints, m: Ints, first: np.int64) -> Ints:
     return out
 
 
-def relu_truncated(c: Bits, h: Ints, R: Ints, carries: Ints, beta: Ints, beta_R: Ints, first: np.int64) -> Ints:
-    """Return c t + (1 - 2c) beta t; m in lane 0 and beta m in lane 3 of `carries`."""
-    rest = (h, R, carries, beta, beta_R, first)
+def relu_truncated(
+    c: Bits, h: Ints, R: Ints, carries: Ints, beta: Ints, beta_R: Ints, first: np.int64, b: int = BITS
+) -> Ints:
+    """Return c t + (1 - 2c) beta t for b bits cut off; m in the low and beta m in the high half of `carries`."""
+    rest = (h, R, carries, beta, beta_R, first, np.int64(b))
     out: Ints = _relu_truncated(c.astype(np.int64), *rest) if njit is None else _relu_truncated_loop(c, *rest)
     return out
 

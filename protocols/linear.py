@@ -105,10 +105,11 @@ def apply(party: Party, layer: Layer, x: Tensor, weight: Tensor | None, bias: Te
         party: this party.
         layer: conv2d, matmul or affine.
         x: share of the input, (n, ...) at scale 2**f.
-        weight, bias: the keeper's W at scale 2**f and b at scale 2**2f; None at the user.
+        weight, bias: the keeper's W at scale 2**g, g the layer's fraction bits of weights, and b at scale
+            2**(f + g); None at the user.
 
     Returns:
-        Share of W * x + b, (n, *layer.shape) at scale 2**2f.
+        Share of W * x + b, (n, *layer.shape) at scale 2**(f + g).
 
     Cost: 1 round (one message from the user), 8 bytes for each of n input elements.
     Security: e is uniform to the keeper; the user sees only D, which B masks.

@@ -21,7 +21,8 @@ from protocols.value import Operator, Value, Weights, public
 
 # A result keeps at most so many fraction bits: its integer part must have room below 2**62.
 MOST_BITS = 3 * FRAC_BITS
-_ROOM = 2
+# A public factor in (1/2, 1] has so many bits where there is room for them, and at least so few: an error of 2**-10.
+_FACTOR_BITS, _FEWEST_FACTOR_BITS = FRAC_BITS, 10
 
 
 def _same_scale(party: Party, *xs: Value) -> tuple[list[Tensor], int]:
@@ -54,19 +55,42 @@ def shift(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(share + addend, bits)
 
 
+def _times(party: Party, x: Value, factor: float | Tensor) -> Value:
+    """Multiply by public numbers whose largest lies in (1/2, 1]: with 16 bits, or with 10 rather than truncate x."""
+    bits = min(_FACTOR_BITS, MOST_BITS - x.frac_bits)
+    if bits < _FEWEST_FACTOR_BITS:
+        x, bits = x.at_most(party, MOST_BITS - _FACTOR_BITS), _FACTOR_BITS
+    if isinstance(factor, Tensor):
+        return Value(x.share * ring.encode(factor, bits).to(x.share.device), x.frac_bits + bits)
+    return Value(x.share * public(factor, bits), x.frac_bits + bits)
+
+
 def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """x * factor + offset with public numbers; exact for whole factors and for 2**-k, which is another scale."""
+    """x * factor + offset with public numbers; exact for whole factors and for 2**-k, which is another scale.
+
+    Of any other factor a power of two is taken out in the same way, so that small ones keep their bits.
+    """
     factor, offset = layer.number("factor"), layer.number("offset")
     if factor == int(factor):
         bits = x.frac_bits if offset == int(offset) else max(x.frac_bits, FRAC_BITS)
         return Value(_added(x.raised_to(bits) * int(factor), public(offset, bits), party), bits)
     mantissa, exponent = math.frexp(factor)
-    bits = x.at_most(party, MOST_BITS - FRAC_BITS).frac_bits + FRAC_BITS
-    if mantissa == 0.5 and exponent > -FRAC_BITS:
+    if abs(mantissa) == 0.5:
+        # 2**(exponent - 1), the sign apart.
         finer = max(x.frac_bits + 1 - exponent, FRAC_BITS)
-        share = x.raised_to(finer + exponent - 1)
-        return Value(_added(share, public(offset, finer), party), finer)
-    return Value(_added(x.share * public(factor, FRAC_BITS), public(offset, bits), party), bits)
+        scaled = Value(x.raised_to(finer + exponent - 1) * (1 if factor > 0 else -1), finer)
+    else:
+        x.at_most(party, MOST_BITS - FRAC_BITS)
+        whole = max(exponent, 0)
+        if whole:
+            scaled = Value(x.share * public(factor, FRAC_BITS), x.frac_bits + FRAC_BITS)
+        else:
+            scaled = _times(party, Value(x.share, x.frac_bits - exponent), mantissa)
+    if offset:
+        # Beside a sum there is no room for more.
+        scaled = scaled.at_most(party, MOST_BITS)
+        scaled.share = _added(scaled.share, public(offset, scaled.frac_bits), party)
+    return scaled
 
 
 def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -75,19 +99,30 @@ def sum_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 
 def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Mean over public axes; exact where their size is a power of two."""
+    """Mean over public axes; exact where their size is a power of two, else within 2**-10 of the value, mostly 2**-16.
+
+    1 / n is 2**-a times a factor in (1/2, 1], and 2**-a another scale: however many values, the factor keeps its bits.
+    """
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
-    keepdim = bool(layer.number("keepdims"))
+    total = x.at_most(party, MOST_BITS - FRAC_BITS).share.sum(axes, keepdim=bool(layer.number("keepdims")))
+    return _divided(party, Value(total, x.frac_bits), n)
+
+
+def _divided(party: Party, x: Value, n: int) -> Value:
     log = n.bit_length() - 1
-    if n == 1 << log and log <= FRAC_BITS:
-        if x.frac_bits + log > MOST_BITS:
-            x.at_most(party, MOST_BITS - FRAC_BITS)
-        return Value(x.share.sum(axes, keepdim=keepdim), x.frac_bits + log)
-    if x.frac_bits > MOST_BITS - FRAC_BITS:
-        # As it has to be truncated, by a little more: a variance is then multiplied up to the largest numbers.
-        x.at_most(party, MOST_BITS - FRAC_BITS - _ROOM)
-    return Value(x.share.sum(axes, keepdim=keepdim) * public(1 / n, FRAC_BITS), x.frac_bits + FRAC_BITS)
+    scaled = Value(x.share, x.frac_bits + log)
+    return scaled if n == 1 << log else _times(party, scaled, 2.0**log / n)
+
+
+def deviation(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """(n x - sum of x) / 2**a: exact, so that no offset of the values is in the way of their differences."""
+    axes = layer.ints("axes")
+    n = math.prod(x.share.shape[a] for a in axes)
+    log = n.bit_length() - 1
+    share = x.at_most(party, min(2 * FRAC_BITS, MOST_BITS - log)).share
+    # Modulo 2**64: that n x alone may wrap around does no harm.
+    return Value(share * n - share.sum(axes, keepdim=True), x.frac_bits + log)
 
 
 def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -97,16 +132,16 @@ def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 
 def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Average pooling."""
+    """Average pooling; as exact as `mean`."""
     kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
     share, bits = x.at_most(party, MOST_BITS - FRAC_BITS).share, x.frac_bits
-    total = ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0)
+    total = Value(ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0), bits)
     if layer.number("count_include_pad"):
-        return Value(total * public(1 / (kernel[0] * kernel[1]), FRAC_BITS), bits + FRAC_BITS)
+        return _divided(party, total, math.prod(kernel))
     ones = ring.pad2d(torch.ones(share.shape[-2:], dtype=torch.int64), pads)
-    counts = ring.windows(ones, kernel, stride).sum(0)
-    factors = ring.encode(1 / counts.double().clamp(min=1)).to(share.device)
-    return Value(total * factors, bits + FRAC_BITS)
+    counts = ring.windows(ones, kernel, stride).sum(0).double().clamp(min=1)
+    log = int(counts.max()).bit_length() - 1
+    return _times(party, Value(total.share, bits + log), 2.0**log / counts)
 
 
 def reshape(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -148,7 +183,7 @@ def expand(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 OPERATORS: dict[str, Operator] = {
     f.__name__.rstrip("_"): f
     for f in (
-        *(add, sub, shift, scale, sum_, mean, sum_pool2d, avg_pool2d),
+        *(add, sub, shift, scale, sum_, mean, deviation, sum_pool2d, avg_pool2d),
         *(reshape, transpose, concat, take, expand),
     )
 }

@@ -1,5 +1,6 @@
 """The operators without secrecy, in float64: for tests and calibration. Never used by a party."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
+from protocols.spline import WIDE_ATTRIBUTES, Pieces, WidePieces
 
 Weights = Mapping[str, Tensor]
 
@@ -55,13 +57,25 @@ def max_pool2d(layer: Layer, w: Weights, x: Tensor) -> Tensor:
 
 def spline(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     """Piecewise quadratic, in the fixed-point coefficients that the parties use."""
-    knots = torch.tensor(layer.ints("knots")).double() * 2.0**-FRAC_BITS
-    bits = torch.arange(3).double() * FRAC_BITS - layer.number("frac_bits")
-    rows = torch.tensor(layer.ints("coefficients")).double().reshape(-1, 3) * 2.0**bits
+    return pieces_at(Pieces(layer.ints("knots"), layer.ints("coefficients"), int(layer.number("frac_bits"))), x)
+
+
+def pieces_at(pieces: Pieces, x: Tensor) -> Tensor:
+    """Return a piecewise quadratic's values."""
+    knots = torch.tensor(pieces.knots).double() * 2.0**-FRAC_BITS
+    bits = torch.arange(3).double() * FRAC_BITS - pieces.frac_bits
+    rows = torch.tensor(pieces.coefficients).double().reshape(-1, 3) * 2.0**bits
     # The parties compare what is rounded to their scale.
     at = torch.bucketize((x * 2.0**FRAC_BITS).round() * 2.0**-FRAC_BITS, knots, right=True)
     c0, c1, c2 = (rows[:, j][at] for j in range(3))
     return c0 + x * (c1 + x * c2)
+
+
+def wide_spline(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Piecewise quadratic of two scales."""
+    pieces = WidePieces(*(layer.attrs[name] for name in WIDE_ATTRIBUTES))  # type: ignore[arg-type]
+    fine = pieces_at(pieces.fine, x * 2.0**pieces.finer)
+    return torch.where(pieces_at(pieces.turned, x) > 0, pieces_at(pieces.coarse, x), fine)
 
 
 def take(layer: Layer, w: Weights, x: Tensor) -> Tensor:
@@ -69,6 +83,13 @@ def take(layer: Layer, w: Weights, x: Tensor) -> Tensor:
     axis, indices = int(layer.number("axis")), torch.tensor(layer.ints("indices"), dtype=torch.int64)
     out = x.index_select(axis, indices.clamp(min=0))
     return out.index_fill(axis, (indices < 0).nonzero().reshape(-1), layer.number("fill"))
+
+
+def deviation(layer: Layer, w: Weights, x: Tensor) -> Tensor:
+    """Distance from the mean over axes, times n / 2**floor(log2 n)."""
+    axes = layer.ints("axes")
+    n = math.prod(x.shape[a] for a in axes)
+    return (x - x.mean(axes, keepdim=True)) * (n / 2.0 ** (n.bit_length() - 1))
 
 
 def argmax(layer: Layer, w: Weights, x: Tensor) -> Tensor:
@@ -92,12 +113,14 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "scale": lambda layer, w, x: x * layer.number("factor") + layer.number("offset"),
     "dot": lambda layer, w, x, y: x @ y,
     "spline": spline,
+    "wide_spline": wide_spline,
     "max": lambda layer, w, x: x.amax(int(layer.number("axis")), keepdim=True),
     "argmax": argmax,
     "take": take,
     "expand": lambda layer, w, x: x.expand(x.shape[0], *layer.ints("shape")),
     "relu": lambda layer, w, x: x.clamp(min=0),
     "mean": lambda layer, w, x: x.mean(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
+    "deviation": deviation,
     "sum_pool2d": sum_pool2d,
     "sum": lambda layer, w, x: x.sum(layer.ints("axes"), keepdim=bool(layer.number("keepdims"))),
     "reshape": lambda layer, w, x: x.reshape(x.shape[0], *layer.ints("shape")),

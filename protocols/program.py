@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from protocols.errors import IntegrityError
+from protocols.ring import FRAC_BITS, LIMIT_BITS
 
 Shape = tuple[int, ...]
 Attribute = int | float | str | tuple[int, ...]
@@ -40,6 +41,12 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     # Piecewise quadratic, as `protocols.spline.Pieces`; the result is truncated to keep_bits fraction bits if it has
     # more. With frac_bits 0 it is a truth value or a count.
     "spline": (1, (), ("knots", "coefficients", "frac_bits", "keep_bits")),
+    # The same of two scales, as `protocols.spline.WidePieces`.
+    "wide_spline": (
+        1,
+        (),
+        ("knots", "coefficients", "frac_bits", "low_coefficients", "low_frac_bits", "finer", "keep_bits"),
+    ),
     # axis counted with the batch, not 0; it stays with size 1. last 0 or 1: which of equals wins.
     "max": (1, (), ("axis",)),
     "argmax": (1, (), ("axis", "last")),
@@ -53,6 +60,9 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     "mean": (1, (), ("axes", "keepdims")),
     # The same without the division.
     "sum": (1, (), ("axes", "keepdims")),
+    # (n x - sum of x over axes) / 2**floor(log2 n) for the n values of those axes: their distances from their mean,
+    # times a public number of 1 to 2, with no constant that could err.
+    "deviation": (1, (), ("axes",)),
     # shape of one sample after it.
     "reshape": (1, (), ("shape",)),
     # perm counted with the batch, perm[0] == 0.
@@ -65,7 +75,9 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
     "expand": (1, (), ("shape",)),
 }
 # Those whose results cost comparisons, and with them most of a prediction's memory.
-COMPARISONS = {"relu", "spline", "max", "argmax", "max_pool2d"}
+COMPARISONS = {"relu", "spline", "wide_spline", "max", "argmax", "max_pool2d"}
+# Fraction bits of a weight or scale: as many as other values have, and at most so many more.
+FEWEST_WEIGHT_BITS, MOST_WEIGHT_BITS = FRAC_BITS, 30
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,8 @@ class Layer:
         shape: shape of that value for one sample, without the batch axis.
         params: role -> name of a parameter; the value lies with the keeper.
         attrs: public attributes, as `OPERATORS` lists them.
+        weight_bits: fraction bits of the parameter "weight" or "scale", of an operator that has one; "bias" or "shift"
+            has FRAC_BITS more. Public; more than FRAC_BITS where weights are small.
     """
 
     op: str
@@ -89,6 +103,11 @@ class Layer:
     shape: Shape
     params: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    weight_bits: int = FRAC_BITS
+
+    def bits_of_weight(self, comparison_bits: int) -> int:
+        """Return `weight_bits`, or as many as leave room for every product that comparisons on k bits decide."""
+        return min(self.weight_bits, LIMIT_BITS - comparison_bits)
 
     def ints(self, name: str) -> tuple[int, ...]:
         """Return an attribute that must be a tuple of integers."""
@@ -148,6 +167,7 @@ class Program:
                     shape=tuple(map(int, x["shape"])),
                     params={str(k): str(v) for k, v in x["params"].items()},
                     attrs={str(k): tuple(v) if isinstance(v, list) else v for k, v in x["attrs"].items()},
+                    weight_bits=int(x["weight_bits"]),
                 )
                 for x in raw["layers"]
             )
@@ -177,6 +197,11 @@ class Program:
                 )
             if set(layer.params) != set(params) or set(layer.attrs) != set(attrs):
                 raise IntegrityError(f"layer {layer.name!r}: {layer.op} takes {params} and {attrs}")
+            if not FEWEST_WEIGHT_BITS <= layer.weight_bits <= MOST_WEIGHT_BITS:
+                raise IntegrityError(
+                    f"layer {layer.name!r}: weight_bits must lie in {FEWEST_WEIGHT_BITS}..{MOST_WEIGHT_BITS}; "
+                    f"got {layer.weight_bits}"
+                )
             if not known.issuperset(layer.inputs) or not set(self.params).issuperset(layer.params.values()):
                 raise IntegrityError(f"layer {layer.name!r} uses a value or parameter that nobody made")
             if layer.output in known or layer.name in names:

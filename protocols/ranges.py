@@ -35,7 +35,7 @@ MOST_HEADROOM = 8
 # Values of all layers that are held at a time, 8 bytes each.
 _CHUNK_ELEMENTS = 1 << 24
 _PRODUCTS = ("conv2d", "matmul", "affine", "mul", "dot", "scale", "mean", "avg_pool2d")
-_SUMS = ("add", "sub", "shift", "sum", "sum_pool2d")
+_SUMS = ("add", "sub", "shift", "sum", "deviation", "sum_pool2d")
 
 Headroom = Mapping[str, Mapping[str, int]]
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -158,6 +158,8 @@ def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -
         yield "comparison", _largest(inputs[0]), COMPARED
     elif layer.op == "spline":
         yield from _spline_loads(layer, inputs[0], output)
+    elif layer.op == "wide_spline":
+        yield "comparison", _from_knots(layer, inputs[0]), COMPARED
     elif layer.op == "max_pool2d":
         yield from _pool_loads(layer, inputs[0])
     elif layer.op in ("max", "argmax"):
@@ -166,10 +168,15 @@ def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -
 
 def _spline_loads(layer: Layer, x: Tensor, output: Tensor) -> Iterator[_Load]:
     """Give what `spline.evaluate` compares, and what is truncated behind it."""
-    knots = torch.tensor([min(layer.ints("knots")), max(layer.ints("knots"))]).double() * 2.0**-ring.FRAC_BITS
-    yield "comparison", max(_largest(x - knot) for knot in knots), COMPARED
+    yield "comparison", _from_knots(layer, x), COMPARED
     if layer.number("frac_bits") > layer.number("keep_bits"):
         yield "truncation", _largest(output), 2.0 ** (ring.LIMIT_BITS - layer.number("frac_bits"))
+
+
+def _from_knots(layer: Layer, x: Tensor) -> float:
+    """Return the largest distance of a value from a knot."""
+    knots = torch.tensor([min(layer.ints("knots")), max(layer.ints("knots"))]).double() * 2.0**-ring.FRAC_BITS
+    return max(_largest(x - knot) for knot in knots)
 
 
 def _pool_loads(layer: Layer, x: Tensor) -> Iterator[_Load]:

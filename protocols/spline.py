@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols import compare, correlation, dcf, fused
+from protocols import compare, correlation, dcf, fused, ring
 from protocols.compare import key_shapes, width_of
 from protocols.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
 from protocols.cost import Cost, costs
 from protocols.errors import IntegrityError
-from protocols.party import Party
+from protocols.party import Party, open_many
 from protocols.prg import Stream
 
 
@@ -70,6 +70,63 @@ class Pieces:
         steps = np.concatenate([rows[:1], rows[1:] - rows[:-1]])
         wrapped = (steps + (1 << 63)) % (1 << 64) - (1 << 63)
         return wrapped.astype(np.int64)
+
+
+# The attributes of a layer that is a `WidePieces`, in the order of its fields.
+WIDE_ATTRIBUTES = ("knots", "coefficients", "frac_bits", "low_coefficients", "low_frac_bits", "finer")
+
+
+def turn_of(finer: int) -> float:
+    """Return the magnitude from which on a value itself counts, and below which the value times 2**finer does.
+
+    That is where this becomes a quarter of what comparisons on 32 bits decide, or half of it between two signs.
+    """
+    return 2.0 ** (ring.COMPARISON_BITS - 3 - ring.FRAC_BITS - finer)
+
+
+@dataclass(frozen=True)
+class WidePieces:
+    """A piecewise quadratic function of x and, for small x, of x * 2**finer, with one row of knots; public.
+
+    Args:
+        knots: as of `Pieces`, turn_of(finer) among them; of a function of both signs also -turn_of(finer), of others
+            the first one is where negative numbers are too far off for x * 2**finer to be decided.
+        coefficients, frac_bits: of x, as of `Pieces`; they count from turn_of(finer) on, and below the first knot or
+            -turn_of(finer).
+        low_coefficients, low_frac_bits: of x * 2**finer; they count between.
+        finer: 1 to 30.
+    """
+
+    knots: tuple[int, ...]
+    coefficients: tuple[int, ...]
+    frac_bits: int
+    low_coefficients: tuple[int, ...]
+    low_frac_bits: int
+    finer: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.finer <= 30 or round(turn_of(self.finer) * 2**ring.FRAC_BITS) not in self.knots:
+            raise IntegrityError("a function of two scales must turn from one to the other at one of its knots")
+        _ = self.coarse, self.fine, self.turned
+
+    @property
+    def coarse(self) -> Pieces:
+        """The function of x."""
+        return Pieces(self.knots, self.coefficients, self.frac_bits)
+
+    @property
+    def fine(self) -> Pieces:
+        """The function of x * 2**finer."""
+        return Pieces(self.knots, self.low_coefficients, self.low_frac_bits)
+
+    @property
+    def turned(self) -> Pieces:
+        """1 where x itself counts, 0 where x * 2**finer does: a whole number."""
+        turn = round(turn_of(self.finer) * 2**ring.FRAC_BITS)
+        least = -turn if -turn in self.knots else self.knots[0]
+        edges = [self.knots[0] - 1, *self.knots]
+        counts = [int(k >= turn or k < least) for k in edges]
+        return Pieces(self.knots, tuple(c for one in counts for c in (one, 0, 0)), 0)
 
 
 def request_of(shape: Sequence[int], pieces: Pieces, k: int = compare.BITS) -> Request:
@@ -132,20 +189,63 @@ def evaluate(party: Party, x: Tensor, pieces: Pieces) -> Tensor:
     Cost: 2 rounds; 8 bytes each way for each of n elements, and 1 bit each way for each element and knot.
     Security: both opened values are uniform: x under r, each bit under a mask of its own.
     """
-    request = request_of(x.shape, pieces, party.comparison_bits)
-    part = party.correlations.take(request)
-    n, m, _ = _sizes(request)
+    return evaluate_together(party, [(x, (pieces,))])[0]
+
+
+# n: elements of all values together; bits: of elements and knots, each value's in whole bytes.
+@costs(lambda n, bits: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-bits // 8)))
+def evaluate_together(party: Party, values: Sequence[tuple[Tensor, Sequence[Pieces]]]) -> list[Tensor]:
+    """Return sharings of several functions of several values, in the rounds of one; see `evaluate`.
+
+    Args:
+        party: this party.
+        values: shares at scale 2**f, each with the functions that are wanted of it, which have one row of knots.
+
+    Returns:
+        Shares of f(x) for each x and each f of it, in order.
+
+    Cost: 2 rounds; 8 bytes each way for each element of a value, and 1 bit each way for each element and knot,
+        whatever the number of functions.
+    Security: as `evaluate`; functions of one value use one and the same opened bits, which are uniform.
+    """
+    requests = [_request_for(party, x, functions) for x, functions in values]
+    parts = [party.correlations.take(request) for request in requests]
+    sizes = [_sizes(request) for request in requests]
     if party.dry:
-        compare.rehearse(party, x.reshape(-1), m * n)
-        return torch.empty_like(x)
-    r, bits, seeds, words, values, *shares = (t.numpy() for t in part)
-    masked = x.reshape(-1) + part[0]
-    X = (masked + party.wire.exchange("open", masked)).numpy()
+        compare.rehearse_many(party, [x.reshape(-1) for x, _ in values], [m * n for n, m, _ in sizes])
+        return [torch.empty_like(x) for x, functions in values for _ in functions]
+    opened = open_many(party, [x.reshape(-1) + part[0] for (x, _), part in zip(values, parts, strict=True)])
+    masked = [X.numpy() for X in opened]
+    packed = [
+        _bit_shares(party, X, functions[0], part, size)
+        for X, (_, functions), part, size in zip(masked, values, parts, sizes, strict=True)
+    ]
+    flat = np.concatenate(packed) if len(packed) > 1 else packed[0]
+    bits = flat ^ party.wire.exchange("bits", torch.from_numpy(flat)).numpy()
+    results, start = [], 0
+    for X, (x, functions), part, (n, m, _) in zip(masked, values, parts, sizes, strict=True):
+        width = -(-m * n // 8)
+        c = np.unpackbits(bits[start : start + width], count=m * n).reshape(m, n)
+        start += width
+        r, _, _, _, _, *shares = (t.numpy() for t in part)
+        for pieces in functions:
+            out = fused.piecewise(c, X, pieces.table(), r, shares, np.int64(party.rank == KEEPER))
+            results.append(torch.from_numpy(out).reshape(x.shape))
+    return results
+
+
+def _request_for(party: Party, x: Tensor, functions: Sequence[Pieces]) -> Request:
+    widest = max(functions, key=lambda f: f.degree)
+    return request_of(x.shape, widest, party.comparison_bits)
+
+
+def _bit_shares(
+    party: Party, X: NDArray[np.int64], pieces: Pieces, part: tuple[Tensor, ...], size: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Return this party's shares (under xor) of the bits [x >= k] under their masks, packed."""
+    n, m, _ = size
+    _, bits, seeds, words, values = (t.numpy() for t in part[:5])
     share = np.unpackbits(bits.view(np.uint8), count=m * n).reshape(m, n)
     for i, knot in enumerate(pieces.knots):
         share[i] ^= compare.sign_shares(party, X - knot, seeds, words, values)
-    packed = np.packbits(share)
-    opened = packed ^ party.wire.exchange("bits", torch.from_numpy(packed)).numpy()
-    c = np.unpackbits(opened, count=m * n).reshape(m, n)
-    out = fused.piecewise(c, X, pieces.table(), r, shares, np.int64(party.rank == KEEPER))
-    return torch.from_numpy(out).reshape(x.shape)
+    return np.packbits(share)

@@ -10,7 +10,7 @@ Cost: CrypTen's protocols are not declared; they are measured by layer (`runner`
 Security: semi-honest, one of two parties, trusted dealer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,21 +18,24 @@ from torch import Tensor
 
 from protocols import engine, moves, ring
 from protocols.correlation import KEEPER, Request
-from protocols.party import Party
+from protocols.party import Party, truncate_many
 from protocols.program import Layer, Program
 from protocols.ring import FRAC_BITS
-from protocols.spline import Pieces
+from protocols.spline import Pieces, WidePieces
 from protocols.value import Operator, Value, Weights
 
 
-def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> dict[str, Tensor]:
+def share_weights(
+    program: Program, params: Mapping[str, np.ndarray] | None, comparison_bits: int = ring.COMPARISON_BITS
+) -> dict[str, Tensor]:
     """Share the keeper's parameters: encoded at the keeper, zero at the user; nothing is sent.
 
-    Biases and shifts enter behind a product, hence at scale 2**2f.
+    Weights have the fraction bits that their layer says; biases and shifts enter behind a product, with FRAC_BITS more.
 
     Args:
         program: whose parameters.
         params: name -> float32 array at the keeper; None at the user.
+        comparison_bits: as in `Party`.
 
     Raises:
         RangeError: a parameter is not finite or too large; the message names it.
@@ -41,9 +44,19 @@ def share_weights(program: Program, params: Mapping[str, np.ndarray] | None) -> 
     """
     if params is None:
         return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in program.params.items()}
-    late = {name for layer in program.layers for role, name in layer.params.items() if role in ("bias", "shift")}
-    bits = {name: 2 * FRAC_BITS if name in late else FRAC_BITS for name in program.params}
+    bits = parameter_bits(program, comparison_bits)
     return {name: ring.encode(params[name], bits[name], what=f"parameter {name!r}") for name in program.params}
+
+
+def parameter_bits(program: Program, comparison_bits: int = ring.COMPARISON_BITS) -> dict[str, int]:
+    """Return parameter -> its fraction bits."""
+    bits = dict.fromkeys(program.params, FRAC_BITS)
+    for layer in program.layers:
+        for role, name in layer.params.items():
+            if role != "addend":
+                late = FRAC_BITS if role in ("bias", "shift") else 0
+                bits[name] = layer.bits_of_weight(comparison_bits) + late
+    return bits
 
 
 is_negative = None
@@ -70,6 +83,11 @@ def finish(request: Request, part: tuple[Tensor, ...], masked: Mapping[str, Tens
 # --- products -------------------------------------------------------------------------------------------------------
 
 
+def product_bits(party: Party, layer: Layer) -> int:
+    """Return the fraction bits of what a linear layer makes."""
+    return FRAC_BITS + layer.bits_of_weight(party.comparison_bits)
+
+
 def conv2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """2-D convolution, over the leading axes of a sample that has more than three; 1 round."""
     share = x.at_scale(party)
@@ -83,19 +101,19 @@ def conv2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
         groups=int(layer.number("groups")),
     )
     z = z + weights[layer.params["bias"]].reshape(1, -1, 1, 1)
-    return Value(z.reshape(share.shape[0], *layer.shape), 2 * FRAC_BITS)
+    return Value(z.reshape(share.shape[0], *layer.shape), product_bits(party, layer))
 
 
 def matmul(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Product with a (K, N) matrix on the right; 1 round."""
     z = engine.beaver("matmul", x.at_scale(party), weights[layer.params["weight"]])
-    return Value(z + weights[layer.params["bias"]], 2 * FRAC_BITS)
+    return Value(z + weights[layer.params["bias"]], product_bits(party, layer))
 
 
 def affine(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Elementwise x * scale + shift; 1 round."""
     z = engine.beaver("mul", x.at_scale(party), weights[layer.params["scale"]])
-    return Value(z + weights[layer.params["shift"]], 2 * FRAC_BITS)
+    return Value(z + weights[layer.params["shift"]], product_bits(party, layer))
 
 
 def _factors(party: Party, x: Value, y: Value) -> tuple[Value, Value]:
@@ -188,12 +206,23 @@ def pieces_of(layer: Layer) -> Pieces:
 
 def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Piecewise quadratic: all bits [x >= k] in one comparison, then at most three products in two rounds."""
-    pieces, share = pieces_of(layer), x.at_scale(party)
+    pieces = pieces_of(layer)
+    (total,) = _piecewise(party, x.at_scale(party), (pieces,))
+    return Value(total, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
+
+
+def _piecewise(party: Party, share: Tensor, functions: Sequence[Pieces]) -> list[Tensor]:
+    """Return functions of one row of knots at a sharing, at the scale of each."""
+    pieces = functions[0]
     first = party.rank == KEEPER
     knots = torch.tensor(pieces.knots, device=share.device).reshape(-1, *[1] * share.dim())
     below = negative(party, share.unsqueeze(0) - (knots if first else torch.zeros_like(knots)))
     bits = (1 - below) if first else -below
-    rows = torch.from_numpy(pieces.table())
+    return [_sum_of_pieces(party, share, bits, function) for function in functions]
+
+
+def _sum_of_pieces(party: Party, share: Tensor, bits: Tensor, pieces: Pieces) -> Tensor:
+    first, rows = party.rank == KEEPER, torch.from_numpy(pieces.table())
     # Each coefficient of x**j is p_0's plus the sum of the steps whose knots lie at or below x.
     sums = [(bits * rows[1:, j].reshape(-1, *[1] * share.dim()).to(share.device)).sum(0) for j in range(3)]
     c0, c1, c2 = (s + int(rows[0, j]) if first else s for j, s in enumerate(sums))
@@ -202,9 +231,46 @@ def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
         total = total + engine.beaver("mul", c1, share)
     if pieces.degree == 2:
         total = total + engine.beaver("mul", c2, engine.beaver("mul", share, share))
-    return Value(total, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
+    return total
+
+
+def wide_pieces_of(layer: Layer) -> WidePieces:
+    """Return the function of a layer of two scales."""
+    numbers = {name: int(layer.number(name)) for name in ("frac_bits", "low_frac_bits", "finer")}
+    return WidePieces(
+        knots=layer.ints("knots"),
+        coefficients=layer.ints("coefficients"),
+        low_coefficients=layer.ints("low_coefficients"),
+        **numbers,
+    )
+
+
+def two_scales(party: Party, x: Value, finer: int) -> tuple[Tensor, Tensor]:
+    """Return shares of x and of x * 2**finer at scale 2**f; 1 round where something has to be truncated."""
+    parts = []
+    for bits in (FRAC_BITS, FRAC_BITS + finer):
+        parts.append((x.raised_to(bits), max(x.frac_bits - bits, 0)))
+    coarse, fine = truncate_many(party, parts)
+    return coarse, fine
+
+
+def chosen(party: Party, turned: Tensor, coarse: Value, fine: Value, keep_bits: int) -> Value:
+    """Return fine + turned (coarse - fine) at scale 2**keep_bits: 2 rounds, 1 where nothing has to be truncated."""
+    values = [(v.raised_to(keep_bits), max(v.frac_bits - keep_bits, 0)) for v in (coarse, fine)]
+    high, low = truncate_many(party, values)
+    return Value(low + engine.beaver("mul", turned, high - low), keep_bits)
+
+
+def wide_spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+    """Piecewise quadratic of x or, where x is small, of x * 2**finer: both are computed, and one is chosen."""
+    pieces = wide_pieces_of(layer)
+    coarse, fine = two_scales(party, x, pieces.finer)
+    high, turned = _piecewise(party, coarse, (pieces.coarse, pieces.turned))
+    (low,) = _piecewise(party, fine, (pieces.fine,))
+    values = Value(high, pieces.frac_bits), Value(low, pieces.low_frac_bits)
+    return chosen(party, turned, *values, int(layer.number("keep_bits")))
 
 
 OPERATORS: dict[str, Operator] = moves.OPERATORS | {
-    f.__name__.rstrip("_"): f for f in (conv2d, matmul, affine, mul, dot, relu, max_pool2d, max_, argmax, spline)
+    f.__name__.rstrip("_"): f for f in (conv2d, matmul, affine, mul, dot, relu, max_pool2d, max_, argmax, spline, wide_spline)
 }

@@ -39,6 +39,7 @@ from protocols.errors import (
     SecureError,
     UnsupportedError,
 )
+from protocols.precision import MOST_ERROR
 from protocols.ranges import LayerRange, headroom, warning
 from securemtk.config import Config
 from securemtk.data import DATA_SETS
@@ -531,10 +532,11 @@ def check(
 ) -> None:
     """Tell whether a model runs under encryption, and what a prediction costs.
 
-    Names every unsupported node at once. With --sample also how near the values of each layer come to the bounds of
-    fixed point. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs each party's
+    Names every unsupported node at once, and constants that fixed point does not hold well. With --sample also how
+    near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and
+    the answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs each party's
     side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a node is not
-    supported or a value reaches its bound.
+    supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
     """
     data = None if sample is None else _read_input(sample)
     manifest, source = read_model(model) if model.is_dir() else (None, model)
@@ -559,15 +561,22 @@ def check(
         _layers_table(found)
         most = f", the {SHOWN_ROWS} nearest to their bounds" if len(found.ranges) > SHOWN_ROWS else ""
         _rows_table(f"largest values on the sample{most}", _range_rows(found))
+        _rows_table("largest errors of single layers on the sample", _error_rows(found))
+        _rows_table("answers on the sample, against onnxruntime's", _answer_rows(found))
         _rows_table("unsupported", [dict(row) for row in document["unsupported"]])
         stdout = Console()
-        verdict = "runs under encryption" if found.in_range else "does not run right: values reach their bounds"
+        wrong = found.found.wrong()
+        verdict = f"does not run right: {wrong}" if wrong else "runs under encryption"
+        if not found.found.answers:
+            verdict += "" if wrong else ", how right nobody knows: measure with --sample"
         stdout.print(verdict if found.ok else f"does not run: {len(found.unsupported)} in the way")
 
     _emit(as_json, document, show)
     if found.in_range and (text := warning(headroom(found.ranges))):
         log.warning(text)
-    if not (found.ok and found.in_range):
+    for text in found.found.hints():
+        log.warning(text)
+    if not (found.ok and found.in_range and found.right):
         raise typer.Exit(UNSUPPORTED)
 
 
@@ -637,6 +646,28 @@ def _short(number: int, unit: str = "") -> str:
 def _range_rows(found: Report) -> list[dict[str, str]]:
     """Return the layers that came nearest to their bounds, nearest first."""
     return [_range_row(row) for row in sorted(found.ranges, key=lambda row: -row.share)[:SHOWN_ROWS]]
+
+
+def _error_rows(found: Report) -> list[dict[str, str]]:
+    """Return the layers and features with the largest errors of their own, largest first; none below a thousandth."""
+    rows = sorted((row for row in found.found.errors if row.share > 1e-3), key=lambda row: -row.share)
+    return [
+        {"name": row.name, "op": row.op, "error": f"{row.error:.2g}", "largest": f"{row.largest:.4g}"}
+        | {"share": _percent(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
+        for row in rows[:SHOWN_ROWS]
+    ]
+
+
+def _answer_rows(found: Report) -> list[dict[str, str]]:
+    return [
+        {"output": row.name, "error": f"{row.error:.2g}", "largest": f"{row.largest:.4g}"}
+        | {"share": _percent(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
+        for row in found.found.answers
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 10 else "any"
 
 
 def _range_row(row: LayerRange) -> dict[str, str]:

@@ -145,7 +145,7 @@ class Keeper:
             imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
             protocol = runner.protocol_module(str(meta["protocol"]))
-            weights = protocol.share_weights(program, imported.params)
+            weights = protocol.share_weights(program, imported.params, bits)
             protocol.pack_weights(program, weights)
         except NeedsInputs as error:
             self._user.send("model", {"needs": {"why": str(error), "shapes": error.shapes, "public": error.public}})

@@ -25,7 +25,16 @@ from protocols import ranges, ring, runner
 from protocols.channel import Link, Watch, connect
 from protocols.correlation import USER
 from protocols.dealer import receive_seed
-from protocols.errors import InputError, IntegrityError, NeedsInputs, ProtocolAbort, RangeWarning, SecureError
+from protocols.errors import (
+    InputError,
+    IntegrityError,
+    NeedsInputs,
+    ProtocolAbort,
+    RangeError,
+    RangeWarning,
+    SecureError,
+    UnmeasuredWarning,
+)
 from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -39,6 +48,7 @@ from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs, input_arrays
 from securemtk.launch import RoleProcess, stop_all
 from securemtk.onnx.bundle import Manifest
+from securemtk.onnx.examine import Examiner
 from securemtk.onnx.graph import ValueInfo
 from securemtk.tasks import Task
 
@@ -105,6 +115,7 @@ class Model:
         manifest: Manifest | None,
         inputs: Sequence[ValueInfo],
         outputs: Sequence[ValueInfo],
+        origin: "_Origin",
     ) -> None:
         self._session = session
         self._number = number
@@ -112,6 +123,9 @@ class Model:
         self.program = program
         self.manifest = manifest
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._origin = origin
+        self._examiner: Examiner | None = None
+        self._measured = manifest is not None and manifest.headroom is not None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -123,7 +137,7 @@ class Model:
         """Whether any task is secured."""
         return any(task.secured for task in self.tasks)
 
-    def predict(self, x: Any, keys: Sequence[str] = ()) -> Scores:
+    def predict(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> Scores:
         """Return the scores of every output, computed without showing the input, the weights or the keys.
 
         Args:
@@ -131,19 +145,27 @@ class Model:
                 mapping of names to such arrays with the same n. A model that was understood as a whole
                 (`program.whole`) takes arrays of its own shapes, and returns such.
             keys: names of secured tasks to open with the authority's keys.
+            check: whether this process reads the model's file and runs it on x in the clear first, to see whether the
+                answers will be right: for the owner of the model. Trigger-keys are not part of that.
 
         Returns:
             Output name -> float32 array of shape (n, ...). A secured task without its key gives noise
             drawn by the authority.
 
         Raises:
-            ShapeError, RangeError: the input does not fit; nothing was sent.
+            ShapeError, RangeError: the input does not fit or, with `check`, answers would be wrong: values beyond
+                what fixed point holds, or an output more than 1 % of its largest value from onnxruntime's. Nothing
+                was sent.
             InputError: an unknown or unprotected task in `keys`; nothing was sent.
             KeyRefused: the authority holds no fitting key or, with grants, this user may not use it now; the session
                 lives on. Of a batch that runs in chunks the first ones may have been counted as used.
             ProtocolAbort: a role failed; the session is dead.
 
-        Values inside the network are not checked, for nobody sees them: see docs/ranges.md.
+        Warns:
+            UnmeasuredWarning: at the first prediction of a model of whose values nobody has measured any; once.
+            RangeWarning: with `check`, layers of which few bits are left.
+
+        Values inside the network are not checked otherwise, for nobody sees them: see docs/ranges.md.
 
         Cost: see `Session.cost` afterwards.
         Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
@@ -151,6 +173,11 @@ class Model:
         """
         self._check_keys(keys)
         arrays = self._arrays(x)
+        if check:
+            self._examine(x)
+        elif not self._measured:
+            warnings.warn(self._origin.unmeasured(), UnmeasuredWarning, stacklevel=2)
+        self._measured = True
         scores = self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
         return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
 
@@ -188,11 +215,24 @@ class Model:
             if not tasks[name].secured:
                 raise InputError(f"task {name!r} is unprotected and takes no key")
 
+    def _examine(self, x: Any) -> None:
+        """Raise RangeError unless answers on x will be right, as the model's file says; warn where few bits are left."""
+        config = self._session._config
+        if self._examiner is None:
+            self._examiner = Examiner(self._origin.source, self._origin.shapes, self._origin.public)
+        found = self._examiner.examine(self._inputs(x), self._session._protocol, config.comparison_bits)
+        if wrong := found.wrong():
+            raise RangeError("; ".join([wrong, *found.hints()]))
+        for text in found.hints():
+            warnings.warn(text, RangeWarning, stacklevel=3)
+
     def _arrays(self, x: Any) -> dict[str, Tensor]:
+        return {name: ring.encode(array, what=f"input {name!r}") for name, array in self._inputs(x).items()}
+
+    def _inputs(self, x: Any) -> dict[str, NDArray[np.floating]]:
         bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
         bounds["limit"] = ring.input_limit(self._session._config.comparison_bits)
-        arrays = input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
-        return {name: ring.encode(array, what=f"input {name!r}") for name, array in arrays.items()}
+        return input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
 
 
 class Session:
@@ -461,7 +501,8 @@ class Session:
         if self._grants is not None and manifest is not None and any(task.secured for task in manifest.tasks):
             self._guarded_models.add(number)
         self._forget_traffic()
-        return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]))
+        origin = _Origin(source, known.shapes, known.public)
+        return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]), origin)
 
     def _forget_traffic(self) -> None:
         for link in (self._keeper, self._authority):
@@ -625,6 +666,23 @@ class Session:
         self._keeper.send("request", {"task": "drop", "prediction": order.prediction})
         if self._pool is not None:
             self._pool.drop(order.prediction)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a model was loaded from, and what was told of its inputs: for whoever wants to see it in the clear."""
+
+    source: str | os.PathLike[str] | bytes = field(repr=False)
+    shapes: Mapping[str, Sequence[int]] | None = None
+    public: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    def unmeasured(self) -> str:
+        """Return what to say of a model of whose values nobody knows."""
+        name = "MODEL" if isinstance(self.source, bytes) else os.fspath(self.source)
+        return (
+            "no sample of this model's data was ever measured: where a value leaves the range of fixed point its answer "
+            f"is wrong, and nothing shows it. Run: securemtk check {name} --sample x.npy, or predict(x, check=True)"
+        )
 
 
 def _infos(raw: Sequence[Any]) -> list[ValueInfo]:

@@ -228,13 +228,16 @@ def test_compiled_steps_are_the_same_as_numpys(values):
     arrays = [np.array([v, -v // 3], dtype=np.int64) for v in values]
     c, first = (arrays[0] & 1).astype(np.uint8), np.int64(1)
     cases = {"relu_truncated": 5, "relu": 4, "larger_truncated": 7, "larger": 6, "truncated": 3, "public_part": 1}
-    assert set(cases) == set(fused.STEPS)
+    assert {*cases, "public_part_of"} == set(fused.STEPS)
     real = dict(vars(fused))
     plain_module = {name: step.py_func for name, step in fused.STEPS.items()}
     for name, n in cases.items():
         bits = [c] if name.startswith(("relu", "larger")) else []
         last = [first] if name != "public_part" else []
-        compiled = real[name](*bits, *arrays[:n], *last)
-        with np.errstate(over="ignore"):
-            plain = plain_module[name](*(b.astype(np.int64) for b in bits), *arrays[:n], *last)
-        np.testing.assert_array_equal(compiled, plain)
+        for cut in (16, 21, 32) if name in ("relu_truncated", "public_part") else (None,):
+            more = [] if cut is None else [cut]
+            step = plain_module["public_part_of" if name == "public_part" else name]
+            compiled = real[name](*bits, *arrays[:n], *last, *more)
+            with np.errstate(over="ignore"):
+                plain = step(*(b.astype(np.int64) for b in bits), *arrays[:n], *last, *map(np.int64, more))
+            np.testing.assert_array_equal(compiled, plain)

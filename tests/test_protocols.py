@@ -14,11 +14,11 @@ from protocols.correlation import USER, Secrets
 from protocols.errors import IntegrityError, UnsupportedError
 from protocols.prg import Stream
 from protocols.program import OPERATORS, Layer, Program
-from protocols.spline import Pieces
+from protocols.spline import Pieces, WidePieces
 
 RNG = np.random.default_rng(0)
 PROTOCOLS = sorted(runner.PROTOCOLS)
-LOCAL = {"add", "sub", "shift", "scale", "sum", "sum_pool2d", "reshape", "transpose", "concat", "take", "expand"}
+LOCAL = {"add", "sub", "shift", "scale", "sum", "sum_pool2d"} | {"reshape", "transpose", "concat", "take", "expand"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
 # min(max(x, 0), 6), and [x >= 0] as a number without fraction.
@@ -26,7 +26,7 @@ ReLU6 = Pieces((0, 6 << 16), (0, 0, 0, 0, 1, 0, 6 << 16, 0, 0), 16)
 POSITIVE_BIT = Pieces((0,), (0, 0, 0, 1, 0, 0), 0)
 
 
-def spline_of(pieces: Pieces, keep_bits: int) -> dict:
+def spline_of(pieces: Pieces | WidePieces, keep_bits: int) -> dict:
     return asdict(pieces) | {"keep_bits": keep_bits}
 
 
@@ -69,6 +69,10 @@ CASES = {
         ([(33,)], (33,), {}, spline_of(POSITIVE_BIT, 16)),
         ([(3, 3)], (3, 3), {}, spline_of(functions.pieces("gelu"), 16)),
         ([(9,)], (9,), {}, spline_of(functions.pieces("exp_negative"), 24)),
+    ],
+    "wide_spline": [
+        ([(33,)], (33,), {}, spline_of(functions.pieces("sqrt"), 24)),
+        ([(3, 3)], (3, 3), {}, spline_of(functions.pieces_of(functions.CUSTOM["root"](2.0)), 16)),
     ],
     "max": [([(7, 3)], (1, 3), {}, {"axis": 1}), ([(2, 4)], (2, 1), {}, {"axis": 2})],
     "argmax": [([(7, 3)], (1, 3), {}, {"axis": 1, "last": 0}), ([(2, 4)], (2, 1), {}, {"axis": 2, "last": 1})],
@@ -119,6 +123,10 @@ CASES = {
     "sum": [
         ([(3, 4, 5)], (3,), {}, {"axes": (2, 3), "keepdims": 0}),
         ([(3, 4, 5)], (1, 4, 5), {}, {"axes": (1,), "keepdims": 1}),
+    ],
+    "deviation": [
+        ([(3, 4, 5)], (3, 4, 5), {}, {"axes": (2, 3)}),
+        ([(3, 4)], (3, 4), {}, {"axes": (2,)}),
     ],
     "reshape": [([(3, 4)], (12,), {}, {"shape": (12,)})],
     "transpose": [([(3, 4)], (4, 3), {}, {"perm": (0, 2, 1)})],
@@ -180,11 +188,13 @@ ROUNDS = {
     **dict.fromkeys(("conv2d", "matmul", "affine"), lambda number: PRODUCT + REVEAL),
     **dict.fromkeys(LOCAL - {"scale"}, lambda number: REVEAL),
     "scale": lambda number: (TRUNCATION if number else 0) + REVEAL,
-    **dict.fromkeys(("mean", "avg_pool2d"), lambda number: TRUNCATION + REVEAL),
+    **dict.fromkeys(("mean", "deviation", "avg_pool2d"), lambda number: TRUNCATION + REVEAL),
     **dict.fromkeys(("mul", "dot"), lambda number: PRODUCT + TRUNCATION + REVEAL),
     "relu": lambda number: COMPARISON + REVEAL,
     # The last one keeps 24 bits first.
     "spline": lambda number: COMPARISON + (0, 0, TRUNCATION, 2 * TRUNCATION)[number] + REVEAL,
+    # Both scales are opened at once, and so is what has to be truncated of both results; then one is chosen.
+    "wide_spline": lambda number: COMPARISON + TRUNCATION + PRODUCT + (TRUNCATION, 0)[number] + REVEAL,
     "max": lambda number: (3, 2)[number] * COMPARISON + REVEAL,
     "argmax": lambda number: (3, 2)[number] * (COMPARISON + PRODUCT) + REVEAL,
     "max_pool2d": lambda number: (2, 4, 4)[number] * COMPARISON + REVEAL,

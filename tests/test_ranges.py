@@ -187,7 +187,7 @@ def test_every_operator_that_works_on_values_has_a_bound():
             program, params = single(op, case)
             batch = {name: floats(3, *shape) for name, shape in program.inputs.items()}
             bounded |= {row.op for row in measure(program, params, [batch])}
-    sums = {"add", "sub", "shift", "sum", "sum_pool2d"}
+    sums = {"add", "sub", "shift", "sum", "sum_pool2d"}  # of values that need no truncation
     assert bounded == set(OPERATORS) - sums - {"reshape", "transpose", "concat", "take", "expand"}
 
 

@@ -11,9 +11,10 @@ from onnx import ModelProto
 from protocols.errors import BundleError, RangeError
 from protocols.estimate import Network
 from protocols.program import Layer, Shape
-from protocols.ranges import LayerRange, measure
+from protocols.ranges import LayerRange
 from securemtk.estimate import Estimate, estimate_prediction
 from securemtk.inputs import input_arrays
+from securemtk.onnx.examine import Examination, examine, lossy_constants
 from securemtk.onnx.graph import Graph, Node, ValueInfo, shapes_at
 from securemtk.onnx.importer import Params, Understood, assemble, layers_of, out_of_range, understand
 from securemtk.onnx.lower import lower
@@ -62,7 +63,7 @@ class Report:
         nodes: every node that an output depends on.
         unsupported: everything that stands in the way.
         layers: the layers of the program; of a model that is not ok, those of its supported nodes.
-        ranges: how near sample data brought each layer to the bounds of fixed point; empty where there was none.
+        found: what sample data say of ranges and answers; nothing where there was none, but for `constants`.
         estimate: what a prediction costs; None for a model that is not ok.
     """
 
@@ -72,20 +73,35 @@ class Report:
     nodes: tuple[NodeStatus, ...]
     unsupported: tuple[Problem, ...]
     layers: tuple[LayerCost, ...]
-    ranges: tuple[LayerRange, ...] = ()
+    found: Examination = Examination()
     estimate: Estimate | None = None
+
+    @property
+    def ranges(self) -> tuple[LayerRange, ...]:
+        """How near sample data brought each layer to the bounds of fixed point; empty where there was none."""
+        return self.found.ranges
 
     @property
     def in_range(self) -> bool:
         """Whether all values stayed below their bounds; True where nothing was measured."""
-        return all(row.headroom >= 0 for row in self.ranges)
+        return self.found.in_range
+
+    @property
+    def right(self) -> bool:
+        """Whether all answers on sample data are within 1 % of onnxruntime's largest; True where nothing was measured."""
+        return self.found.right
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as dicts, lists, strings and numbers, with the sums over layers as `total`."""
         report = asdict(self)
         report["unsupported"] = [problem._asdict() for problem in self.unsupported]
+        del report["found"]
         report["ranges"] = [asdict(row) | {"share": row.share, "headroom": row.headroom} for row in self.ranges]
         report["in_range"] = self.in_range
+        report["errors"] = [asdict(row) | {"share": row.share} for row in self.found.errors]
+        report["answers"] = [asdict(row) | {"share": row.share} for row in self.found.answers]
+        report["constants"] = [asdict(row) for row in self.found.constants]
+        report["right"] = self.right
         report["estimate"] = None if self.estimate is None else self.estimate.to_dict()
         counted = ("parameters", "macs", "comparisons")
         return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
@@ -109,7 +125,8 @@ def check(
 
     Args:
         source: path of an ONNX file, or its bytes.
-        sample: data as `Model.predict` takes it, for `Report.ranges`; the model runs on it in the clear.
+        sample: data as `Model.predict` takes it, for `Report.found`: the model runs on it in the clear, in onnxruntime
+            and in fixed point.
         low, high: allowed values of the sample.
         batch, protocol, gated, network: of the prediction whose cost is estimated, as `estimate_prediction` takes them.
         shapes: the whole shape of each input, as `load_onnx` takes them.
@@ -123,7 +140,8 @@ def check(
         UnsupportedError: an unknown protocol.
     """
     try:
-        understood, batch = _understood(read_proto(source), shapes, sample, batch)
+        model = read_proto(source)
+        understood, batch = _understood(model, shapes, sample, batch)
     except UnsupportedNodes as error:
         return Report(False, (), (), (), tuple(error.nodes), ())
     graph, problems = understood.graph, list(understood.problems)
@@ -131,7 +149,7 @@ def check(
         raise graph.failure
     if graph.failure is not None:
         problems.append(Problem("model", "model", str(graph.failure), "see the reason"))
-    measured: tuple[LayerRange, ...] = ()
+    found = Examination()
     estimate: Estimate | None = None
     layers: tuple[Layer, ...] = ()
     params: Params = {}
@@ -144,9 +162,11 @@ def check(
         layers, params = imported.program.layers, imported.params
         remedy = "train or scale the model to smaller weights"
         problems = [Problem(layer, "parameter", reason, remedy) for layer, reason in out_of_range(imported)]
+        if not problems:
+            found = Examination(constants=lossy_constants(imported))
         if sample is not None and not problems:
             inputs = input_arrays(imported.program.inputs, sample, low, high, whole=imported.program.whole)
-            measured = measure(imported.program, params, [inputs])
+            found = examine(model, imported, inputs, protocol)
         if not problems:
             estimate = estimate_prediction(imported.program, batch, protocol, gated=gated, network=network)
     return Report(
@@ -156,7 +176,7 @@ def check(
         nodes=_statuses(graph, problems),
         unsupported=tuple(problems),
         layers=_costs(layers, params, graph.shapes),
-        ranges=measured,
+        found=found,
         estimate=estimate,
     )
 

@@ -222,6 +222,10 @@ class Draft:
         shape = self._reduced(value, axes) if keepdims else without(self.shape(value), axes)
         return self.add(op, (value,), shape, axes=tuple(axes), keepdims=int(keepdims))
 
+    def deviation(self, value: str, axes: Sequence[int]) -> str:
+        """Add c (x - mean) over axes of n values, c = n / 2**floor(log2 n)."""
+        return self.add("deviation", (value,), self.shape(value), axes=tuple(axes))
+
     def largest(self, value: str, axes: Sequence[int]) -> str:
         """Add the maximum over axes."""
         if not axes:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from protocols.errors import BundleError, InputError, NeedsInputs, RangeError
+from protocols.precision import Exact
 from protocols.program import OPERATORS, Layer, Program, Shape
 from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, unique
 from securemtk.onnx.lower import lower
@@ -17,6 +18,7 @@ from securemtk.onnx.public import public_inputs
 from securemtk.onnx.reading import Source, read_proto
 from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
 from securemtk.onnx.rules import translate
+from securemtk.onnx.scales import weight_bits
 from securemtk.onnx.tidy import tidy
 
 Params = dict[str, NDArray[np.float32]]
@@ -32,6 +34,7 @@ class Imported:
         inputs: the model's inputs; shapes are of one sample, without the batch.
         outputs: the model's outputs.
         batch: the batch that the file fixes, None when it leaves it free; the program takes any.
+        exact: layer -> the function of one variable, on float64 arrays, that it approximates.
     """
 
     program: Program
@@ -39,6 +42,7 @@ class Imported:
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
     batch: int | None = None
+    exact: Mapping[str, Exact] = field(default_factory=dict, repr=False)
 
 
 def load_onnx(
@@ -159,11 +163,13 @@ def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
     steps = [*steps, *_constant_outputs(graph)]
 
     def build(*, merging: bool) -> Imported:
-        layers, params = layers_of(lower(tidy(steps, inputs, graph.outputs, merging=merging)))
+        lowered = lower(tidy(steps, inputs, graph.outputs, merging=merging))
+        layers, params = layers_of(lowered)
+        exact = {layer.name: s.exact for layer, s in zip(layers, lowered, strict=True) if s.exact is not None}
         shapes = {name: value.shape for name, value in params.items()}
         program = Program(inputs, graph.outputs, layers, shapes, whole=graph.whole)
         program.validate()
-        return Imported(program, params, graph.inputs, graph.output_info(), graph.batch)
+        return Imported(program, params, graph.inputs, graph.output_info(), graph.batch, exact)
 
     imported = build(merging=True)
     # A product of parameters may be too large where none of them is.
@@ -202,7 +208,8 @@ def layers_of(steps: Sequence[Step]) -> tuple[tuple[Layer, ...], Params]:
         roles = {role: f"{name}.{role}" for role in OPERATORS[step.op][1]}
         with np.errstate(all="ignore"):
             params |= {key: np.array(param(step, role), np.float32, order="C") for role, key in roles.items()}
-        layers.append(Layer(step.op, name, step.inputs, step.output, step.shape, roles, dict(step.attrs)))
+            bits = weight_bits(step)
+        layers.append(Layer(step.op, name, step.inputs, step.output, step.shape, roles, dict(step.attrs), bits))
     return tuple(layers), params
 
 

@@ -6,13 +6,13 @@ It comes last, because passes want to know what a step means: that a function is
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from protocols import functions
 from protocols.errors import IntegrityError, RangeError
 from protocols.program import Attribute
 from protocols.ring import FRAC_BITS, LIMIT_BITS
-from protocols.spline import Pieces
+from protocols.spline import Pieces, WidePieces
 from securemtk.onnx.registry import Step
 
 _F = 2.0**FRAC_BITS
@@ -26,12 +26,17 @@ def lower(steps: Sequence[Step]) -> list[Step]:
     Raises:
         RangeError: the numbers of a step's attributes make no function that fixed point holds.
     """
-    return [_checked(step) for step in steps]
+    return [part for step in steps for part in _checked(step)]
 
 
-def _checked(step: Step) -> Step:
+def _checked(step: Step) -> list[Step]:
     try:
-        return _lowered(step)
+        if step.op == "exp":
+            # Its square has twice the range that one function in the ring has, and a relative error.
+            half = f"{step.output}/half"
+            root = replace(step, op="exp_half", name=f"{step.name}/half", output=half)
+            return [_lowered(root), replace(step, op="mul", inputs=(half, half))]
+        return [_lowered(step)]
     except (ArithmeticError, TypeError, ValueError, IntegrityError):
         given = ", ".join(f"{k}={v}" for k, v in step.attrs.items())
         raise RangeError(f"layer {step.name!r} must be a function that fixed point holds; got {given}"[:300]) from None
@@ -43,10 +48,10 @@ def _lowered(step: Step) -> Step:
     if step.op in _WITH_ATTRIBUTES:
         return _spline(step, _WITH_ATTRIBUTES[step.op](step), FRAC_BITS)
     if step.op in functions.FUNCTIONS:
-        return _spline(step, functions.pieces(step.op), functions.FUNCTIONS[step.op].keep_bits)
+        function = functions.FUNCTIONS[step.op]
+        return replace(_spline(step, functions.pieces(step.op), function.keep_bits), exact=function.exact)
     if step.op == "function":
-        pieces, keep_bits = _custom(step)
-        return _spline(step, pieces, keep_bits)
+        return _custom(step)
     if step.op == "affine" and set(step.params) == {"shift"}:
         return replace(step, op="shift", params={"addend": step.params["shift"]})
     return step
@@ -62,8 +67,10 @@ def _without_far_bounds(clip: Step) -> Step:
     return clip
 
 
-def _decidable(pieces: Pieces) -> Pieces:
+def _decidable(pieces: Pieces | WidePieces) -> Pieces | WidePieces:
     """Drop knots from which a value would be further than comparisons reach: no value passes them."""
+    if isinstance(pieces, WidePieces):
+        return pieces
     rows = [pieces.coefficients[i : i + 3] for i in range(0, len(pieces.coefficients), 3)]
     below = sum(k <= -_REACH for k in pieces.knots)
     kept = [k for k in pieces.knots if abs(k) < _REACH]
@@ -74,8 +81,10 @@ def _decidable(pieces: Pieces) -> Pieces:
     return Pieces(tuple(kept or (0,)), tuple(c for row in (rows if kept else rows * 2) for c in row), pieces.frac_bits)
 
 
-def _spline(step: Step, pieces: Pieces, keep_bits: int) -> Step:
+def _spline(step: Step, pieces: Pieces | WidePieces, keep_bits: int) -> Step:
     pieces = _decidable(pieces)
+    if isinstance(pieces, WidePieces):
+        return replace(step, op="wide_spline", attrs=asdict(pieces) | {"keep_bits": keep_bits})
     attrs: Mapping[str, Attribute] = {
         "knots": pieces.knots,
         "coefficients": pieces.coefficients,
@@ -141,13 +150,13 @@ def straight(knots: Sequence[float], *pieces: tuple[float, float]) -> dict[str, 
     return custom("straight", *knots, *(c for piece in pieces for c in piece))
 
 
-def _custom(step: Step) -> tuple[Pieces, int]:
+def _custom(step: Step) -> Step:
     numbers = tuple(step.number(f"n{i}") for i in range(len(step.attrs) - 1))
     if step.attrs["name"] == "straight":
         m = (len(numbers) - 2) // 3
-        return lines(numbers[:m], *zip(numbers[m::2], numbers[m + 1 :: 2], strict=True)), FRAC_BITS
+        return _spline(step, lines(numbers[:m], *zip(numbers[m::2], numbers[m + 1 :: 2], strict=True)), FRAC_BITS)
     function = _made(str(step.attrs["name"]), numbers)
-    return functions.fit(function), function.keep_bits
+    return replace(_spline(step, functions.pieces_of(function), function.keep_bits), exact=function.exact)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 from protocols.program import Shape
 from securemtk.onnx.draft import ABSENT, Draft, Operand
 from securemtk.onnx.graph import Graph, Node
-from securemtk.onnx.reductions import Axes, sum_square
+from securemtk.onnx.reductions import Axes, small_squares
 from securemtk.onnx.registry import (
     Refused,
     Step,
@@ -119,7 +119,8 @@ def _trained(node: Node, graph: Graph, draft: Draft, weights: Sequence[Operand])
     axes = tuple(i for i, n in enumerate(form, 1) if i != 2)
     normal = _normal(draft, source, axes, _epsilon(node))
     momentum, values = float(node.attrs.get("momentum", 0.9)), [draft.linear(normal.value, scale, shift)]
-    found = ((normal.mean, 1), (normal.small_variance, _SMALLER**2))
+    mean = draft.reduce("mean", source, axes) if any(x in graph.used for x in node.outputs[1:2]) else ""
+    found = ((mean, 1.0), (normal.small_variance, normal.to_variance))
     for name, old, (new, times) in zip(node.outputs[1:3], running, found, strict=False):
         part = draft.scale(new, (1 - momentum) * times) if name in graph.used else ""
         if part and isinstance(old, str):
@@ -137,37 +138,40 @@ def _of_channels(shape: Shape) -> Shape:
 
 # --- statistics of the sample itself --------------------------------------------------------------------------------
 
-# Differences from a mean are squared this many times smaller, so that squares fit: up to 2048, in place of 128.
-_SMALLER = 16
-# A variance is looked up this many times larger: so many more of its fraction bits count, and 2**12 is the largest.
-_FINER = 8
-
-
 @dataclass(frozen=True)
 class _Normal:
-    """(x - mean) / sqrt(variance + epsilon), the mean ("" for none), variance / `_SMALLER`**2 and 1 / the root."""
+    """(x - mean) / sqrt(variance + epsilon); what the mean, the variance and 1 / the root are made of."""
 
     value: str
-    mean: str
     small_variance: str
-    root: str
+    to_variance: float
+    small_root: str
+    to_root: float
 
 
 def _normal(draft: Draft, x: str, axes: Axes, epsilon: float, *, centred: bool = True) -> _Normal:
-    """Add (x - mean) / sqrt(variance + epsilon) over axes; not centred, x / sqrt(mean square + epsilon)."""
-    mean = draft.reduce("mean", x, axes) if centred else ""
-    away = draft.binary("sub", x, mean) if centred else x
-    small = draft.scale(away, 1 / _SMALLER)
-    variance = draft.reduce("mean", draft.binary("mul", small, small), axes)
-    root = inverse_root(draft, variance, epsilon, _SMALLER**2)
-    return _Normal(draft.binary("mul", away, root), mean, variance, root)
+    """Add (x - mean) / sqrt(variance + epsilon) over axes; not centred, x / sqrt(mean square + epsilon).
 
-
-def inverse_root(draft: Draft, x: str, epsilon: float, times: int = 1) -> str:
-    """Add 1 / sqrt(times x + epsilon) for 0 <= times x <= 2**12."""
+    With u = c (x - mean), exact and c public, its squares divided by S**2 and their sum w, the result is
+    u sqrt(n) / S / sqrt(w + epsilon n (c / S)**2): what is looked up has no constant that could err.
+    """
     if epsilon < 0:
         raise Refused(f"epsilon must not be negative; got {epsilon}", "mend the attribute")
-    return draft.function(draft.scale(x, times * _FINER), "rsqrt", epsilon, _FINER)
+    n = math.prod(draft.shape(x)[a - 1] for a in axes)
+    c = n / 2.0 ** (n.bit_length() - 1) if centred else 1.0
+    away = draft.deviation(x, axes) if centred else x
+    squares, smaller = small_squares(draft, away, axes)
+    offset = epsilon * n * (c / smaller) ** 2
+    root = inverse_root(draft, squares, offset, math.sqrt(n) / smaller)
+    return _Normal(draft.binary("mul", away, root), squares, (smaller / c) ** 2 / n, root, c)
+
+
+def inverse_root(draft: Draft, x: str, epsilon: float, times: float = 1.0) -> str:
+    """Add times / sqrt(x + epsilon) for x + epsilon from 2**-28 up to 2**15."""
+    if epsilon < 0:
+        raise Refused(f"epsilon must not be negative; got {epsilon}", "mend the attribute")
+    shifted = draft.scale(x, 1.0, epsilon) if epsilon else x
+    return draft.function(shifted, "inverse_root", times)
 
 
 def _scaled(draft: Draft, x: str, axis: int) -> str:
@@ -217,11 +221,9 @@ InstanceNormalization."""
     axes = tuple(range(axis, len(shape) + 1))
     normal = _normal(draft, source, axes, _epsilon(node), centred=node.op_type == "LayerNormalization")
     scale, shift = _of_elements(node, graph, draft, 1), _of_elements(node, graph, draft, 2)
-    further = [
-        value if name in graph.used else ""
-        for name, value in zip(node.outputs[1:], (normal.mean, normal.root), strict=False)
-    ]
-    return draft.made(draft.linear(normal.value, scale, shift), *further)
+    mean = draft.reduce("mean", source, axes) if node.outputs[1:2] and node.outputs[1] in graph.used else ""
+    root = draft.scale(normal.small_root, normal.to_root) if node.outputs[2:] and node.outputs[2] in graph.used else ""
+    return draft.made(draft.linear(normal.value, scale, shift), mean, root)
 
 
 def _of_elements(node: Node, graph: Graph, draft: Draft, index: int) -> Operand | None:
@@ -251,7 +253,8 @@ def lp_normalization(node: Node, graph: Graph) -> list[Step]:
     if int(node.attrs.get("p", 2)) == 1:
         total = draft.reduce("sum", draft.magnitude(source), axis)
         return draft.made(draft.binary("mul", source, draft.function(total, "reciprocal_positive")))
-    return draft.made(draft.binary("mul", source, inverse_root(draft, sum_square(draft, source, axis), 0.0)))
+    squares, smaller = small_squares(draft, source, axis)
+    return draft.made(draft.binary("mul", source, inverse_root(draft, squares, 0.0, 1 / smaller)))
 
 
 @rule("LRN")

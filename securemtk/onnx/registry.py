@@ -31,7 +31,8 @@ class Refused(Exception):
 class Step:
     """A layer in the making: as `protocols.program.Layer`, with float64 parameter values in place of names.
 
-    `op` may also be "identity": the output is another name of the input. A scale, shift or bias that is left out is
+    `op` may also be "identity": the output is another name of the input. `exact` is the function of one variable that a
+    piecewise one approximates; None where it is what it says. A scale, shift or bias that is left out is
     neutral (ones or zeros) by the model's structure, which passes may use, because structure is public.
     """
 
@@ -42,6 +43,7 @@ class Step:
     shape: Shape
     params: Mapping[str, Array] = field(default_factory=dict)
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    exact: Callable[[Array], Array] | None = field(default=None, repr=False, compare=False)
 
     def ints(self, name: str) -> tuple[int, ...]:
         """Return an attribute that is a tuple of integers."""

@@ -3,6 +3,7 @@
 The first line of a pass's docstring is its row in docs/onnx.md: what it does; what it saves.
 """
 
+import math
 from dataclasses import replace
 
 from securemtk.onnx.net import Net, join_pairs
@@ -118,6 +119,28 @@ def pool_first(net: Net) -> Net:
         return [first, replace(before, inputs=(before.output,), output=step.output, shape=step.shape)]
 
     return join_pairs(net, rule)
+
+
+def exact_differences(net: Net) -> Net:
+    """A difference of values from their own mean over axes that stay becomes one step, in which no constant errs, however large the mean is; a round where the mean would be truncated."""
+    makers = {step.output: step for step in net.steps}
+    kept: list[Step] = []
+    for step in net.steps:
+        mean = makers.get(step.inputs[1]) if step.op == "sub" else None
+        value = step.inputs[0]
+        if mean is None or mean.op != "mean" or mean.inputs != (value,) or not mean.number("keepdims"):
+            kept.append(step)
+            continue
+        # The mean has axes of 1 in its value's shape: the difference has that shape itself.
+        axes = mean.ints("axes")
+        n = math.prod(step.shape[a - 1] for a in axes)
+        less = 2.0 ** (n.bit_length() - 1) / n
+        output = step.output if less == 1.0 else f"{step.output}/times"
+        kept.append(Step("deviation", step.name, (value,), output, step.shape, attrs={"axes": axes}))
+        if less != 1.0:
+            attrs = {"factor": less, "offset": 0.0}
+            kept.append(Step("scale", f"{step.name}/scale", (output,), step.output, step.shape, attrs=attrs))
+    return net.having(kept)
 
 
 # What each of them makes has still to be truncated; a comparison does so by itself.

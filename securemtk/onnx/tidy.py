@@ -18,6 +18,7 @@ FORMULAS: tuple[Pass, ...] = (simplify.shorten_reshapes, formulas.known_function
 SIMPLIFY: tuple[Pass, ...] = (
     simplify.shorten_reshapes,
     simplify.join_transposes,
+    simplify.exact_differences,
     simplify.drop_dead,
     simplify.join_clips,
     simplify.pool_first,
