@@ -219,8 +219,7 @@ def _quantised(value: float, bits: int) -> float:
 # --- what there is --------------------------------------------------------------------------------------------------
 
 
-def _erf(x: Floats) -> Floats:
-    return np.array([math.erf(v) for v in x])
+_erf: Callable[[Floats], Floats] = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _softplus(x: Floats) -> Floats:
@@ -253,7 +252,9 @@ _SIMPLE: Mapping[str, Function] = {
     "silu": Function(lambda x: x * _sigmoid(x), -14, 14, right=_UP, absolute=1e-4),
     "mish": Function(lambda x: x * np.tanh(_softplus(x)), -14, 14, right=_UP, absolute=1e-4),
     # Half an exponential: e**x is its square, whose largest value a product still holds.
-    "exp_half": Function(lambda x: np.exp(x / 2), -24, 20.5, right=(math.exp(10.25), 0.0), absolute=2e-5, relative=5e-5),
+    "exp_half": Function(
+        lambda x: np.exp(x / 2), -24, 20.5, right=(math.exp(10.25), 0.0), absolute=2e-5, relative=5e-5
+    ),
     # Of numbers that are 0 at most, as behind the maximum of a softmax; their sum is still wanted exactly.
     "exp_negative": Function(np.exp, -14, 0, right=_ONE, absolute=3e-6, relative=2e-5, largest=1.0),
     "log": Function(

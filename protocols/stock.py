@@ -272,5 +272,6 @@ def wide_spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value
 
 
 OPERATORS: dict[str, Operator] = moves.OPERATORS | {
-    f.__name__.rstrip("_"): f for f in (conv2d, matmul, affine, mul, dot, relu, max_pool2d, max_, argmax, spline, wide_spline)
+    f.__name__.rstrip("_"): f
+    for f in (conv2d, matmul, affine, mul, dot, relu, max_pool2d, max_, argmax, spline, wide_spline)
 }

@@ -533,10 +533,10 @@ def check(
     """Tell whether a model runs under encryption, and what a prediction costs.
 
     Names every unsupported node at once, and constants that fixed point does not hold well. With --sample also how
-    near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and
-    the answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs each party's
-    side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a node is not
-    supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
+    near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and the
+    answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs
+    each party's side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a node is
+    not supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
     """
     data = None if sample is None else _read_input(sample)
     manifest, source = read_model(model) if model.is_dir() else (None, model)
@@ -653,7 +653,7 @@ def _error_rows(found: Report) -> list[dict[str, str]]:
     rows = sorted((row for row in found.found.errors if row.share > 1e-3), key=lambda row: -row.share)
     return [
         {"name": row.name, "op": row.op, "error": f"{row.error:.2g}", "largest": f"{row.largest:.4g}"}
-        | {"share": _percent(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
+        | {"share": _share(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
         for row in rows[:SHOWN_ROWS]
     ]
 
@@ -661,12 +661,12 @@ def _error_rows(found: Report) -> list[dict[str, str]]:
 def _answer_rows(found: Report) -> list[dict[str, str]]:
     return [
         {"output": row.name, "error": f"{row.error:.2g}", "largest": f"{row.largest:.4g}"}
-        | {"share": _percent(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
+        | {"share": _share(row.share), "": "wrong" if row.share > MOST_ERROR else ""}
         for row in found.found.answers
     ]
 
 
-def _percent(share: float) -> str:
+def _share(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 10 else "any"
 
 

@@ -216,7 +216,7 @@ class Model:
                 raise InputError(f"task {name!r} is unprotected and takes no key")
 
     def _examine(self, x: Any) -> None:
-        """Raise RangeError unless answers on x will be right, as the model's file says; warn where few bits are left."""
+        """Raise RangeError unless the model's file says that answers on x will be right; warn where bits are few."""
         config = self._session._config
         if self._examiner is None:
             self._examiner = Examiner(self._origin.source, self._origin.shapes, self._origin.public)
@@ -680,8 +680,9 @@ class _Origin:
         """Return what to say of a model of whose values nobody knows."""
         name = "MODEL" if isinstance(self.source, bytes) else os.fspath(self.source)
         return (
-            "no sample of this model's data was ever measured: where a value leaves the range of fixed point its answer "
-            f"is wrong, and nothing shows it. Run: securemtk check {name} --sample x.npy, or predict(x, check=True)"
+            "no sample of this model's data was ever measured: where a value leaves the range of fixed point its "
+            f"answer is wrong, and nothing shows it. Run: securemtk check {name} --sample x.npy, or predict(x, "
+            "check=True)"
         )
 
 

@@ -47,6 +47,19 @@ def _spline(a: Mapping, x: Array) -> Array:
     return (rows[at] * np.stack([np.ones_like(x), x, x * x], -1)).sum(-1)
 
 
+def _wide_spline(a: Mapping, x: Array) -> Array:
+    at = np.rint(x * 2**16)
+    turn = round(2.0 ** (13 - a["finer"]) * 2**16)
+    least = -turn if -turn in a["knots"] else a["knots"][0]
+    fine = {"knots": a["knots"], "coefficients": a["low_coefficients"], "frac_bits": a["low_frac_bits"]}
+    return np.where((at >= turn) | (at < least), _spline(a, x), _spline(fine, x * 2.0 ** a["finer"]))
+
+
+def _deviation(a: Mapping, x: Array) -> Array:
+    n = int(np.prod([x.shape[i] for i in a["axes"]]))
+    return (n * x - x.sum(a["axes"], keepdims=True)) / 2 ** int(np.floor(np.log2(n)))
+
+
 def _take(a: Mapping, x: Array) -> Array:
     parts = [np.full_like(x.take([0], a["axis"]), a["fill"]) if i < 0 else x.take([i], a["axis"]) for i in a["indices"]]
     return np.concatenate(parts, a["axis"])
@@ -72,6 +85,8 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "scale": lambda a, x: x * a["factor"] + a["offset"],
     "dot": lambda a, x, y: np.einsum("...ij,...jk->...ik", x, y),
     "spline": _spline,
+    "wide_spline": _wide_spline,
+    "deviation": _deviation,
     "max": lambda a, x: x.max(a["axis"], keepdims=True),
     "argmax": _argmax,
     "take": _take,

@@ -128,7 +128,7 @@ def decomposed(kind: str, epsilon: float = 1e-5) -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", ["quotient", "reciprocal", "one over", "power"])
 def test_normalisations_as_exporters_decompose_them_take_one_inverse_root(kind):
     imported = agrees(decomposed(kind), atol=2.5e-3)
-    assert ops(imported).count("spline") == 1
+    assert (ops(imported).count("wide_spline"), ops(imported).count("spline")) == (1, 0)
     agrees_whole(fixed(decomposed(kind), 2), atol=2.5e-3)
     assert encrypted(decomposed(kind), floats(2, 3, 32)) < 2.5e-3
 

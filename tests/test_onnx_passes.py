@@ -186,9 +186,14 @@ FIRES: dict[Pass, list[tuple[int, onnx.ModelProto]]] = {
             conv("x", "z", bias="b"), node("AveragePool", ["z"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
             node("Relu", ["p"], ["y"]), x=IMAGE, w=W3, b=B4)),
         (0, model(conv("x", "z", bias="b", pad=1), node("GlobalAveragePool", ["z"], ["y"]), x=IMAGE, w=W1, b=B4)),
+    ],
+    simplify.exact_differences: [
         (0, model(
-            conv("x", "z", bias="b", pad=1), node("ReduceMean", ["z", "axes"], ["p"], keepdims=0),
-            node("Relu", ["p"], ["y"]), x=IMAGE, w=W1, b=B4, axes=np.array([2, 3]))),
+            node("ReduceMean", ["x", "axes"], ["m"]), node("Sub", ["x", "m"], ["y"]), x=(3, 8),
+            axes=np.array([2]))),
+        (1, model(
+            node("ReduceMean", ["x", "axes"], ["m"]), node("Sub", ["x", "m"], ["y"]), x=(3, 7),
+            axes=np.array([1, 2]))),
     ],
     merge.sum_for_mean: [
         (1, model(
@@ -326,6 +331,11 @@ STAYS: dict[Pass, list[onnx.ModelProto]] = {
         model(conv("x", "z"), node("ReduceMean", ["z", "axes"], ["y"]), x=IMAGE, w=W3, axes=np.array([1, 2])),
         model(conv("x", "z"), conv("z", "y", "v"), x=(64, 9, 9), w=floats(1, 64, 5, 5, scale=0.02),
             v=floats(64, 1, 5, 5, scale=0.2)),
+    ],
+    simplify.exact_differences: [
+        model(node("ReduceMean", ["x", "axes"], ["m"]), node("Sub", ["m", "x"], ["y"]), x=(3, 8), axes=np.array([2])),
+        model(node("ReduceMean", ["x", "axes"], ["m"]), node("Relu", ["x"], ["z"]), node("Sub", ["z", "m"], ["y"]),
+            x=(3, 8), axes=np.array([2])),
     ],
     merge.sum_for_mean: [
         model(RELU, node("GlobalAveragePool", ["r"], ["y"]), x=IMAGE),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Report:
     nodes: tuple[NodeStatus, ...]
     unsupported: tuple[Problem, ...]
     layers: tuple[LayerCost, ...]
-    found: Examination = Examination()
+    found: Examination = field(default_factory=Examination)
     estimate: Estimate | None = None
 
     @property
@@ -88,7 +88,7 @@ class Report:
 
     @property
     def right(self) -> bool:
-        """Whether all answers on sample data are within 1 % of onnxruntime's largest; True where nothing was measured."""
+        """Whether answers on sample data are within 1 % of onnxruntime's largest; True where nothing was measured."""
         return self.found.right
 
     def to_dict(self) -> dict[str, Any]:

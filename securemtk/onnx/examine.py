@@ -82,7 +82,9 @@ class Examination:
         texts = []
         beyond = [row.name for row in self.ranges if row.headroom < 0]
         if beyond:
-            texts.append(f"values of {_listed(beyond)} reach the bounds of fixed point: scale the model or its input down")
+            texts.append(
+                f"values of {_listed(beyond)} reach the bounds of fixed point: scale the model or its input down"
+            )
         if not self.right:
             worst = max(self.answers, key=lambda row: row.share)
             off = "its size" if worst.share > 1 else f"{100 * worst.share:.2g} % of the largest"
@@ -90,11 +92,14 @@ class Examination:
         return "; ".join(texts)
 
     def hints(self) -> Iterator[str]:
-        """Give what to look at: layers with errors of their own, lost features and constants."""
-        # Whoever reads it wants the first of them: what is behind may only follow from it.
+        """Give what to look at: layers with errors of their own, lost features and constants.
+
+        Where all answers are far better than they have to be, what few bits are left in a layer does no harm.
+        """
+        harmless = bool(self.answers) and all(row.share <= MOST_ERROR / 4 for row in self.answers)
         for kind in (True, False):
             rows = [e for e in self.errors if e.share > MOST_ERROR and (e.op == "input") == kind]
-            if not rows:
+            if harmless or not rows:
                 continue
             names = _listed([row.name for row in rows])
             worst = max(rows, key=lambda row: row.share)

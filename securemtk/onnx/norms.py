@@ -138,6 +138,7 @@ def _of_channels(shape: Shape) -> Shape:
 
 # --- statistics of the sample itself --------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class _Normal:
     """(x - mean) / sqrt(variance + epsilon); what the mean, the variance and 1 / the root are made of."""

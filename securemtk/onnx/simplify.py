@@ -122,7 +122,8 @@ def pool_first(net: Net) -> Net:
 
 
 def exact_differences(net: Net) -> Net:
-    """A difference of values from their own mean over axes that stay becomes one step, in which no constant errs, however large the mean is; a round where the mean would be truncated."""
+    """A difference of values from their own mean over axes that stay becomes one step, in which no constant errs, \
+however large the mean is; a round where the mean would be truncated."""
     makers = {step.output: step for step in net.steps}
     kept: list[Step] = []
     for step in net.steps:
