@@ -17,6 +17,7 @@ from protocols.errors import (
     ShapeError,
     StoreError,
     TransportError,
+    UnmeasuredWarning,
     UnsupportedError,
 )
 from securemtk.config import Config
@@ -48,5 +49,6 @@ __all__ = [
     "StoreError",
     "Task",
     "TransportError",
+    "UnmeasuredWarning",
     "UnsupportedError",
 ]

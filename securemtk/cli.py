@@ -533,10 +533,10 @@ def check(
     """Tell whether a model runs under encryption, and what a prediction costs.
 
     Names every unsupported node at once, and constants that fixed point does not hold well. With --sample also how
-    near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and the
-    answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that runs
-    each party's side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a node is
-    not supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
+    near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and
+    the answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that
+    runs each party's side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a
+    node is not supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
     """
     data = None if sample is None else _read_input(sample)
     manifest, source = read_model(model) if model.is_dir() else (None, model)

@@ -32,6 +32,7 @@ from securemtk import (
     ShapeError,
     StoreError,
     Task,
+    UnmeasuredWarning,
     UnsupportedError,
 )
 from securemtk.mtk.keys import stamp
@@ -72,6 +73,27 @@ def test_a_plain_onnx_file_gives_what_onnxruntime_gives(open_session, n):
     assert list(scores) == ["y"]
     assert scores["y"].dtype == np.float32
     np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+
+
+def test_a_model_of_which_nobody_measured_a_sample_says_so_once(open_session, bundle):
+    model = open_session.load(small_models.mlp())
+    with pytest.warns(UnmeasuredWarning, match="securemtk check MODEL --sample"):
+        model.predict(samples(1, (8,)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(samples(1, (8,)))
+        open_session.load(small_models.mlp()).predict(samples(1, (8,)), check=True)
+
+
+def test_the_owner_of_a_model_is_told_of_wrong_answers_before_anything_is_sent(open_session):
+    nodes = [helper.make_node("Mul", ["x", "x"], ["z"]), helper.make_node("Mul", ["z", "x"], ["y"])]
+    model = open_session.load(small_models.build(nodes, {"x": (1,)}, {"y": (1,)}, {}))
+    np.testing.assert_allclose(model.predict(np.full((1, 1), 3.0), check=True)["y"], 27, atol=1e-3)
+    before = open_session.cost
+    with pytest.raises(RangeError, match=r"bounds of fixed point.*'y' is off by"):
+        model.predict(np.full((1, 1), 100.0), check=True)
+    assert open_session.cost is before
+    assert model.predict(np.full((1, 1), 3.0))["y"].shape == (1, 1)
 
 
 @pytest.mark.parametrize("keys", [[], ["digit"], ["parity"], ["digit", "parity"], ["digit", "digit"]])
