@@ -18,7 +18,7 @@ NEWEST_STAMP := $(NEWEST)/made-$(call digest,Makefile)
 # The second name is that of newer pips for what packages are built with; older ones take the first for both.
 LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 PIP := python -m pip --disable-pip-version-check --quiet install
-PYTEST := python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := python -m pytest --numprocesses 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-newest lint wheel-check clean python

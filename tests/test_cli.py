@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 from onnx import helper
 from onnx_models import build, floats, one
 from small_models import mlp
@@ -104,7 +103,7 @@ def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_sco
     key = load_key(made / "run" / "keys" / "digit.key")
     call = ["predict", made / "bundle", made / "x.npy", "--key", made / "run" / "keys" / "digit.key", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -692,7 +691,7 @@ def limited(*arguments: object, file_bytes: int) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "securemtk.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
     )
 
@@ -727,11 +726,9 @@ def test_a_stopped_demo_leaves_no_file_and_no_process(number, status, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".demo.*/new/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: list(tmp_path.glob(".demo.*/new/checkpoint.pt")), "training is over", running=process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == status
     assert out == ""
     assert "Traceback" not in err

@@ -12,7 +12,7 @@ import crypten_programs as programs
 import numpy as np
 import pytest
 import torch
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 from torch.nn import functional
 
 from examples import crypten_user
@@ -187,12 +187,10 @@ def test_a_killed_party_ends_the_others(tmp_path):
     caller = threading.Thread(target=call)
     caller.start()
     files = [tmp_path / f"{r}.pid" for r in (0, 1)]
-    deadline = time.monotonic() + 60
-    while not all(file.exists() for file in files) and time.monotonic() < deadline and caller.is_alive():
-        time.sleep(0.02)
+    wait_until(lambda: all(file.exists() for file in files) or not caller.is_alive(), "both parties run")
     pids = [int(file.read_text()) for file in files]
     os.kill(pids[1], signal.SIGKILL)
-    caller.join(timeout=15)
+    caller.join(timeout=PATIENCE_S)
     assert not caller.is_alive()
     assert isinstance(failure[0], PeerLost)
     assert "party1 is gone (its last step: correlation" in str(failure[0])
