@@ -69,6 +69,12 @@ def open_session(made):
 
 
 @pytest.fixture
+def in_open_session(open_session, monkeypatch):
+    """Let commands take the open session where they would start one of their own."""
+    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+
+
+@pytest.fixture
 def command(capfd):
     """Run a command line; return exit status, stdout and stderr, and insist on what holds for all of them."""
 
@@ -424,6 +430,7 @@ def test_a_bad_sample_is_refused_with_a_message(tmp_path, command, content, mess
     assert (status, message in " ".join(err.split())) == (cli.INPUT, True)
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_an_export_records_headroom_and_predict_says_before_it_works_that_it_is_small(made, tmp_path, command):
     manifest = read_bundle(made / "bundle")[0]
     assert min(bits for layers in manifest.headroom.values() for bits in layers.values()) > 0
@@ -538,8 +545,8 @@ def test_bad_input_is_refused_before_a_session_starts(name, made, tmp_path, comm
 
 
 @pytest.mark.parametrize("name", IN_SESSION)
-def test_bad_input_is_refused_by_the_session(name, made, tmp_path, command, monkeypatch, open_session):
-    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+@pytest.mark.usefixtures("in_open_session")
+def test_bad_input_is_refused_by_the_session(name, made, tmp_path, command, open_session):
     check_refusal(name, made, tmp_path, command)
     assert open_session.load(made / "bundle").predict(np.load(made / "x.npy"))["large"].shape == (3, 2)
 
@@ -563,6 +570,7 @@ def test_a_port_in_use_is_refused(made, command):
     assert str(port) in err
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
     (tmp_path / "bad.onnx").write_bytes(one("Sin", ["n", 4]).SerializeToString())
     np.save(tmp_path / "x.npy", floats(2, 4))
