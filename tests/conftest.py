@@ -55,7 +55,7 @@ def nothing_left_behind(request: pytest.FixtureRequest):
     yield
     if shared:
         return
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         threads = [t for t in set(threading.enumerate()) - before_threads if t.name.startswith("securemtk")]
         children = _children() - before_children

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import crypten_programs as programs
@@ -18,7 +17,7 @@ from torch.nn import functional
 from examples import crypten_user
 from protocols.engine import crypten
 from protocols.errors import DealerError, InputError, IntegrityError, PeerLost, ProtocolAbort
-from securemtk import values
+from securemtk import Config, values
 from securemtk.crypten_backend import run
 
 TESTS = Path(__file__).resolve().parent
@@ -148,12 +147,10 @@ def test_a_script_runs_by_itself(tmp_path):
     ],
 )
 def test_a_program_that_cannot_go_on_ends_at_once_with_the_reason(program, error, message):
-    started = time.monotonic()
+    # The program ends by what went wrong: silence would be an error after an hour only.
     with pytest.raises(error, match=message) as caught:
-        run(program)
+        run(program, config=Config(timeout_s=3600))
     assert "42" not in str(caught.value)
-    # Far below the 60 s after which silence itself is an error.
-    assert time.monotonic() - started < 45
 
 
 @pytest.mark.parametrize(
