@@ -7,27 +7,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from workers import Files
 
 torch.set_num_threads(1)
 # Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose tests start roles. With several workers (pytest-xdist) one of them runs all of these: sessions side by
-# side would starve each other, and a role that is silent for too long ends its session.
+# Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
+# by side starve each other, and a role that is silent for too long ends its session.
 STARTS_ROLES = (
     *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
-    *("test_grants", "test_mtk_benchmarks", "test_mtk_split", "test_onnx_classical", "test_onnx_lookups"),
+    *(
+        "test_grants",
+        "test_mtk_benchmarks",
+        "test_mtk_split",
+        "test_onnx_bad_input",
+        "test_onnx_classical",
+        "test_onnx_lookups",
+    ),
     *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
 )
+LONG = ("test_mtk_training", "test_onnx_import")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of a file together, for the sake of what they share, and those that start roles in one group."""
-    for item in items:
-        group = "roles" if item.path.stem in STARTS_ROLES else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
+    """Distribute whole files."""
+    return Files(config, log, first=[f"{x}.py" for x in STARTS_ROLES], long=[f"{x}.py" for x in LONG])
 
 
 def _children() -> set[int]:
@@ -48,7 +55,7 @@ def nothing_left_behind(request: pytest.FixtureRequest):
     yield
     if shared:
         return
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         threads = [t for t in set(threading.enumerate()) - before_threads if t.name.startswith("securemtk")]
         children = _children() - before_children

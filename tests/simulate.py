@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from helpers import PATIENCE_S
 from torch import Tensor
 
 from protocols import correlation
@@ -36,7 +37,7 @@ class MemoryWire:
         self.outgoing.put((kind, self.clock + 1, tensor.clone()))
 
     def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
-        got = self.incoming.get(timeout=60)
+        got = self.incoming.get(timeout=PATIENCE_S)
         if got is END:
             raise PeerLost("the other party ended")
         assert (got[0], tuple(got[2].shape)) == (kind, tuple(shape))
@@ -84,7 +85,7 @@ def simulate(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=PATIENCE_S)
     if errors:
         raise errors[0]
     return results

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 # CrypTen's wheel installs a package of the same name; ours must win however pytest was started.
@@ -180,14 +179,9 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def gone(mark: str) -> bool:
-    """Wait until no process has the mark: roles end by themselves within seconds."""
-    deadline = time.monotonic() + 15
-    while marked(mark):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+def wait_until_gone(mark: str) -> None:
+    """Wait until no process has the mark: roles end by themselves."""
+    wait_until(lambda: not marked(mark), "all processes have ended")
 
 
 @pytest.fixture
@@ -213,7 +207,7 @@ def test_a_runner_that_takes_too_long_is_ended_with_its_children(mark, monkeypat
     with pytest.raises(RunnerError, match="must end within 1 s"):
         run_json([sys.executable, "-c", code], 1)
     monkeypatch.delenv("SECUREMTK_TEST")
-    assert gone(mark)
+    wait_until_gone(mark)
 
 
 def start(arguments: tuple[str, ...], folder: Path, mark: str) -> subprocess.Popen:
@@ -226,9 +220,9 @@ def start(arguments: tuple[str, ...], folder: Path, mark: str) -> subprocess.Pop
 
 def test_a_run_writes_json_and_a_picture_prints_tables_and_leaves_no_process(tmp_path, mark):
     process = start(TINY, tmp_path, mark)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
-    assert gone(mark)
+    wait_until_gone(mark)
     assert "| tiny, 2 |" in out
     assert (tmp_path / "latency.png").read_bytes().startswith(PNG)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latency.json", "latency.png"]
@@ -256,15 +250,12 @@ def test_a_run_writes_json_and_a_picture_prints_tables_and_leaves_no_process(tmp
 
 def test_an_interrupted_run_leaves_no_process(tmp_path, mark):
     process = start(("--models", "tiny", "--repeats", "1", "--ours", "1000000"), tmp_path, mark)
-    deadline = time.monotonic() + 120
     # The benchmark, the user's process, keeper and authority.
-    while len(marked(mark)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(marked(mark)) == 4
+    wait_until(lambda: len(marked(mark)) == 4, "the roles have started", running=process)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    assert gone(mark)
+    wait_until_gone(mark)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import PATIENCE_S
 
 from protocols import channel
 from protocols.channel import Link, Listener, Watch, connect
@@ -39,7 +40,7 @@ def in_thread(work):
     thread.start()
 
     def outcome():
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENCE_S)
         result, error = box[0]
         if error is not None:
             raise error
@@ -49,11 +50,11 @@ def in_thread(work):
 
 
 @contextlib.contextmanager
-def pair(timeout_s=5.0, purposes=("data",)):
+def pair(timeout_s=60.0, purposes=("data",)):
     """Two connected ends for each purpose: [(keeper's link, user's link), ...]."""
     credentials = issue(["keeper", "user"])
     listener = Listener(credentials["keeper"], "127.0.0.1", 0, timeout_s)
-    accepted = in_thread(lambda: listener.accept([("user", p) for p in purposes], 10))
+    accepted = in_thread(lambda: listener.accept([("user", p) for p in purposes], 60))
     users = [connect(credentials["user"], listener.address, "keeper", p, timeout_s) for p in purposes]
     keepers = accepted()
     listener.close()
@@ -171,15 +172,18 @@ def test_a_frame_that_is_not_ours_is_refused(frame):
 
 
 def test_a_silent_peer_is_a_timeout_that_names_role_and_step():
-    with pair(timeout_s=0.3) as [(_, user)]:
+    with pair() as [(_, user)]:
+        user.timeout_s = 0.3
         user.step = "prediction 3: conv1"
         with pytest.raises(PeerTimeout, match=r"keeper .*prediction 3: conv1"):
             user.recv("open")
 
 
 def test_a_peer_that_reads_nothing_is_a_timeout_too():
-    with pair(timeout_s=0.3) as [(_, user)], pytest.raises(PeerTimeout, match="keeper"):
-        user.send_array("e", np.zeros(8 << 20, dtype="<i8"))
+    with pair() as [(_, user)]:
+        user.timeout_s = 0.3
+        with pytest.raises(PeerTimeout, match="keeper"):
+            user.send_array("e", np.zeros(8 << 20, dtype="<i8"))
 
 
 def test_a_closed_connection_names_the_peer():

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 from onnx import helper
 from onnx_models import build, floats, one
 from small_models import mlp
@@ -70,6 +69,12 @@ def open_session(made):
 
 
 @pytest.fixture
+def in_open_session(open_session, monkeypatch):
+    """Let commands take the open session where they would start one of their own."""
+    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+
+
+@pytest.fixture
 def command(capfd):
     """Run a command line; return exit status, stdout and stderr, and insist on what holds for all of them."""
 
@@ -104,7 +109,7 @@ def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_sco
     key = load_key(made / "run" / "keys" / "digit.key")
     call = ["predict", made / "bundle", made / "x.npy", "--key", made / "run" / "keys" / "digit.key", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -425,6 +430,7 @@ def test_a_bad_sample_is_refused_with_a_message(tmp_path, command, content, mess
     assert (status, message in " ".join(err.split())) == (cli.INPUT, True)
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_an_export_records_headroom_and_predict_says_before_it_works_that_it_is_small(made, tmp_path, command):
     manifest = read_bundle(made / "bundle")[0]
     assert min(bits for layers in manifest.headroom.values() for bits in layers.values()) > 0
@@ -539,8 +545,8 @@ def test_bad_input_is_refused_before_a_session_starts(name, made, tmp_path, comm
 
 
 @pytest.mark.parametrize("name", IN_SESSION)
-def test_bad_input_is_refused_by_the_session(name, made, tmp_path, command, monkeypatch, open_session):
-    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+@pytest.mark.usefixtures("in_open_session")
+def test_bad_input_is_refused_by_the_session(name, made, tmp_path, command, open_session):
     check_refusal(name, made, tmp_path, command)
     assert open_session.load(made / "bundle").predict(np.load(made / "x.npy"))["large"].shape == (3, 2)
 
@@ -564,6 +570,7 @@ def test_a_port_in_use_is_refused(made, command):
     assert str(port) in err
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
     (tmp_path / "bad.onnx").write_bytes(one("Sin", ["n", 4]).SerializeToString())
     np.save(tmp_path / "x.npy", floats(2, 4))
@@ -692,7 +699,7 @@ def limited(*arguments: object, file_bytes: int) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "securemtk.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
     )
 
@@ -727,11 +734,9 @@ def test_a_stopped_demo_leaves_no_file_and_no_process(number, status, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".demo.*/new/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: list(tmp_path.glob(".demo.*/new/checkpoint.pt")), "training is over", running=process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == status
     assert out == ""
     assert "Traceback" not in err

@@ -5,20 +5,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import crypten_programs as programs
 import numpy as np
 import pytest
 import torch
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 from torch.nn import functional
 
 from examples import crypten_user
 from protocols.engine import crypten
 from protocols.errors import DealerError, InputError, IntegrityError, PeerLost, ProtocolAbort
-from securemtk import values
+from securemtk import Config, values
 from securemtk.crypten_backend import run
 
 TESTS = Path(__file__).resolve().parent
@@ -148,12 +147,10 @@ def test_a_script_runs_by_itself(tmp_path):
     ],
 )
 def test_a_program_that_cannot_go_on_ends_at_once_with_the_reason(program, error, message):
-    started = time.monotonic()
+    # The program ends by what went wrong: silence would be an error after an hour only.
     with pytest.raises(error, match=message) as caught:
-        run(program)
+        run(program, config=Config(timeout_s=3600))
     assert "42" not in str(caught.value)
-    # Far below the 60 s after which silence itself is an error.
-    assert time.monotonic() - started < 45
 
 
 @pytest.mark.parametrize(
@@ -187,12 +184,10 @@ def test_a_killed_party_ends_the_others(tmp_path):
     caller = threading.Thread(target=call)
     caller.start()
     files = [tmp_path / f"{r}.pid" for r in (0, 1)]
-    deadline = time.monotonic() + 60
-    while not all(file.exists() for file in files) and time.monotonic() < deadline and caller.is_alive():
-        time.sleep(0.02)
+    wait_until(lambda: all(file.exists() for file in files) or not caller.is_alive(), "both parties run")
     pids = [int(file.read_text()) for file in files]
     os.kill(pids[1], signal.SIGKILL)
-    caller.join(timeout=15)
+    caller.join(timeout=PATIENCE_S)
     assert not caller.is_alive()
     assert isinstance(failure[0], PeerLost)
     assert "party1 is gone (its last step: correlation" in str(failure[0])

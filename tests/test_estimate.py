@@ -81,7 +81,7 @@ def test_bytes_and_rounds_are_those_that_a_session_measures(session, name):
         assert found.offline_bytes > sum(layer.offline_bytes for layer in found.layers) > 0
 
 
-def test_a_gated_model_costs_what_was_estimated(tmp_path):
+def test_a_gated_model_and_correlations_of_many_frames_cost_what_was_estimated(tmp_path):
     small_models.make_bundle(tmp_path)
     with Session(keys=tmp_path / "keys") as running:
         model = running.load(tmp_path / "bundle")
@@ -89,16 +89,12 @@ def test_a_gated_model_costs_what_was_estimated(tmp_path):
         model.predict(x, keys=["digit"])
         found = estimate_prediction(model.program, 3, gated=True, keys=["digit"])
         assert estimated(found) == expected(running.cost)
-
-
-def test_correlations_of_many_frames_are_counted_frame_by_frame():
-    with Session() as running:
         model = running.load(small_models.slow(8))
         model.predict(RNG.standard_normal((1, 3, 32, 32)).astype(np.float32))
         found = estimate_prediction(model.program, 1)
         assert found.offline_bytes > 4 << 20
         assert estimated(found) == expected(running.cost)
-        # The second prediction needs no plan; its number has as many digits.
+        # The next prediction needs no plan; its number has as many digits.
         model.predict(RNG.standard_normal((1, 3, 32, 32)).astype(np.float32))
         assert running.cost.offline_bytes == found.repeat_bytes < found.offline_bytes
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from helpers import PATIENCE_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -300,7 +301,7 @@ try:
 except kernels.ShapeError:
     print("refused")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert "no numba" in done.stdout
     assert done.stdout.endswith("refused\n")

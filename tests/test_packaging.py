@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lock
 import pytest
 import readme
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +226,16 @@ def settings() -> configparser.ConfigParser:
     return parser
 
 
+def requirements() -> list[Requirement]:
+    """Return what setup.cfg asks for, with all extras."""
+    options = settings()
+    extras = options["options.extras_require"]
+    lines = options["options"]["install_requires"] + extras["test"] + extras["sklearn"]
+    found = [Requirement(line) for line in lines.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(found) > 15
+    return found
+
+
 def test_only_our_two_packages_are_installed():
     include = settings()["options.packages.find"]["include"].split()
     assert {name.split(".")[0] for name in find_packages(str(ROOT), include=include)} == {"securemtk", "protocols"}
@@ -240,13 +252,30 @@ def test_every_file_that_is_no_code_is_installed_too():
 
 
 def test_installed_versions_lie_in_the_ranges_that_setup_cfg_names():
-    options = settings()
-    extras = options["options.extras_require"]
-    lines = options["options"]["install_requires"] + extras["test"] + extras["sklearn"]
-    wanted = [Requirement(line) for line in lines.splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(wanted) > 15
-    for requirement in wanted:
+    for requirement in requirements():
         assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+
+
+def test_the_lock_has_one_version_in_its_range_for_everything_that_setup_cfg_names():
+    locked = lock.pins((ROOT / ".ci" / "constraints.txt").read_text())
+    for requirement in requirements():
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize(
+    "line", ["a>=1", "a==1+cpu", "a==1,<2", "a", "a @ file:///a.whl", "--find-links x", "a==1\na==2", "a==1\nA==1"]
+)
+def test_a_lock_with_anything_but_exact_versions_is_refused(line):
+    with pytest.raises(ValueError, match=r"."):
+        lock.pins(line)
+
+
+def test_what_is_installed_unlike_the_lock_is_named():
+    locked = lock.pins("# tried\nfree_threads==1.0\ntorch==2.13.0\n")
+    here = [("Free-Threads", "1.0"), ("torch", "2.13.0+cpu"), ("pip", "1"), ("securemtk", "0.1.0")]
+    assert lock.unlike(locked, here) == []
+    found = lock.unlike(locked, [*here, ("numpy", "2.0"), ("torch", "2.14.0")])
+    assert found == ["numpy 2.0 is installed, nothing is locked", "torch 2.14.0 is installed, 2.13.0 is locked"]
 
 
 def test_every_foreign_import_is_a_declared_dependency():
@@ -276,38 +305,69 @@ def test_the_program_is_declared_and_starts():
     assert callable(script.load())
 
 
-def test_make_builds_the_environment_anew_when_setup_cfg_changes(tmp_path):
-    make = shutil.which("make")
-    if make is None:
+@pytest.fixture
+def make(tmp_path):
+    """A function that runs make in a folder with nothing in it but what the Makefile reads."""
+    program = shutil.which("make")
+    if program is None:
         pytest.skip("no make here")
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".ci").mkdir()
+    for name in ("Makefile", "setup.cfg", ".ci/constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
 
-    def steps() -> str:
-        return subprocess.run(
-            [make, "--dry-run", "test"], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    (tmp_path / "setup.cfg").write_text("one")
-    first = steps()
-    assert "-m venv --clear .venv" in first
-    (stamp,) = [line.split()[-1] for line in first.splitlines() if "touch" in line]
+    return run
+
+
+def builds(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the stamp that a dry run would leave behind a new environment, "" when it builds none."""
+    assert done.returncode == 0, done.stderr
+    stamps = [line.split()[-1] for line in done.stdout.splitlines() if "touch" in line]
+    assert len(stamps) == done.stdout.count("-m venv --clear")
+    return stamps[0] if stamps else ""
+
+
+@pytest.mark.parametrize("target", ["test", "demo", "lint", "wheel-check"])
+def test_make_installs_the_versions_that_were_tried(make, target):
+    steps = make("--dry-run", target, f"PYTHON={sys.executable}").stdout
+    (install,) = [line for line in steps.splitlines() if "pip" in line and "install" in line]
+    assert "PIP_CONSTRAINT=.ci/constraints.txt PIP_BUILD_CONSTRAINT=.ci/constraints.txt" in install
+
+
+def test_make_tries_the_newest_versions_in_an_environment_of_their_own(make):
+    steps = make("--dry-run", "test-newest", f"PYTHON={sys.executable}").stdout
+    assert "CONSTRAINT" not in steps
+    assert "--upgrade-strategy eager" in steps
+    assert " .venv/" not in steps
+
+
+@pytest.mark.parametrize("changed", ["setup.cfg", ".ci/constraints.txt", "Makefile", "python"])
+def test_make_builds_the_environment_anew_when_what_it_was_made_of_changes(make, tmp_path, changed):
+    ours = tmp_path / "python"
+    ours.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    ours.chmod(0o755)
+    steps = ("--dry-run", "test", f"PYTHON={ours}")
+    stamp = builds(make(*steps))
+    assert stamp.startswith(".venv/")
     (tmp_path / ".venv").mkdir()
     (tmp_path / stamp).touch()
-    assert "venv --clear" not in steps()
-    (tmp_path / "setup.cfg").write_text("two")
-    assert "venv --clear" in steps()
+    assert builds(make(*steps)) == ""
+    if changed == "python":  # as a Python of another version would say
+        ours.write_text("#!/bin/sh\ncase $2 in *sys.version\\)) echo 3.13.9;; esac\n")
+    else:
+        with (tmp_path / changed).open("a") as file:
+            file.write("\n# changed\n")
+    assert builds(make(*steps)) not in ("", stamp)
 
 
-def test_make_says_so_when_there_is_no_fitting_python(tmp_path):
-    make = shutil.which("make")
-    if make is None:
-        pytest.skip("no make here")
-    for name in ("Makefile", "setup.cfg"):
-        shutil.copy(ROOT / name, tmp_path)
-    done = subprocess.run([make, "test", "PYTHON=/bin/false"], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize("target", ["test", "test-newest"])
+def test_make_says_so_when_there_is_no_fitting_python(make, tmp_path, target):
+    done = make(target, "PYTHON=/bin/false")
     assert done.returncode != 0
-    assert "Python 3.11" in done.stderr
-    assert not (tmp_path / ".venv").exists()
+    assert "Python 3.11, 3.12 or 3.13" in done.stderr
+    assert not list(tmp_path.glob(".venv*"))
 
 
 def test_a_role_starts_without_the_libraries_of_training():

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import small_models
-from helpers import alive
+from helpers import PATIENCE_S, alive, wait_until
 from onnx import helper
 
 import securemtk
@@ -175,13 +175,6 @@ def test_a_large_batch_runs_in_chunks_with_the_same_result(bundle):
 # --- correlations ahead of need --------------------------------------------------------------------------------------
 
 
-def wait_until(ready, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_what_was_ordered_ahead_is_used_in_order_and_answers_truly(open_session, bundle):
     model = open_session.load(bundle[0] / "bundle")
     x = samples(3)
@@ -323,10 +316,10 @@ def test_a_keeper_whose_user_is_killed_removes_its_store_and_the_next_store_remo
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
     )
-    wait_until(lambda: [len(stored(tmp_path, role)) for role in ("keeper", "user")] == [3, 3])
+    both = ("keeper", "user")
+    wait_until(lambda: [len(stored(tmp_path, role)) for role in both] == [3, 3], "both have stored", running=process)
     process.kill()
     process.wait()
     process.stdin.close()
@@ -656,10 +649,7 @@ def test_no_process_outlives_a_user_who_stops_without_closing(body, how, status)
     if how is not None:
         time.sleep(1.0)
         process.send_signal(how)
-    got = process.wait(timeout=10)
+    got = process.wait(timeout=PATIENCE_S)
     process.stdout.close()
     assert got != 0 if status is None else got == status
-    deadline = time.monotonic() + 5
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(alive(pid) for pid in pids)
+    wait_until(lambda: not any(alive(pid) for pid in pids), "the roles have ended")

@@ -10,7 +10,7 @@ import pytest
 import small_models
 from onnx import TensorProto, helper, numpy_helper
 
-from securemtk import Config, InferenceSession, InputError, NeedsInputs, RangeError, Session
+from securemtk import Config, InferenceSession, InputError, NeedsInputs, RangeError, Session, inference
 from securemtk.inference import PublicInputWarning
 
 RNG = np.random.default_rng(0)
@@ -27,6 +27,19 @@ def model(nodes, inputs, outputs, weights=()) -> bytes:
     )
     made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return made.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def open_session():
+    with Session() as session:
+        yield session
+
+
+@pytest.fixture
+def in_open_session(open_session, monkeypatch):
+    """Let an InferenceSession take the open session where it would start one of its own."""
+    monkeypatch.setattr(inference, "Session", lambda config, *, keys: open_session)
+    monkeypatch.setattr(open_session, "close", lambda: None)
 
 
 def agree(data: bytes, session: InferenceSession, feed: dict) -> None:
@@ -48,6 +61,7 @@ TURNED = model(
 )
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_a_model_without_a_batch_is_understood_for_the_shapes_that_it_is_fed():
     with InferenceSession(TURNED) as session:
         assert [(x.name, x.shape, x.type) for x in session.get_inputs()] == [
@@ -60,20 +74,19 @@ def test_a_model_without_a_batch_is_understood_for_the_shapes_that_it_is_fed():
         assert session.whole
 
 
-def test_a_session_says_what_it_needs_and_takes_it():
-    with Session() as session:
-        with pytest.raises(NeedsInputs, match="whole shape of each input") as caught:
-            session.load(TURNED)
-        assert (caught.value.shapes, caught.value.public) == (True, ())
-        loaded = session.load(TURNED, shapes={"x": (3, 2)})
-        x = RNG.standard_normal((3, 2)).astype(np.float32)
-        np.testing.assert_allclose(
-            loaded.predict(x)["y"], onnxruntime.InferenceSession(TURNED).run(None, {"x": x})[0], atol=2e-3
-        )
-        with pytest.raises(InputError, match=r"of shape \(3, 2\)"):
-            loaded.predict(x[None])
-        with pytest.raises(InputError, match="one of the inputs x; got z"):
-            session.load(TURNED, shapes={"z": (3, 2)})
+def test_a_session_says_what_it_needs_and_takes_it(open_session):
+    with pytest.raises(NeedsInputs, match="whole shape of each input") as caught:
+        open_session.load(TURNED)
+    assert (caught.value.shapes, caught.value.public) == (True, ())
+    loaded = open_session.load(TURNED, shapes={"x": (3, 2)})
+    x = RNG.standard_normal((3, 2)).astype(np.float32)
+    np.testing.assert_allclose(
+        loaded.predict(x)["y"], onnxruntime.InferenceSession(TURNED).run(None, {"x": x})[0], atol=2e-3
+    )
+    with pytest.raises(InputError, match=r"of shape \(3, 2\)"):
+        loaded.predict(x[None])
+    with pytest.raises(InputError, match="one of the inputs x; got z"):
+        open_session.load(TURNED, shapes={"z": (3, 2)})
 
 
 RESHAPED = model(
@@ -83,6 +96,7 @@ RESHAPED = model(
 )
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_an_input_that_says_a_shape_is_taken_in_the_clear_and_said_to_be():
     feed = {"x": RNG.standard_normal((2, 6)).astype(np.float32), "shape": np.array([4, 3])}
     with InferenceSession(RESHAPED) as session:

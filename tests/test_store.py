@@ -6,12 +6,12 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import wait_until
 from scipy import stats
 from test_channel import pair
 
@@ -285,13 +285,6 @@ class Nobody:
 def supply(tmp_path):
     with contextlib.ExitStack() as stack:
         yield Supply(tmp_path, stack)
-
-
-def wait_until(ready):
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_same(hand: Hand, expected: Hand) -> None:
