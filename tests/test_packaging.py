@@ -53,11 +53,13 @@ PACKAGES = {
     "securemtk.onnx": [
         *(
             "problems",
+            "opsets",
             "classical",
             "reading",
             "runtime",
             "graph",
             "registry",
+            "integers",
             "lower",
             "operands",
             "draft",

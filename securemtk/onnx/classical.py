@@ -13,6 +13,8 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
+from securemtk.onnx.opsets import opset_of
+
 DOMAIN = "ai.onnx.ml"
 # A file without operators of the standard need not name a version of it.
 _OPSET = 13
@@ -103,6 +105,11 @@ def refusal(op_type: str, attrs: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
+def is_used(model: ModelProto) -> bool:
+    """Return whether a model has nodes of this domain."""
+    return any(node.domain == DOMAIN for node in model.graph.node)
+
+
 def standardised(model: ModelProto) -> ModelProto:
     """Return a model in which the understood operators of ai.onnx.ml are operators of the standard.
 
@@ -112,10 +119,10 @@ def standardised(model: ModelProto) -> ModelProto:
     Args:
         model: with the default domain written ""; local functions inlined.
     """
-    if not any(node.domain == DOMAIN for node in model.graph.node):
+    if not is_used(model):
         return model
     made: ModelProto = ModelProto.FromString(model.SerializeToString())
-    opset = max((x.version for x in made.opset_import if not x.domain), default=0)
+    opset = opset_of(made)
     if not opset:
         opset = _OPSET
         made.opset_import.append(onnx.helper.make_opsetid("", opset))

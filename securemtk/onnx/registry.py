@@ -106,7 +106,7 @@ def only_first_output(node: Node, graph: Graph) -> None:
 def output_shape(node: Node, graph: Graph) -> Shape:
     """Return the shape of one sample of the first output; refuse when that has no batch of samples."""
     name = node.outputs[0]
-    if name not in graph.shapes and graph.whole:
+    if name not in graph.shapes and (graph.whole or name not in graph.seen):
         raise Refused("its result cannot be found out", "use operators of the ONNX standard")
     if name not in graph.shapes:
         reason = f"the batch must stay the first axis; with 2 samples the result has shape {graph.seen[name]}"
