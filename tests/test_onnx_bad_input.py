@@ -1,7 +1,6 @@
 """Files from somebody who means harm, or whose exporter failed: one clear error each, before anything is computed."""
 
 import json
-import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -220,7 +219,8 @@ BROKEN = {
         "'x'",
     ),
     "sizes that stay unknown": (build([node("Relu", ["x"], ["y"])], {"x": ["n", "h", "w"]}, ["y"]), "'h'"),
-    "sizes below zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", -3]}, ["y"]), "-3"),
+    "sizes below zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", -3]}, ["y"]), "--shape x=N,N"),
+    "a size of zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", 0]}, ["y"]), "at least 1; got 0"),
     "a shape that the numbers decide": (
         build([node("NonZero", ["x"], ["i"]), node("Cast", ["i"], ["y"], to=1)], {"x": ["n", 3]}, ["y"]),
         "NonZero",
@@ -518,7 +518,8 @@ DOORS = {
 def test_the_command_says_in_one_message_what_is_wrong(case, tmp_path, capsys):
     path = tmp_path / "m.onnx"
     path.write_bytes(DOORS[case])
-    for arguments in (["check", str(path)], ["check", str(path), "--json"], ["check", str(path), "--fix", os.devnull]):
+    fixed = ["check", str(path), "--fix", str(tmp_path / "fixed.onnx")]
+    for arguments in (["check", str(path)], ["check", str(path), "--json"], fixed):
         assert cli.run(arguments) in (cli.INPUT, cli.UNSUPPORTED)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err

@@ -190,9 +190,11 @@ def _understood(
     by_samples = understand(model)
     first = next(iter(sample.values()), None) if isinstance(sample, Mapping) else sample
     n = batch if first is None else (*np.shape(first), 0)[0]
-    # One that onnxruntime refuses it refuses in any shape.
-    refused = isinstance(by_samples.graph.failure, ShapeError) or (not by_samples.ok and not by_samples.graph.failure)
-    shapes = shapes_at(model, n) if refused and n > 0 else None
+    # Nothing was seen of one that does not run with every batch; one that onnxruntime refuses runs with none.
+    graph = by_samples.graph
+    in_nodes = graph.failure is None and bool(by_samples.problems)
+    by_batch = isinstance(graph.failure, ShapeError) and not graph.seen
+    shapes = shapes_at(model, n) if (in_nodes or by_batch) and n > 0 else None
     whole = None if shapes is None else understand(model, shapes)
     return (by_samples, batch) if whole is None or not whole.ok else (whole, 1)
 

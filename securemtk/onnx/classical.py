@@ -74,6 +74,20 @@ class _Writer:
         found = next((t for t in self.model.graph.initializer if t.name == name), None)
         return None if found is None else np.asarray(onnx.numpy_helper.to_array(found))
 
+    def is_only_reshaped(self, name: str) -> bool:
+        """Return whether a value, cast or not, gets a constant shape that does not depend on its own, and only that."""
+        graph = self.model.graph
+        users = [n for n in graph.node if name in n.input]
+        inner = any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute)
+        if inner or not users or name in {x.name for x in graph.output}:
+            return False
+        return all(self._reshapes(n) or (n.op_type == "Cast" and self.is_only_reshaped(n.output[0])) for n in users)
+
+    def _reshapes(self, node: NodeProto) -> bool:
+        shape = self.value(node.input[1]) if node.op_type == "Reshape" and not node.domain else None
+        # A 0 would take a size of what is reshaped.
+        return shape is not None and bool(shape.all())
+
 
 Rewrite = Callable[[_Writer], None]
 REWRITES: dict[str, Rewrite] = {}
@@ -100,8 +114,17 @@ def refusal(op_type: str, attrs: Mapping[str, Any]) -> tuple[str, str] | None:
     transform = _text(attrs.get("post_transform", "NONE"))
     if transform not in _TRANSFORMS:
         return f"post_transform must be one of {', '.join(_TRANSFORMS)}; got {transform}", "apply it to the scores"
-    if op_type == "LinearClassifier" and len(attrs.get("intercepts", ())) < 2:
+    if op_type not in ("LinearClassifier", "LinearRegressor"):
+        return None
+    n, n_coefficients = len(attrs.get("intercepts", ())), len(attrs.get("coefficients", ()))
+    rows = n if op_type == "LinearClassifier" else int(attrs.get("targets", 1))
+    if op_type == "LinearClassifier" and n < 2:
         return "it must have an intercept for each of two or more classes", "write both classes of two"
+    if op_type == "LinearClassifier" and n not in (len(attrs.get(f"classlabels_{x}", ())) for x in ("ints", "strings")):
+        return f"it must have a label for each of its {n} classes", "write as many labels as intercepts"
+    if rows < 1 or not n_coefficients or n_coefficients % rows or n not in (0, rows):
+        got = f"{n_coefficients} coefficients and {n} intercepts"
+        return f"it must have a row of coefficients for each of {rows} results; got {got}", "mend its attributes"
     return None
 
 
@@ -153,7 +176,8 @@ def table_rows() -> list[tuple[str, str]]:
 def _labels(writer: _Writer, places: str, classes: NDArray[Any] | None, output: str) -> None:
     """Make labels of places among classes; None for texts."""
     if classes is None or np.array_equal(classes, np.arange(len(classes))):
-        writer.add("Identity", places, output=output)
+        made = TensorProto.INT64 if classes is None else onnx.helper.np_dtype_to_tensor_dtype(classes.dtype)
+        writer.add("Cast", places, output=output, to=made)
     else:
         writer.add("Gather", writer.constant(classes), places, output=output)
 
@@ -219,15 +243,12 @@ def array_feature_extractor(writer: _Writer) -> None:
     """A constant index; or a secret one into a row of constants, as `Gather`: texts stay their places."""
     (source, places), output = writer.node.input, writer.node.output[0]
     classes = writer.value(source)
-    if classes is None:
+    if classes is None or classes.ndim > 2 or classes.size != classes.shape[-1]:
         flat = writer.add("Reshape", places, writer.constant(np.array([-1])))
         writer.add("Gather", source, flat, output=output, axis=-1)
         return
-    users = [n for n in writer.model.graph.node if output in n.input]
-    shapes = [writer.value(n.input[1]) if n.op_type == "Reshape" and not n.domain else None for n in users]
-    # The result is a row, (1, n); where it is made one axis at once, samples stay the first axis without the detour.
-    flattened = bool(users) and all(s is not None and s.tolist() == [-1] for s in shapes)
-    flattened = flattened and output not in {x.name for x in writer.model.graph.output}
+    # The result is a row, (1, n); where it gets another shape at once, samples stay the first axis without the detour.
+    flattened = writer.is_only_reshaped(output)
     made = output if flattened else f"{output}/row"
     _labels(writer, places, None if classes.dtype.kind not in "iuf" else classes.ravel(), made)
     if not flattened:

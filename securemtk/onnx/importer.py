@@ -95,7 +95,8 @@ def _ask_for_inputs(
     if unknown or is_broken or not (missing or needs_shapes):
         return
     why = str(understood.graph.failure) if not understood.problems else str(UnsupportedNodes(understood.problems))
-    asked = [f"the whole shape of each input ({shapes_remedy(model)})"] * needs_shapes
+    remedy = shapes_remedy(model)
+    asked = ["the whole shape of each input" + f" ({remedy})" * (remedy not in why)] * needs_shapes
     asked += [f"the values of {', '.join(map(repr, missing))} in the clear"] * bool(missing)
     raise NeedsInputs(f"{why}\nwith {' and '.join(asked)} it may run", needs_shapes, missing, understood.problems)
 

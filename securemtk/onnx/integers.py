@@ -35,7 +35,7 @@ def require_whole(node: Node, graph: Graph) -> None:
         return
     if node.op_type in ("Cast", "CastLike"):
         _require_room(node, graph, dtype)
-    elif node.op_type not in _WHOLE and not _is_whole(node, graph):
+    elif node.op_type not in (*_WHOLE, "Div") and not _is_whole(node, graph):
         # Of further outputs the first one is what a node is about.
         raise Refused(
             f"{node.op_type} of integers makes fractions, which {dtype} cuts off", "cast its input to float32"

@@ -94,6 +94,8 @@ def constant_input(node: Node, graph: Graph, index: int, what: str) -> Array:
     if name not in graph.constants:
         raise Refused(f"{what} must not depend on the batch size", "export again with constants in its place")
     value = graph.constants[name]
+    if value.dtype.kind not in "biuf":
+        raise Refused(f"{what} must hold numbers; got an array of {value.dtype}", "put numbers in its place")
     return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 

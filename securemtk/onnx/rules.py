@@ -79,10 +79,11 @@ def _own_names(steps: list[Step], node: Node, taken: set[str]) -> list[Step]:
 _REMEDY = "replace it by supported operators (docs/onnx.md), or run this part of the model in the clear"
 _REMEDIES = {
     **dict.fromkeys(("Sin", "Cos", "Tan", "Mod"), "compute it in the clear, before or behind the model"),
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan"), "use convolutions or a fixed number of unrolled steps"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop"), "use convolutions or a fixed number of unrolled steps"),
     **dict.fromkeys(("ArgMax", "TopK"), "end the model at the scores and choose after the prediction"),
     "If": "export again with the branch that is meant, so that nothing is decided at run time",
-    "CDist": "find the nearest neighbours in the clear, or use a linear model or an MLP",
+    "Scan": "use a fixed number of unrolled steps; in the place of nearest neighbours a linear model or an MLP",
+    "CDist": "use a linear model or an MLP in the place of nearest neighbours",
     "LayerNormalization": "use BatchNormalization",
     "Einsum": "write it as MatMul with a constant on the right",
 }
