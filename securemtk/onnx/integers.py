@@ -21,6 +21,11 @@ _WHOLE = frozenset((
     "ReduceSumSquare", "Relu", "Reshape", "Round", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum",
     "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
 ))
+# Of these the result may be larger than what they are given.
+_GROW = frozenset((
+    "Abs", "Add", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "PRelu", "Pow", "ReduceL1", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Sub", "Sum",
+))
 # fmt: on
 # What only moves or chooses values of its first input.
 _MOVES = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Cast", "CastLike")
@@ -40,6 +45,9 @@ def require_whole(node: Node, graph: Graph) -> None:
         raise Refused(
             f"{node.op_type} of integers makes fractions, which {dtype} cuts off", "cast its input to float32"
         )
+    narrow = dtype.itemsize * 8 < _WIDE_BITS and (node.op_type, dtype.kind) != ("Abs", "u")
+    if (node.op_type in _GROW and narrow) or (node.op_type == "Sub" and dtype.kind == "u"):
+        raise Refused(f"{node.op_type} of {dtype} wraps what that does not hold", "cast its input to int32")
 
 
 def _is_whole(node: Node, graph: Graph) -> bool:
