@@ -89,6 +89,31 @@ def test_places_of_maxima_count_through_the_batch(size, attrs):
     as_a_whole(with_outputs(one("MaxPool", (2, 3, *size), **attrs), y=FLOAT, i=INT64))
 
 
+@pytest.mark.parametrize("size", [(6,), (4, 5), (3, 4, 4)])
+def test_places_of_maxima_may_be_all_that_is_used(size):
+    model = with_outputs(one("MaxPool", (2, 3, *size), kernel_shape=[2] * len(size)), y=FLOAT, i=INT64)
+    del model.graph.output[0]
+    as_a_whole(model)
+
+
+@pytest.mark.parametrize(
+    ("op", "constants", "attrs"),
+    [
+        ("Dropout", [], {}),
+        ("TopK", [np.array([2])], {}),
+        ("LayerNormalization", [np.ones(6, np.float32)], {}),
+    ],
+)
+def test_outputs_behind_the_first_may_be_all_that_is_used(op, constants, attrs):
+    kind = {"Dropout": TensorProto.BOOL, "TopK": INT64, "LayerNormalization": FLOAT}[op]
+    model = with_outputs(one(op, ("n", 6), constants, **attrs), y=FLOAT, i=kind)
+    del model.graph.output[0]
+    imported = load_onnx(model.SerializeToString())
+    x = floats(4, 6)
+    want = start(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(run(imported.program, imported.params, {"x": x})["i"], want, atol=2e-3)
+
+
 @pytest.mark.parametrize("largest", [0, 1])
 def test_several_largest_and_their_places_agree_where_values_are_equal_too(largest):
     model = one("TopK", ("n", 6, 2), [np.array([4])], axis=1, largest=largest, opset=11)

@@ -197,8 +197,13 @@ def linear_classifier(writer: _Writer) -> None:
 
 @_rewrite
 def linear_regressor(writer: _Writer) -> None:
-    """Any targets, post_transform NONE, SOFTMAX or LOGISTIC."""
-    writer.transformed(writer.linear(int(writer.attrs.get("targets", 1))), writer.node.output[0])
+    """Any targets, post_transform NONE, SOFTMAX or LOGISTIC, which as in onnxruntime do nothing to a single target."""
+    targets, output = int(writer.attrs.get("targets", 1)), writer.node.output[0]
+    made = writer.linear(targets)
+    if targets == 1:
+        writer.add("Identity", made, output=output)
+    else:
+        writer.transformed(made, output)
 
 
 @_rewrite
@@ -215,7 +220,8 @@ def scaler(writer: _Writer) -> None:
 
 @_rewrite
 def normalizer(writer: _Writer) -> None:
-    """All norms, from 1/16 to 2048 (L2: as for a quotient by a root); nothing happens behind a softmax."""
+    """All norms, from 1/16 to 2048 (MAX: of the largest value, as in onnxruntime; L2: as for a quotient by a root); \
+nothing happens behind a softmax."""
     source, output = writer.node.input[0], writer.node.output[0]
     norm = _text(writer.attrs.get("norm", b"MAX"))
     maker = writer.maker(source)
@@ -228,7 +234,11 @@ def normalizer(writer: _Writer) -> None:
     elif norm == "L1":
         size = writer.reduced("ReduceL1", x)
     else:
-        size = writer.reduced("ReduceMax", writer.add("Abs", x))
+        # As onnxruntime: the largest value, not the largest magnitude; a row whose largest is 0 stays what it is.
+        largest = writer.reduced("ReduceMax", x)
+        nonzero = writer.add("Greater", writer.add("Abs", largest), writer.constant(np.array(0.0, np.float32)))
+        zero = writer.add("Cast", writer.add("Not", nonzero), to=TensorProto.FLOAT)
+        size = writer.add("Add", largest, zero)
     writer.add("Div", x, size, output=output)
 
 

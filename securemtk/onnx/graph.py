@@ -246,7 +246,7 @@ def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
     for x in _real_inputs(model):
         sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.type.tensor_type.shape.dim]
         rest = tuple(n for n in sizes[1:] if n is not None)
-        if not sizes or len(rest) < len(sizes) - 1:
+        if not sizes or len(rest) < len(sizes) - 1 or 0 in sizes:
             return None
         shapes[x.name] = (batch if sizes[0] is None else sizes[0], *rest)
     return shapes

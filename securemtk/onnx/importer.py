@@ -12,7 +12,7 @@ from protocols.errors import BundleError, InputError, NeedsInputs, RangeError
 from protocols.program import OPERATORS, Layer, Program, Shape
 from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
 from securemtk.onnx.lower import lower
-from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen
+from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
 from securemtk.onnx.public import public_inputs
 from securemtk.onnx.reading import Source, read_proto
 from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
@@ -91,6 +91,7 @@ def _ask_for_inputs(
     missing = [name for name in public_inputs(model) if name not in public]
     needs_shapes = shapes is None and fixed_shapes(model, {}) is None
     unknown = any(p.op_type not in RULES and p.op_type not in ("input", "output") for p in understood.problems)
+    unknown = unknown or any(map(is_unforeseen, understood.problems))
     is_broken = isinstance(understood.graph.failure, BundleError) and not understood.problems
     if unknown or is_broken or not (missing or needs_shapes):
         return

@@ -39,12 +39,20 @@ class UnsupportedNodes(UnsupportedError):
         super().__init__("every node of a model must be supported; these are not:\n" + "\n".join(lines))
 
 
+_UNFORESEEN = "it cannot be understood: "
+
+
 def unforeseen(error: Exception) -> tuple[str, str]:
     """Return reason and remedy of an error that nobody foresaw: its kind and place, for its text may hold a weight."""
     return (
-        f"it cannot be understood: {place_of(error, _HERE)}",
+        _UNFORESEEN + place_of(error, _HERE),
         "tell the authors of securemtk, with the file if you may; until then leave this part out of the model",
     )
+
+
+def is_unforeseen(problem: Problem) -> bool:
+    """Return whether a problem is an error that nobody foresaw."""
+    return problem.reason.startswith(_UNFORESEEN)
 
 
 @contextlib.contextmanager
