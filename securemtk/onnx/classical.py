@@ -40,7 +40,10 @@ class _Writer:
     def add(self, op: str, *inputs: str, output: str = "", **attrs: Any) -> str:
         """Add a node; return the name of what it makes."""
         output = output or f"{self.node.output[0]}/{op} {len(self.nodes)}"
-        name = f"{self.node.name or self.node.op_type}/{op}"
+        # onnxruntime wants names of their own for nodes.
+        name = f"{self.node.name or f'{self.node.op_type} {self.node.output[0]}'}/{op}"
+        if any(name == node.name for node in self.nodes):
+            name = f"{name} {len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(op, inputs, [output], name=name, **attrs))
         return output
 
