@@ -4,7 +4,9 @@ A message states *what* must be *which rule* and what came instead. It never hol
 a share, a mask, a key or any other secret value.
 """
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class SecureError(Exception):
@@ -90,3 +92,14 @@ class PeerLost(TransportError):
 
 class PeerRefused(TransportError):
     """A peer could not prove its role, or refused ours."""
+
+
+def place_of(error: BaseException, path: str | Path | None = None) -> str:
+    """Return an unforeseen error's kind and its line in `path`, a file or folder, or else where it was raised.
+
+    That alone may travel: its text could hold a value.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if path is not None and Path(frame.filename).is_relative_to(path)]
+    frame = (own or frames)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"

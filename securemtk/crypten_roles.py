@@ -25,12 +25,12 @@ from protocols.channel import Link, Listener, Message, Watch, connect
 from protocols.dealer import receive_seed
 from protocols.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
 from protocols.eager import EagerParty, using
-from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError
+from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError, place_of
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.reused import Weights
 from protocols.tls import Credentials
 from securemtk import values
-from securemtk.process import Hear, Say, end_timer, place_of, run
+from securemtk.process import Hear, Say, end_timer, run
 
 PARTIES = ("party0", "party1")
 DEALER, CALLER = "dealer", "caller"

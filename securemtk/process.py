@@ -3,9 +3,7 @@
 import json
 import os
 import threading
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from protocols.channel import describe_error
@@ -50,14 +48,3 @@ def end_timer() -> threading.Timer:
     timer = threading.Timer(GRACE_S, os._exit, args=(5,))
     timer.daemon = True
     return timer
-
-
-def place_of(error: BaseException, path: str | None = None) -> str:
-    """Return an unforeseen error's kind and its line in the file `path`, or else where it was raised.
-
-    That alone may travel: its text could hold a value.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if path is not None and frame.filename == path]
-    frame = (own or frames)[-1]
-    return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"

@@ -31,6 +31,8 @@ from protocols.errors import (
     PeerRefused,
     ProtocolAbort,
     SecureError,
+    UnsupportedError,
+    place_of,
 )
 from protocols.party import Party
 from protocols.pool import Deal, PlanKey, Pool
@@ -51,7 +53,7 @@ from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
 from securemtk.onnx.graph import ValueInfo
 from securemtk.onnx.importer import load_onnx
-from securemtk.process import Hear, Say, end_timer, place_of, run
+from securemtk.process import Hear, Say, end_timer, run
 
 # --- the keeper -----------------------------------------------------------------------------------------------------
 
@@ -152,6 +154,11 @@ class Keeper:
             return
         except SecureError as error:
             self._user.refuse(error)
+            return
+        except Exception as error:
+            # Of one file, whatever it is: the other models live on. Its text may hold a weight, so that it stays here.
+            why = f"the model must be one that can be loaded; the keeper's process met {place_of(error)}"
+            self._user.refuse(UnsupportedError(why))
             return
         gated = manifest is not None and any(task.secured for task in manifest.tasks)
         number = len(self._models)

@@ -2,11 +2,13 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
 # CrypTen's wheel installs a package of the same name; ours must win however pytest was started.
@@ -14,8 +16,23 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import conformance  # noqa: E402
 from benchmarks.conformance import AGREES, DIFFERS, REFUSED, SKIPPED, Result, judge  # noqa: E402
-from benchmarks.conformance_cases import LISTED, Case, generated_cases, made, secret, torch_cases, weight_cases  # noqa: E402
+from benchmarks.conformance_cases import (  # noqa: E402
+    LISTED,
+    Case,
+    generated_cases,
+    ints,
+    made,
+    scalar,
+    secret,
+    torch_cases,
+    weight_cases,
+    weights,
+)
+from protocols.errors import ShapeError, UnsupportedError  # noqa: E402
 from securemtk.onnx.public import public_inputs  # noqa: E402
+from securemtk.onnx.reading import read_proto  # noqa: E402
+from securemtk.onnx.registry import RULES  # noqa: E402
+from securemtk.onnx.runtime import ERRORS, start  # noqa: E402
 
 # One generated case of so many, encrypted.
 STRIDE = {"crypten": 20, "fss": 8}
@@ -158,3 +175,83 @@ def test_bounds_are_secret_and_exponents_public():
         { c = Clip(x, low, high)  y = Pow(c, e) }"""
     )
     assert public_inputs(model) == ("e",)
+
+
+# --- integers -------------------------------------------------------------------------------------------------------
+
+
+def more_cases() -> Iterator[Case]:
+    """Yield what the generated cases have nothing of."""
+    for op in ("CastLike", "Sum", "Mean"):
+        yield made(op, secret(2, 3), secret(2, 3))
+    for op in ("Ceil", "Floor", "Round", "Celu", "IsInf", "IsNaN", "Hardmax", "Shrink", "Softsign", "ThresholdedRelu"):
+        yield made(op, secret(2, 3))
+    for op in ("LpNormalization", "MeanVarianceNormalization", "ReduceLogSum", "Trilu", "GlobalLpPool"):
+        yield made(op, secret(2, 3, 4, 4))
+    yield made("Swish", secret(2, 3), opset=24)
+    yield made("CumSum", secret(2, 3), scalar(1, "int64"))
+    yield made("GatherElements", secret(2, 3), ints(0, 1).reshape(2, 1), axis=1)
+    yield made("GatherND", secret(2, 3), ints(0, 1).reshape(2, 1), batch_dims=1)
+    yield made("Upsample", secret(1, 1, 2, 2), np.array([1, 1, 2, 2], np.float32), mode="linear", opset=9)
+    for exponent in (0.5, 1.5, 2.0, -0.5, -1.0, 3):
+        yield made("Pow", secret(2, 3), scalar(exponent))
+    yield made("Gemm", secret(2, 3), weights(3, 4), alpha=0.5)
+    yield made("ReduceL2", secret(2, 3))
+    for kind in (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT64, TensorProto.INT64, TensorProto.FLOAT):
+        yield made("Cast", secret(2, 3, low=-4, high=4), to=kind)
+
+
+def of_integers(case: Case, kind: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return a case whose floats, inputs and constants that are of the same type, are integers of some type."""
+    model = onnx.ModelProto.FromString(case.model)
+    del model.graph.value_info[:]
+    for x in (*model.graph.input, *model.graph.output):
+        if x.type.tensor_type.elem_type == TensorProto.FLOAT:
+            x.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    for x in model.graph.output:
+        x.ClearField("type")
+    for x in model.graph.initializer:
+        if x.data_type == TensorProto.FLOAT and case.op not in ("Pow", "Resize", "Upsample"):
+            x.CopyFrom(numpy_helper.from_array(np.rint(2 * numpy_helper.to_array(x)).astype(kind), x.name))
+    rng, low = np.random.default_rng(0), 0 if kind.startswith("u") else -3
+    drawn = {k: rng.integers(low, 4, np.shape(v)) for k, v in case.inputs.items()}
+    return model, {k: drawn[k].astype(kind) if v.dtype.kind == "f" else v for k, v in case.inputs.items()}
+
+
+def of_whole_numbers(case: Case, kind: str) -> str:
+    """Return what becomes of a case of integers: "not run" by onnxruntime, "refused", "agrees", or what is wrong."""
+    model, given = of_integers(case, kind)
+    try:
+        expected = start(model.SerializeToString()).run(None, given)
+    except ERRORS:
+        return "not run"
+    names = public_inputs(model)
+    secrets = {k: v for k, v in given.items() if k not in names}
+    try:
+        got = conformance.in_float()(read_proto(model.SerializeToString()), secrets, {k: given[k] for k in names})
+    except (UnsupportedError, ShapeError) as error:
+        return str(error) if "cannot be understood" in str(error) else "refused"
+    for want, found in zip(expected, got.values(), strict=True):
+        exact = np.asarray(want).dtype.kind != "f"
+        if not np.allclose(found, want, atol=1e-3 if exact else 5e-3, rtol=0 if exact else 1e-3):
+            return f"{np.ravel(found)[:4]} for {np.ravel(want)[:4]}"
+    return "agrees"
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8"])
+def test_no_rule_makes_of_integers_what_onnxruntime_does_not(kind):
+    found: dict[str, set[str]] = {}
+    wrong = []
+    for case in (*generated_cases(), *more_cases()):
+        said = of_whole_numbers(case, kind)
+        wrong += [] if said in ("not run", "refused", "agrees") else [f"{case.name}: {said}"]
+        found.setdefault(said, set()).update(node.op_type for node in onnx.load_from_string(case.model).graph.node)
+    assert wrong == []
+    # Of most operators onnxruntime has no kernels for integers.
+    assert set().union(*found.values()) >= RULES.keys()
+    if kind == "int32":
+        assert found["refused"] >= {"ReduceMean", "ReduceL2", "ReduceLogSum", "Div", "Pow", "Resize", "Cast"}
+        assert found["agrees"] >= {"Add", "MatMul", "ReduceSum", "ReduceMax", "Pow", "Resize", "Cast", "CumSum"}
+    else:
+        assert found["refused"] >= {"Add", "Sub", "Mul", "Resize"}
+        assert found["agrees"] >= {"MaxPool", "Max", "Resize", "Gather"}

@@ -1,7 +1,9 @@
 """Files from somebody who means harm, or whose exporter failed: one clear error each, before anything is computed."""
 
+import importlib
 import json
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,14 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx_models import build, floats, one
 
-from protocols.errors import BundleError, ProtocolAbort, SecureError
+from protocols.errors import BundleError, ProtocolAbort, SecureError, UnsupportedError
 from securemtk import cli
 from securemtk.inference import InferenceSession
 from securemtk.onnx import runtime
 from securemtk.onnx.check import check
 from securemtk.onnx.fix import fix
 from securemtk.onnx.importer import load_onnx
+from securemtk.onnx.problems import UnsupportedNodes
 from securemtk.onnx.reading import MAX_BYTES, NEWEST_OPSET
 from securemtk.session import Session
 
@@ -220,7 +223,8 @@ BROKEN = {
         "'x'",
     ),
     "sizes that stay unknown": (build([node("Relu", ["x"], ["y"])], {"x": ["n", "h", "w"]}, ["y"]), "'h'"),
-    "sizes below zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", -3]}, ["y"]), "-3"),
+    "sizes below zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", -3]}, ["y"]), "--shape x=N,N"),
+    "a size of zero": (build([node("Relu", ["x"], ["y"])], {"x": ["n", 0]}, ["y"]), "at least 1; got 0"),
     "a shape that the numbers decide": (
         build([node("NonZero", ["x"], ["i"]), node("Cast", ["i"], ["y"], to=1)], {"x": ["n", 3]}, ["y"]),
         "NonZero",
@@ -518,7 +522,8 @@ DOORS = {
 def test_the_command_says_in_one_message_what_is_wrong(case, tmp_path, capsys):
     path = tmp_path / "m.onnx"
     path.write_bytes(DOORS[case])
-    for arguments in (["check", str(path)], ["check", str(path), "--json"], ["check", str(path), "--fix", os.devnull]):
+    fixed = ["check", str(path), "--fix", str(tmp_path / "fixed.onnx")]
+    for arguments in (["check", str(path)], ["check", str(path), "--json"], fixed):
         assert cli.run(arguments) in (cli.INPUT, cli.UNSUPPORTED)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
@@ -539,3 +544,78 @@ def test_a_session_refuses_them_all_and_lives_on():
 def test_an_inference_session_refuses_when_it_is_made():
     with pytest.raises(BundleError, match="damaged"):
         InferenceSession(DOORS["text"])
+
+
+# --- what nobody foresaw --------------------------------------------------------------------------------------------
+
+
+def weight_in_a_message(*_: object, **__: object) -> None:
+    raise KeyError("weight 0.7310585")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("rules.RULES", "MatMul"),
+        ("reading", "_parse"),
+        ("reading", "_sort"),
+        ("importer", "analyse"),
+        ("importer", "translate"),
+        ("importer", "tidy"),
+        ("graph", "opset_of"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_refuses_the_file_with_its_kind_and_place(module, name, monkeypatch):
+    where = importlib.import_module(f"securemtk.onnx.{module.split('.')[0]}")
+    if module == "rules.RULES":
+        monkeypatch.setitem(where.RULES, name, weight_in_a_message)
+    else:
+        monkeypatch.setattr(where, name, weight_in_a_message)
+    data = GOOD.SerializeToString()
+    with pytest.raises(UnsupportedNodes) as caught:
+        load_onnx(data)
+    assert re.search(r"it cannot be understood: KeyError in \w+\.py:\d+; tell the authors", str(caught.value))
+    assert "0.731" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    report = check(data)
+    assert not report.ok
+    assert [p.reason for p in report.unsupported] == [p.reason for p in caught.value.nodes]
+    assert report.unsupported[0].op_type == ("MatMul" if name == "MatMul" else "model")
+
+
+def test_a_wrong_argument_is_still_the_callers_own_error():
+    with pytest.raises(TypeError):
+        load_onnx(5)
+    with pytest.raises(TypeError, match="must be a float array"):
+        check(GOOD.SerializeToString(), sample="text")
+
+
+def test_a_file_that_import_breaks_on_leaves_a_session_and_its_other_models_alive(tmp_path, monkeypatch):
+    # Both roles find this before they serve: an importer with two faults.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import securemtk.onnx.importer as importer\n"
+        "from securemtk.onnx.rules import RULES\n"
+        "load = importer.load_onnx\n"
+        "def broken(*_):\n"
+        "    raise KeyError('weight 0.7310585')\n"
+        "def load_onnx(source, *more):\n"
+        "    return 1 // 0 if b'worse' in source else load(source, *more)\n"
+        "RULES['Tanh'], importer.load_onnx = broken, load_onnx\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    x, bad = floats(2, 5), build([node("Tanh", ["x"], ["y"], name="bent")], {"x": ["n", 3]}, ["y"])
+    worse = build([node("Relu", ["x"], ["y"], name="worse")], {"x": ["n", 3]}, ["y"])
+    with Session() as session:
+        model = session.load(GOOD.SerializeToString())
+        before = model.predict(x)["y"]
+        for path in (None, tmp_path / "bad.onnx"):
+            source = bad.SerializeToString() if path is None else path
+            if path is not None:
+                path.write_bytes(bad.SerializeToString())
+            with pytest.raises(UnsupportedError, match=r"'bent' \(Tanh\).*KeyError in rules\.py:\d+"):
+                session.load(source)
+        with pytest.raises(UnsupportedError, match=r"keeper's process met ZeroDivisionError in sitecustomize\.py:7"):
+            session.load(worse.SerializeToString())
+        np.testing.assert_allclose(model.predict(x)["y"], before, atol=1e-3)
+        with pytest.raises(UnsupportedError, match="KeyError in rules"):
+            InferenceSession(bad.SerializeToString())

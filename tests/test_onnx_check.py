@@ -11,6 +11,7 @@ from onnx_models import build, floats, one
 from protocols import functions
 from protocols.errors import BundleError, UnsupportedError
 from protocols.program import Layer
+from securemtk import cli
 from securemtk.onnx.check import _costs, check
 from securemtk.onnx.importer import load_onnx
 from securemtk.onnx.rules import operator_table
@@ -241,3 +242,17 @@ def test_a_model_that_moves_its_batch_is_judged_for_one_batch():
     assert sampled.ranges
     free = build(nodes, {"x": ["n", "m", 4]}, ["y"], {"w": floats(4, 5)}).SerializeToString()
     assert not check(free).ok
+
+
+def test_the_command_takes_the_shape_that_its_refusal_asks_for(tmp_path, capsys):
+    weights = {"w": floats(2, 3, 3, 3)}
+    model = build([node("Conv", ["x", "w"], ["y"])], {"x": [-1, 3, -1, -1]}, ["y"], weights)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert cli.run(["check", str(path), "--json"]) == cli.UNSUPPORTED
+    told = json.loads(capsys.readouterr().out)["unsupported"][0]["reason"]
+    assert "check --shape x=N,3,N,N, in Python with shapes={'x': (N, 3, N, N)}, a number for each N" in told
+    assert cli.run(["check", str(path), "--shape", "x=1,3,48,192", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"][0]["shape"] == [1, 3, 48, 192]
+    assert cli.run(["check", str(path), "--shape", "x=1,4,48,192", "--json"]) == cli.INPUT
+    assert "of the form (?, 3, ?, ?), at least 1; got (1, 4, 48, 192)" in capsys.readouterr().err

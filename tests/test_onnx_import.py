@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from program_oracle import run
 from torch import nn
 
 from protocols import plain
-from protocols.errors import BundleError, InputError, RangeError, ShapeError, UnsupportedError
+from protocols.errors import BundleError, InputError, NeedsInputs, RangeError, ShapeError, UnsupportedError
 from protocols.program import OPERATORS, Program
 from securemtk.onnx import runtime
+from securemtk.onnx.check import check
 from securemtk.onnx.export import export_onnx
+from securemtk.onnx.fix import fix
+from securemtk.onnx.graph import declared
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import NEWEST_OPSET, opset_of
+from securemtk.onnx.reading import NEWEST_OPSET, opset_of, read_proto
 from securemtk.onnx.registry import RULES
 from securemtk.onnx.runtime import start
 
@@ -1210,3 +1214,90 @@ def test_external_data_of_a_constant_inside_a_function_is_seen(tmp_path):
     body = [node("Constant", [], ["c"], value=value), node("Add", ["a", "c"], ["b"])]
     (tmp_path / "m.onnx").write_bytes(with_function(body).SerializeToString())
     assert "/etc/passwd" in fails_with(BundleError, tmp_path / "m.onnx")
+
+
+def with_opsets(model: onnx.ModelProto, *versions: tuple[str, int]) -> onnx.ModelProto:
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions)
+    return model
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        [("", 11), ("", 13)],
+        [("", 13), ("", 11)],
+        [("ai.onnx", 13), ("", 11)],
+        [("", 13), ("ai.onnx", 11)],
+        [("", 11), ("somebody", 3), ("ai.onnx", 13)],
+    ],
+)
+def test_of_several_versions_of_a_domain_the_last_one_counts_as_in_onnxruntime(versions):
+    # Before 13 a softmax runs over all axes behind its own.
+    model = with_opsets(one("Softmax", ("n", 3, 4), axis=1), *versions)
+    agrees(model)
+    assert read_proto(model.SerializeToString()).opset_import[0].version == versions[-1][1]
+    fixed = fix(model.SerializeToString())
+    agrees(fixed.data)
+
+
+PADDLE = build(
+    [node("Conv", ["x", "w"], ["c"]), node("GlobalAveragePool", ["c"], ["y"])],
+    {"x": [-1, 3, -1, -1]},
+    ["y"],
+    {"w": floats(2, 3, 3, 3)},
+)
+
+
+def test_a_size_below_0_is_free_as_in_onnxruntime():
+    data = PADDLE.SerializeToString()
+    assert declared(data)[0] == [("x", ["?", 3, "?", "?"], "float32")]
+    said = fails_with(NeedsInputs, data)
+    assert "check --shape x=N,3,N,N" in said
+    assert "shapes={'x': (N, 3, N, N)}" in said
+    assert said.count("--shape") == 1
+    for shape in ((1, 3, 8, 9), (2, 3, 5, 5)):
+        agrees_whole(PADDLE, shapes={"x": shape})
+    with pytest.raises(ShapeError, match=re.escape("of the form (?, 3, ?, ?), at least 1; got (1, 4, 8, 9)")):
+        load_onnx(data, shapes={"x": (1, 4, 8, 9)})
+    report = check(data, shapes={"x": (1, 3, 8, 9)})
+    assert (report.ok, report.inputs[0].shape) == (True, (1, 3, 8, 9))
+    # Where it is the batch alone nothing needs to be given.
+    assert not agrees(one("Relu", [-1, 3])).program.whole
+    assert agrees(one("Relu", [-7, 3])).batch is None
+
+
+def test_how_shapes_are_given_is_told_for_a_shell():
+    model = build([node("MatMul", ["a b", "z"], ["y"])], {"a b": ["n", "k"], "z": [4, 2]}, ["y"])
+    assert "--shape 'a b=N,N', in Python with shapes={'a b': (N, N)}" in fails_with(NeedsInputs, model)
+
+
+ONE_BATCH = {
+    "a constant for each sample": ([node("Add", ["x", "c"], ["y"])], {"c": floats(4, 2, 3)}),
+    "a split of samples": (
+        [node("Split", ["x"], ["a", "b"], axis=0, num_outputs=2), node("Sub", ["a", "b"], ["y"])],
+        {},
+    ),
+    "a shape for all samples": ([node("Reshape", ["x", "s"], ["y"])], {"s": np.array([24])}),
+    "the last sample": ([node("Gather", ["x", "i"], ["y"], axis=0)], {"i": np.array([3])}),
+}
+
+
+@pytest.mark.parametrize("case", ONE_BATCH)
+def test_a_model_that_runs_with_one_batch_alone_is_understood_as_a_whole(case):
+    nodes, weights = ONE_BATCH[case]
+    fixed = build(nodes, {"x": [4, 2, 3]}, ["y"], weights)
+    agrees_whole(fixed)
+    assert check(fixed.SerializeToString()).ok
+    free = build(nodes, {"x": ["n", 2, 3]}, ["y"], weights)
+    agrees_whole(free, shapes={"x": (4, 2, 3)})
+    # What is measured on says the batch.
+    assert check(free.SerializeToString(), floats(4, 2, 3)).ok
+    assert "--shape x=N,2,3" in fails_with(NeedsInputs, free)
+
+
+def test_a_model_of_batch_1_that_is_free_in_the_file_is_judged_for_it():
+    squeezed = build([node("Squeeze", ["x", "a"], ["y"])], {"x": ["n", 2, 3]}, ["y"], {"a": np.array([0])})
+    assert check(squeezed.SerializeToString()).ok
+    report = check(squeezed.SerializeToString(), batch=3)
+    assert "must run with a batch of 2" in report.unsupported[0].reason

@@ -55,12 +55,14 @@ PACKAGES = {
     "securemtk.onnx": [
         *(
             "problems",
+            "opsets",
             "classical",
             "reading",
             "runtime",
             "graph",
             "registry",
             "scales",
+            "integers",
             "lower",
             "operands",
             "draft",

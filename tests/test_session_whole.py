@@ -129,3 +129,16 @@ def test_the_width_of_comparisons_decides_range_and_key_material():
 def test_a_width_that_keys_do_not_have_is_refused(bits):
     with pytest.raises(InputError, match=r"must lie in 20\.\.40"):
         Config(comparison_bits=bits)
+
+
+def test_sizes_below_0_are_free_for_a_session_too():
+    data = model(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["y"])],
+        {"x": (FLOAT, [-1, 3, -1, -1])},
+        {"y": FLOAT},
+        {"w": RNG.standard_normal((2, 3, 3, 3)).astype(np.float32)},
+    )
+    with InferenceSession(data) as session:
+        assert [x.shape for x in session.get_inputs()] == [["?", 3, "?", "?"]]
+        for shape in ((2, 3, 5, 6), (1, 3, 4, 4)):
+            agree(data, session, {"x": RNG.standard_normal(shape).astype(np.float32)})

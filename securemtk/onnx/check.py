@@ -1,14 +1,15 @@
 """Does this ONNX file run? Everything that stands in the way, and what each layer costs to compute."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 from onnx import ModelProto
 
-from protocols.errors import BundleError, RangeError
+from protocols.errors import BundleError, RangeError, ShapeError
 from protocols.estimate import Network
 from protocols.program import Layer, Shape
 from protocols.ranges import LayerRange
@@ -18,7 +19,7 @@ from securemtk.onnx.examine import Examination, examine, lossy_constants
 from securemtk.onnx.graph import Graph, Node, ValueInfo, shapes_at
 from securemtk.onnx.importer import Params, Understood, assemble, layers_of, out_of_range, understand
 from securemtk.onnx.lower import lower
-from securemtk.onnx.problems import Problem, UnsupportedNodes
+from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen
 from securemtk.onnx.reading import Source, read_proto
 
 
@@ -107,6 +108,23 @@ class Report:
         return report | {"total": {name: sum(getattr(x, name) for x in self.layers) for name in counted}}
 
 
+Reports = ParamSpec("Reports")
+
+
+def _reported(function: Callable[Reports, Report]) -> Callable[Reports, Report]:
+    """Let a function report what it would raise of a model's nodes."""
+
+    @functools.wraps(function)
+    def reported(*args: Reports.args, **given: Reports.kwargs) -> Report:
+        try:
+            return function(*args, **given)
+        except UnsupportedNodes as error:
+            return Report(False, (), (), (), tuple(error.nodes), ())
+
+    return reported
+
+
+@_reported
 def check(
     source: Source,
     sample: Any = None,
@@ -139,11 +157,8 @@ def check(
         InputError, TypeError: the model runs, and the sample or the batch does not fit it; or the shapes do not.
         UnsupportedError: an unknown protocol.
     """
-    try:
-        model = read_proto(source)
-        understood, batch = _understood(model, shapes, sample, batch)
-    except UnsupportedNodes as error:
-        return Report(False, (), (), (), tuple(error.nodes), ())
+    model = read_proto(source)
+    understood, batch = _understood(model, shapes, sample, batch)
     graph, problems = understood.graph, list(understood.problems)
     if isinstance(graph.failure, BundleError) and not problems:
         raise graph.failure
@@ -154,7 +169,8 @@ def check(
     layers: tuple[Layer, ...] = ()
     params: Params = {}
     try:
-        layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
+        with foreseen():
+            layers, params = layers_of(lower([step for step in understood.steps if step.op != "identity"]))
     except RangeError as error:
         problems.append(Problem("model", "model", str(error), "mend the node's numbers"))
     if not problems:
@@ -194,8 +210,11 @@ def _understood(
     by_samples = understand(model)
     first = next(iter(sample.values()), None) if isinstance(sample, Mapping) else sample
     n = batch if first is None else (*np.shape(first), 0)[0]
-    in_nodes = by_samples.graph.failure is None and bool(by_samples.problems)
-    shapes = shapes_at(model, n) if in_nodes and n > 0 else None
+    # Nothing was seen of one that does not run with every batch; one that onnxruntime refuses runs with none.
+    graph = by_samples.graph
+    in_nodes = graph.failure is None and bool(by_samples.problems)
+    by_batch = isinstance(graph.failure, ShapeError) and not graph.seen
+    shapes = shapes_at(model, n) if (in_nodes or by_batch) and n > 0 else None
     whole = None if shapes is None else understand(model, shapes)
     return (by_samples, batch) if whole is None or not whole.ok else (whole, 1)
 

@@ -13,6 +13,8 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
+from securemtk.onnx.opsets import opset_of
+
 DOMAIN = "ai.onnx.ml"
 # A file without operators of the standard need not name a version of it.
 _OPSET = 13
@@ -38,7 +40,10 @@ class _Writer:
     def add(self, op: str, *inputs: str, output: str = "", **attrs: Any) -> str:
         """Add a node; return the name of what it makes."""
         output = output or f"{self.node.output[0]}/{op} {len(self.nodes)}"
-        name = f"{self.node.name or self.node.op_type}/{op}"
+        # onnxruntime wants names of their own for nodes.
+        name = f"{self.node.name or f'{self.node.op_type} {self.node.output[0]}'}/{op}"
+        if any(name == node.name for node in self.nodes):
+            name = f"{name} {len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(op, inputs, [output], name=name, **attrs))
         return output
 
@@ -72,6 +77,20 @@ class _Writer:
         found = next((t for t in self.model.graph.initializer if t.name == name), None)
         return None if found is None else np.asarray(onnx.numpy_helper.to_array(found))
 
+    def is_only_reshaped(self, name: str) -> bool:
+        """Return whether a value, cast or not, gets a constant shape that does not depend on its own, and only that."""
+        graph = self.model.graph
+        users = [n for n in graph.node if name in n.input]
+        inner = any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute)
+        if inner or not users or name in {x.name for x in graph.output}:
+            return False
+        return all(self._reshapes(n) or (n.op_type == "Cast" and self.is_only_reshaped(n.output[0])) for n in users)
+
+    def _reshapes(self, node: NodeProto) -> bool:
+        shape = self.value(node.input[1]) if node.op_type == "Reshape" and not node.domain else None
+        # A 0 would take a size of what is reshaped.
+        return shape is not None and bool(shape.all())
+
 
 Rewrite = Callable[[_Writer], None]
 REWRITES: dict[str, Rewrite] = {}
@@ -98,9 +117,23 @@ def refusal(op_type: str, attrs: Mapping[str, Any]) -> tuple[str, str] | None:
     transform = _text(attrs.get("post_transform", "NONE"))
     if transform not in _TRANSFORMS:
         return f"post_transform must be one of {', '.join(_TRANSFORMS)}; got {transform}", "apply it to the scores"
-    if op_type == "LinearClassifier" and len(attrs.get("intercepts", ())) < 2:
+    if op_type not in ("LinearClassifier", "LinearRegressor"):
+        return None
+    n, n_coefficients = len(attrs.get("intercepts", ())), len(attrs.get("coefficients", ()))
+    rows = n if op_type == "LinearClassifier" else int(attrs.get("targets", 1))
+    if op_type == "LinearClassifier" and n < 2:
         return "it must have an intercept for each of two or more classes", "write both classes of two"
+    if op_type == "LinearClassifier" and n not in (len(attrs.get(f"classlabels_{x}", ())) for x in ("ints", "strings")):
+        return f"it must have a label for each of its {n} classes", "write as many labels as intercepts"
+    if rows < 1 or not n_coefficients or n_coefficients % rows or n not in (0, rows):
+        got = f"{n_coefficients} coefficients and {n} intercepts"
+        return f"it must have a row of coefficients for each of {rows} results; got {got}", "mend its attributes"
     return None
+
+
+def is_used(model: ModelProto) -> bool:
+    """Return whether a model has nodes of this domain."""
+    return any(node.domain == DOMAIN for node in model.graph.node)
 
 
 def standardised(model: ModelProto) -> ModelProto:
@@ -112,10 +145,10 @@ def standardised(model: ModelProto) -> ModelProto:
     Args:
         model: with the default domain written ""; local functions inlined.
     """
-    if not any(node.domain == DOMAIN for node in model.graph.node):
+    if not is_used(model):
         return model
     made: ModelProto = ModelProto.FromString(model.SerializeToString())
-    opset = max((x.version for x in made.opset_import if not x.domain), default=0)
+    opset = opset_of(made)
     if not opset:
         opset = _OPSET
         made.opset_import.append(onnx.helper.make_opsetid("", opset))
@@ -146,7 +179,8 @@ def table_rows() -> list[tuple[str, str]]:
 def _labels(writer: _Writer, places: str, classes: NDArray[Any] | None, output: str) -> None:
     """Make labels of places among classes; None for texts."""
     if classes is None or np.array_equal(classes, np.arange(len(classes))):
-        writer.add("Identity", places, output=output)
+        made = TensorProto.INT64 if classes is None else onnx.helper.np_dtype_to_tensor_dtype(classes.dtype)
+        writer.add("Cast", places, output=output, to=made)
     else:
         writer.add("Gather", writer.constant(classes), places, output=output)
 
@@ -166,8 +200,13 @@ def linear_classifier(writer: _Writer) -> None:
 
 @_rewrite
 def linear_regressor(writer: _Writer) -> None:
-    """Any targets, post_transform NONE, SOFTMAX or LOGISTIC."""
-    writer.transformed(writer.linear(int(writer.attrs.get("targets", 1))), writer.node.output[0])
+    """Any targets, post_transform NONE, SOFTMAX or LOGISTIC, which as in onnxruntime do nothing to a single target."""
+    targets, output = int(writer.attrs.get("targets", 1)), writer.node.output[0]
+    made = writer.linear(targets)
+    if targets == 1:
+        writer.add("Identity", made, output=output)
+    else:
+        writer.transformed(made, output)
 
 
 @_rewrite
@@ -184,7 +223,8 @@ def scaler(writer: _Writer) -> None:
 
 @_rewrite
 def normalizer(writer: _Writer) -> None:
-    """All norms, from 1/16 to 2048 (L2: as for a quotient by a root); nothing happens behind a softmax."""
+    """All norms, from 1/16 to 2048 (MAX: of the largest value, as in onnxruntime; L2: as for a quotient by a root); \
+nothing happens behind a softmax."""
     source, output = writer.node.input[0], writer.node.output[0]
     norm = _text(writer.attrs.get("norm", b"MAX"))
     maker = writer.maker(source)
@@ -197,7 +237,11 @@ def normalizer(writer: _Writer) -> None:
     elif norm == "L1":
         size = writer.reduced("ReduceL1", x)
     else:
-        size = writer.reduced("ReduceMax", writer.add("Abs", x))
+        # As onnxruntime: the largest value, not the largest magnitude; a row whose largest is 0 stays what it is.
+        largest = writer.reduced("ReduceMax", x)
+        nonzero = writer.add("Greater", writer.add("Abs", largest), writer.constant(np.array(0.0, np.float32)))
+        zero = writer.add("Cast", writer.add("Not", nonzero), to=TensorProto.FLOAT)
+        size = writer.add("Add", largest, zero)
     writer.add("Div", x, size, output=output)
 
 
@@ -212,15 +256,12 @@ def array_feature_extractor(writer: _Writer) -> None:
     """A constant index; or a secret one into a row of constants, as `Gather`: texts stay their places."""
     (source, places), output = writer.node.input, writer.node.output[0]
     classes = writer.value(source)
-    if classes is None:
+    if classes is None or classes.ndim > 2 or classes.size != classes.shape[-1]:
         flat = writer.add("Reshape", places, writer.constant(np.array([-1])))
         writer.add("Gather", source, flat, output=output, axis=-1)
         return
-    users = [n for n in writer.model.graph.node if output in n.input]
-    shapes = [writer.value(n.input[1]) if n.op_type == "Reshape" and not n.domain else None for n in users]
-    # The result is a row, (1, n); where it is made one axis at once, samples stay the first axis without the detour.
-    flattened = bool(users) and all(s is not None and s.tolist() == [-1] for s in shapes)
-    flattened = flattened and output not in {x.name for x in writer.model.graph.output}
+    # The result is a row, (1, n); where it gets another shape at once, samples stay the first axis without the detour.
+    flattened = writer.is_only_reshaped(output)
     made = output if flattened else f"{output}/row"
     _labels(writer, places, None if classes.dtype.kind not in "iuf" else classes.ravel(), made)
     if not flattened:

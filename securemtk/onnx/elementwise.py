@@ -199,6 +199,8 @@ only says places in a constant table (Gather), which must be whole then."""
     source, target = activation_input(node, graph), np.dtype(graph.dtypes[node.outputs[0]])
     if target.kind == "b" and graph.dtypes[source] != "bool":
         return [one_step(node, graph, "indicator", knots=(0, 1), below=1)]
+    if target.kind not in "biuf":
+        raise Refused("a cast to texts is not computed", "end the model at the numbers")
     whole = is_integral(source, graph) or only_looked_up(node.outputs[0], graph)
     if target.kind in "iu" and not whole:
         raise Refused(f"a cast to {target} rounds", "keep the value in float32")

@@ -21,7 +21,9 @@ from securemtk.onnx import runtime
 from securemtk.onnx.classical import standardised
 from securemtk.onnx.graph import MOST_NUMBERS, Graph
 from securemtk.onnx.importer import understand
-from securemtk.onnx.reading import MAX_BYTES, OLDEST_OPSET, Source, captured, opset_of, read_proto, self_contained
+from securemtk.onnx.opsets import opset_of, settle_opsets
+from securemtk.onnx.problems import foreseen
+from securemtk.onnx.reading import MAX_BYTES, OLDEST_OPSET, Source, captured, free_sizes, read_proto, self_contained
 
 # Outputs of both files may differ by so much, for constants are computed in another order.
 TOLERANCE = 1e-4
@@ -73,12 +75,19 @@ def fix(source: Source) -> Fixed:
         UnsupportedError: onnxruntime does not run the model, so that nothing could be compared, or the results differ.
     """
     data = self_contained(source)
+    with foreseen():
+        return _fixed(data, has_external=_has_external(source))
+
+
+def _fixed(data: bytes, *, has_external: bool) -> Fixed:
     try:
         raw = onnx.load_model_from_string(data)
     except (DecodeError, ValueError):
         raise BundleError("the file must be a whole ONNX model; it is damaged, truncated or of another kind") from None
+    settle_opsets(raw)
+    free_sizes(raw)
     done: list[str] = []
-    if _has_external(source):
+    if has_external:
         done.append("took the external data into the file")
     if (standard := standardised(raw)) is not raw:
         raw = standard

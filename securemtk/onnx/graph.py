@@ -10,6 +10,7 @@ input is the one sample of a prediction; ONNX's axis a is then our axis a + 1. `
 """
 
 import math
+import shlex
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,9 @@ from protocols.errors import BundleError, InputError, ShapeError
 from protocols.program import Shape
 from securemtk.inputs import NUMBERS
 from securemtk.onnx import runtime
+from securemtk.onnx.opsets import opset_of
 from securemtk.onnx.problems import Problem
-from securemtk.onnx.reading import Source, captured, initializer, interface, opset_of
+from securemtk.onnx.reading import Source, captured, initializer, interface
 
 Array = NDArray[Any]
 
@@ -213,11 +215,29 @@ def fixed_shapes(model: ModelProto, given: Mapping[str, Shape]) -> dict[str, Sha
             shapes[x.name] = tuple(given[x.name])
             _check_shape(f"the shape of input {x.name!r}", x, shapes[x.name])
             continue
-        kind = x.type.tensor_type
-        if not kind.HasField("shape") or any(not d.HasField("dim_value") or d.dim_value < 1 for d in kind.shape.dim):
+        if not _is_fixed(x):
             return None
-        shapes[x.name] = tuple(d.dim_value for d in kind.shape.dim)
+        shapes[x.name] = tuple(d.dim_value for d in x.type.tensor_type.shape.dim)
     return shapes
+
+
+def shapes_remedy(model: ModelProto) -> str:
+    """Return how the sizes that a model's file leaves free are given, in words."""
+    return _told(_real_inputs(model))
+
+
+def _told(inputs: list[ValueInfoProto]) -> str:
+    """Return what gives the shapes of inputs, on the command line and in Python: N for each size that is free."""
+    open_ones = [x for x in inputs if x.type.HasField("tensor_type") and not _is_fixed(x)] or inputs
+    forms = {x.name: [str(d.dim_value or "N") for d in x.type.tensor_type.shape.dim] for x in open_ones}
+    options = " ".join("--shape " + shlex.quote(f"{name}={','.join(sizes)}") for name, sizes in forms.items())
+    shapes = ", ".join(f"{name!r}: ({', '.join(sizes)}{',' * (len(sizes) == 1)})" for name, sizes in forms.items())
+    return f"give them with check {options}, in Python with shapes={{{shapes}}}, a number for each N"
+
+
+def _is_fixed(x: ValueInfoProto) -> bool:
+    kind = x.type.tensor_type
+    return bool(kind.HasField("shape")) and all(d.HasField("dim_value") and d.dim_value > 0 for d in kind.shape.dim)
 
 
 def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
@@ -226,7 +246,7 @@ def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
     for x in _real_inputs(model):
         sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.type.tensor_type.shape.dim]
         rest = tuple(n for n in sizes[1:] if n is not None)
-        if not sizes or len(rest) < len(sizes) - 1:
+        if not sizes or len(rest) < len(sizes) - 1 or 0 in sizes:
             return None
         shapes[x.name] = (batch if sizes[0] is None else sizes[0], *rest)
     return shapes
@@ -291,7 +311,7 @@ def _inputs(inputs: list[ValueInfoProto]) -> tuple[tuple[ValueInfo, ...], int | 
                 what = dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?")
                 raise ShapeError(
                     f"axis {axis} of input {x.name!r} must have a fixed size of at least 1; got {what!r}; only the "
-                    "batch may be free: export again with fixed sizes, or set them with onnx.tools.update_model_dims"
+                    f"batch may be free: {_told(inputs)}, or export again with fixed sizes"
                 )
         infos.append(ValueInfo(x.name, tuple(d.dim_value for d in rest), dtype_of(x)))
     if len(batches) > 1 or batches & {0}:
@@ -405,6 +425,8 @@ def _note(graph: Graph, runs: list[dict[str, Array]]) -> None:
     for name, a in first.items():
         b = second[name]
         graph.seen[name] = a.shape
+        if name in graph.activations:
+            graph.dtypes[name] = a.dtype.name
         if name not in graph.activations:
             if _same(a, b):
                 graph.constants[name] = a
@@ -412,7 +434,7 @@ def _note(graph: Graph, runs: list[dict[str, Array]]) -> None:
                 # Zeros, say, in the shape of the batch: one sample's part stands for all.
                 graph.constants[name] = a[:1]
         elif _follows_batch(a, b):
-            graph.shapes[name], graph.dtypes[name] = a.shape[1:], a.dtype.name
+            graph.shapes[name] = a.shape[1:]
             if a.dtype.kind == "f" and not np.allclose(a, b[: _BATCHES[0]], rtol=1e-3, atol=1e-3, equal_nan=True):
                 graph.failure = ShapeError(f"samples of a batch must not influence each other; in {name!r} they do")
 
@@ -448,7 +470,8 @@ class _Probe:
         self._fed = {x.name: x.type for x in model.graph.value_info if x.name in lost and _is_static(x)}
         unknown = _reach(protos, lost - self._fed.keys() - {""}, through_shape=True)
         self._kept = [p for p in protos if id(p) not in names and not unknown.intersection({*p.input, *captured(p)})]
-        self._wanted = [x for p in self._kept for x in p.output if x in graph.used]
+        # Of a node the first output says what it does, also where only others are used.
+        self._wanted = [x for p in self._kept for i, x in enumerate(p.output) if x in graph.used or (x and not i)]
         self._run: Callable[..., list[Any]] | None = None
         try:
             if self._wanted:

@@ -11,9 +11,9 @@ from onnx import ModelProto
 from protocols.errors import BundleError, InputError, NeedsInputs, RangeError
 from protocols.precision import Exact
 from protocols.program import OPERATORS, Layer, Program, Shape
-from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, unique
+from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
 from securemtk.onnx.lower import lower
-from securemtk.onnx.problems import Problem, UnsupportedNodes
+from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
 from securemtk.onnx.public import public_inputs
 from securemtk.onnx.reading import Source, read_proto
 from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
@@ -66,14 +66,15 @@ def load_onnx(
         InputError: `shapes` or `public` do not fit the model's inputs.
         BundleError: the file is missing, damaged, cyclic, of an unknown opset, or no ONNX model.
         ShapeError: an axis other than the batch is free, or the model does not keep the samples of a batch apart.
-        UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`).
+        UnsupportedNodes: nodes that cannot be run, all of them (an UnsupportedError with `.nodes`); also in the place
+            of any error that nobody foresaw.
         NeedsInputs: `shapes` or `public` might help.
         InputError: `shapes` or `public` name no inputs of the model.
         RangeError: parameters that are not finite or outside fixed point, all of them with their layers.
     """
     model = read_proto(source)
     understood = understand(model, shapes, public)
-    if not understood.ok:
+    with foreseen():
         _ask_for_inputs(model, understood, shapes, public or {})
     if understood.problems:
         raise UnsupportedNodes(understood.problems)
@@ -89,14 +90,18 @@ def _ask_for_inputs(
     model: ModelProto, understood: "Understood", shapes: Mapping[str, Shape] | None, public: Mapping[str, Array]
 ) -> None:
     """Raise NeedsInputs where a model that cannot be understood might be, if more were known of its inputs."""
+    if understood.ok:
+        return
     missing = [name for name in public_inputs(model) if name not in public]
     needs_shapes = shapes is None and fixed_shapes(model, {}) is None
     unknown = any(p.op_type not in RULES and p.op_type not in ("input", "output") for p in understood.problems)
+    unknown = unknown or any(map(is_unforeseen, understood.problems))
     is_broken = isinstance(understood.graph.failure, BundleError) and not understood.problems
     if unknown or is_broken or not (missing or needs_shapes):
         return
     why = str(understood.graph.failure) if not understood.problems else str(UnsupportedNodes(understood.problems))
-    asked = ["the whole shape of each input"] * needs_shapes
+    remedy = shapes_remedy(model)
+    asked = ["the whole shape of each input" + f" ({remedy})" * (remedy not in why)] * needs_shapes
     asked += [f"the values of {', '.join(map(repr, missing))} in the clear"] * bool(missing)
     raise NeedsInputs(f"{why}\nwith {' and '.join(asked)} it may run", needs_shapes, missing, understood.problems)
 
@@ -137,16 +142,19 @@ def understand(
     whole_shapes = fixed_shapes(model, shapes or {})
     if shapes is not None and whole_shapes is None:
         raise InputError("the shapes must be given of all inputs whose sizes the file leaves free")
-    by_samples = _translated(analyse(model, RULES))
+    by_samples = _translated(model)
     if by_samples.ok or not whole_shapes:
         return by_samples
-    whole = _translated(analyse(model, RULES, whole_shapes))
-    # Of two refusals the one by samples is told, unless shapes were asked for: it names what a free batch needs.
-    return whole if whole.ok or shapes is not None else by_samples
+    whole = _translated(model, whole_shapes)
+    # Of two refusals the one by samples is told, unless shapes were asked for or it did not come to the nodes: it names
+    # what a free batch needs.
+    return whole if whole.ok or shapes is not None or by_samples.graph.failure is not None else by_samples
 
 
-def _translated(graph: Graph) -> Understood:
-    return Understood(graph, *translate(graph))
+def _translated(model: ModelProto, shapes: Mapping[str, Shape] | None = None) -> Understood:
+    with foreseen():
+        graph = analyse(model, RULES, shapes)
+        return Understood(graph, *translate(graph))
 
 
 def _check_names(what: str, given: Mapping[str, object], model: ModelProto) -> None:
@@ -158,7 +166,16 @@ def _check_names(what: str, given: Mapping[str, object], model: ModelProto) -> N
 
 
 def assemble(graph: Graph, steps: Sequence[Step]) -> Imported:
-    """Turn a model's steps into a validated program; its parameters may be any."""
+    """Turn a model's steps into a validated program; its parameters may be any.
+
+    Raises:
+        UnsupportedNodes: nobody foresaw what stands in the way.
+    """
+    with foreseen():
+        return _assembled(graph, steps)
+
+
+def _assembled(graph: Graph, steps: Sequence[Step]) -> Imported:
     inputs = {x.name: x.shape or () for x in graph.inputs}
     steps = [*steps, *_constant_outputs(graph)]
 

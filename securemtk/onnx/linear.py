@@ -12,7 +12,15 @@ from securemtk.onnx.registry import Refused, Step, activation_input, constant_in
 
 def _operand(node: Node, graph: Graph, index: int) -> Operand:
     name = node.input(index)
-    return activation_input(node, graph, index) if name in graph.activations else constant_input(node, graph, index, "")
+    if name in graph.activations:
+        return activation_input(node, graph, index)
+    return constant_input(node, graph, index, f"factor {index}")
+
+
+def _ranks(node: Node, graph: Graph) -> list[int]:
+    """Return how many axes each input has in the model."""
+    factors = [_operand(node, graph, i) for i in range(len(node.inputs))]
+    return [graph.rank(x) if isinstance(x, str) else np.ndim(x) for x in factors]
 
 
 @rule("Gemm")
@@ -85,7 +93,7 @@ and stacks of them, which broadcast."""
 
 def _apart(node: Node, graph: Graph) -> None:
     """Refuse a product that does not keep the batch as the first axis of samples on their own."""
-    ranks = [graph.rank(x) if x in graph.activations else np.ndim(graph.constants[x]) for x in node.inputs]
+    ranks = _ranks(node, graph)
     shared = [x in graph.activations for x in node.inputs]
     if all(shared) and (ranks[0] != ranks[1] or ranks[0] < 3):
         raise Refused("both activations must have the batch and matrices of their own", "add axes by Unsqueeze")
@@ -175,7 +183,7 @@ def _labels(node: Node, graph: Graph) -> tuple[list[str], str]:
     """Return the labels of each factor and of the result; those of an ellipsis are capital letters of their own."""
     left, arrow, result = str(node.attrs["equation"]).replace(" ", "").partition("->")
     terms = left.split(",")
-    ranks = [graph.rank(x) if x in graph.activations else np.ndim(graph.constants[x]) for x in node.inputs]
+    ranks = _ranks(node, graph)
     hidden = [n - len(t.replace("...", "")) if "..." in t else 0 for t, n in zip(terms, ranks, strict=True)]
     free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in left][: max(hidden)]
     if not arrow:

@@ -170,10 +170,10 @@ def is_integral(name: str, graph: Graph) -> bool:
     """Return whether a value's numbers are whole by construction."""
     if name not in graph.activations:
         return name in graph.constants and graph.constants[name].dtype.kind in "iub"
-    if np.dtype(graph.dtypes[name]).kind in "iub":
+    if np.dtype(graph.dtypes.get(name, "float32")).kind in "iub":
         return True
     maker = next((node for node in graph.nodes if name in node.outputs), None)
-    if maker is None or maker.op_type not in _KEEP_WHOLE:
+    if maker is None or maker.domain or maker.op_type not in _KEEP_WHOLE:
         return False
     return maker.op_type == "Sign" or all(is_integral(x, graph) for x in maker.inputs[: _KEEP_WHOLE[maker.op_type]])
 

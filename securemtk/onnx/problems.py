@@ -1,9 +1,13 @@
 """What stands in the way of a model, node by node."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from protocols.errors import UnsupportedError
+from protocols.errors import SecureError, UnsupportedError, place_of
+
+_HERE = Path(__file__).parent
 
 
 class Problem(NamedTuple):
@@ -33,3 +37,38 @@ class UnsupportedNodes(UnsupportedError):
         self.nodes = list(nodes)
         lines = [f"  {p.name!r} ({p.op_type}): {p.reason}; {p.remedy}" for p in self.nodes]
         super().__init__("every node of a model must be supported; these are not:\n" + "\n".join(lines))
+
+
+_UNFORESEEN = "it cannot be understood: "
+
+
+def unforeseen(error: Exception) -> tuple[str, str]:
+    """Return reason and remedy of an error that nobody foresaw: its kind and place, for its text may hold a weight."""
+    return (
+        _UNFORESEEN + place_of(error, _HERE),
+        "tell the authors of securemtk, with the file if you may; until then leave this part out of the model",
+    )
+
+
+def is_unforeseen(problem: Problem) -> bool:
+    """Return whether a problem is an error that nobody foresaw."""
+    return problem.reason.startswith(_UNFORESEEN)
+
+
+@contextlib.contextmanager
+def foreseen(name: str = "model", kind: str = "model") -> Iterator[None]:
+    """Turn whatever goes wrong inside, and is no error of ours, into a refusal of the file.
+
+    Args:
+        name: what could not be understood, as in `Problem`.
+        kind: its `Problem.op_type`.
+
+    Raises:
+        UnsupportedNodes: in the place of any exception that nobody foresaw.
+    """
+    try:
+        yield
+    except SecureError:
+        raise
+    except Exception as error:
+        raise UnsupportedNodes([Problem(name, kind, *unforeseen(error))]) from None

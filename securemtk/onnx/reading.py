@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from protocols.errors import BundleError
-from securemtk.onnx.classical import standardised
-from securemtk.onnx.problems import Problem, UnsupportedNodes
+from securemtk.onnx import classical
+from securemtk.onnx.opsets import opset_of, settle_opsets
+from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen
 
 Source = str | os.PathLike[str] | bytes
 
@@ -68,13 +69,24 @@ def read_proto(source: Source) -> ModelProto:
     Raises:
         BundleError: the file is missing, not ONNX, truncated, inconsistent, cyclic, of an opset that is unknown or that
             onnx cannot raise to 9, or its external data is missing or lies outside its folder.
-        UnsupportedNodes: the file has sparse initializers.
+        UnsupportedNodes: the file has sparse initializers, or what nobody foresaw.
     """
     folder = None if isinstance(source, bytes) else Path(source).absolute().parent
-    model = _parse(source if isinstance(source, bytes) else read_bytes(source))
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    with foreseen():
+        return _understood(data, folder)
+
+
+def _understood(data: bytes, folder: Path | None) -> ModelProto:
+    model = _parse(data)
     _load_external(model, folder)
     _normalise_domains(model)
-    model = standardised(_inline(model))
+    model = _inline(model)
+    if classical.is_used(model):
+        # What stands in their place is made of their attributes, which must be there and of the right kind.
+        _sort(model.graph)
+        _check(model)
+        model = classical.standardised(model)
     _check_opset(model)
     if model.graph.sparse_initializer:
         names = [t.values.name for t in model.graph.sparse_initializer]
@@ -91,8 +103,9 @@ def self_contained(source: Source) -> bytes:
     if isinstance(source, bytes):
         return source
     data = read_bytes(source)
-    model = _parse(data)
-    return data if not _load_external(model, Path(source).absolute().parent) else model.SerializeToString()
+    with foreseen():
+        model = _parse(data)
+        return data if not _load_external(model, Path(source).absolute().parent) else model.SerializeToString()
 
 
 def initializer(tensor: TensorProto) -> NDArray[np.generic]:
@@ -109,9 +122,11 @@ def interface(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto
     Raises:
         BundleError: the file is missing or no ONNX model.
     """
-    graph = _parse(source if isinstance(source, bytes) else read_bytes(source)).graph
-    weights = {t.name for t in graph.initializer}
-    return [x for x in graph.input if x.name not in weights], list(graph.output)
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    with foreseen():
+        graph = _parse(data).graph
+        weights = {t.name for t in graph.initializer}
+        return [x for x in graph.input if x.name not in weights], list(graph.output)
 
 
 def captured(node: NodeProto) -> set[str]:
@@ -143,9 +158,18 @@ def _parse(data: bytes) -> ModelProto:
         raise BundleError("the file must be a whole ONNX model; it is damaged, truncated or of another kind") from None
     model.ClearField("training_info")
     _check_texts(model)
+    free_sizes(model)
     if not model.ir_version or not model.graph.node or not model.graph.output:
         raise BundleError("the file must be a whole ONNX model; it has no graph with nodes and outputs")
     return model
+
+
+def free_sizes(model: ModelProto) -> None:
+    """Take sizes below 0, as Paddle's exporter writes for those that are free, for what onnxruntime does: no size."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -239,14 +263,7 @@ def _normalise_domains(model: ModelProto) -> None:
     visit(iter(model.graph.node))
     for function in model.functions:
         visit(iter(function.node))
-    for owner in (model, *model.functions):
-        for entry in owner.opset_import:
-            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
-
-
-def opset_of(model: ModelProto) -> int:
-    """Return the version of the default domain, 0 when the model names none."""
-    return max((x.version for x in model.opset_import if x.domain == ""), default=0)
+    settle_opsets(model)
 
 
 def _check_opset(model: ModelProto) -> None:

@@ -96,6 +96,8 @@ def constant_input(node: Node, graph: Graph, index: int, what: str) -> Array:
     if name not in graph.constants:
         raise Refused(f"{what} must not depend on the batch size", "export again with constants in its place")
     value = graph.constants[name]
+    if value.dtype.kind not in "biuf":
+        raise Refused(f"{what} must hold numbers; got an array of {value.dtype}", "put numbers in its place")
     return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
@@ -108,7 +110,7 @@ def only_first_output(node: Node, graph: Graph) -> None:
 def output_shape(node: Node, graph: Graph) -> Shape:
     """Return the shape of one sample of the first output; refuse when that has no batch of samples."""
     name = node.outputs[0]
-    if name not in graph.shapes and graph.whole:
+    if name not in graph.shapes and (graph.whole or name not in graph.seen):
         raise Refused("its result cannot be found out", "use operators of the ONNX standard")
     if name not in graph.shapes:
         reason = f"the batch must stay the first axis; with 2 samples the result has shape {graph.seen[name]}"

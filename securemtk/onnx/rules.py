@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from protocols.errors import SecureError
 from securemtk.onnx import (
     arithmetic,
     classical,
     convolutions,
     elementwise,
+    integers,
     linear,
     logic,
     norms,
@@ -21,7 +23,7 @@ from securemtk.onnx import (
     shapes,
 )
 from securemtk.onnx.graph import Graph, Node, unique
-from securemtk.onnx.problems import Problem
+from securemtk.onnx.problems import Problem, unforeseen
 from securemtk.onnx.registry import RULES, Refused, Step
 
 # Named so that no tool takes these imports for unused: importing a module registers its rules.
@@ -39,18 +41,22 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
         if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
             problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
     for node, whole in roots.understood(graph):
-        if whole is not None and _is_known(node, graph):
-            steps += _own_names(whole.steps(node, graph), node, taken)
-        elif node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
+        if node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
             problems.append(_problem(node, *refused))
         elif node.domain or node.op_type not in RULES:
             what = f"operator {node.op_type!r}" + (f" of domain {node.domain!r}" if node.domain else "")
-            problems.append(_problem(node, f"{what} is not supported", _REMEDIES.get(node.op_type, _REMEDY)))
+            problems.append(_problem(node, f"{what} is not supported", _remedy(node)))
         elif _is_known(node, graph):
             try:
-                steps += _own_names(RULES[node.op_type](node, graph), node, taken)
+                integers.require_whole(node, graph)
+                made = RULES[node.op_type](node, graph) if whole is None else whole.steps(node, graph)
+                steps += _own_names(made, node, taken)
             except Refused as error:
                 problems.append(_problem(node, error.reason, error.remedy))
+            except SecureError:
+                raise
+            except Exception as error:
+                problems.append(_problem(node, *unforeseen(error)))
     return steps, problems
 
 
@@ -73,12 +79,18 @@ def _own_names(steps: list[Step], node: Node, taken: set[str]) -> list[Step]:
 _REMEDY = "replace it by supported operators (docs/onnx.md), or run this part of the model in the clear"
 _REMEDIES = {
     **dict.fromkeys(("Sin", "Cos", "Tan", "Mod"), "compute it in the clear, before or behind the model"),
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan"), "use convolutions or a fixed number of unrolled steps"),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop"), "use convolutions or a fixed number of unrolled steps"),
     **dict.fromkeys(("ArgMax", "TopK"), "end the model at the scores and choose after the prediction"),
     "If": "export again with the branch that is meant, so that nothing is decided at run time",
+    "Scan": "use a fixed number of unrolled steps; in the place of nearest neighbours a linear model or an MLP",
+    "CDist": "use a linear model or an MLP in the place of nearest neighbours",
     "LayerNormalization": "use BatchNormalization",
     "Einsum": "write it as MatMul with a constant on the right",
 }
+
+
+def _remedy(node: Node) -> str:
+    return _REMEDIES.get(node.op_type, _REMEDY)
 
 
 def _problem(node: Node, reason: str, remedy: str) -> Problem:

@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from protocols.errors import BundleError
-from securemtk.onnx.reading import NEWEST_OPSET, OLDEST_OPSET, opset_of
+from securemtk.onnx.opsets import opset_of
+from securemtk.onnx.reading import NEWEST_OPSET, OLDEST_OPSET
 
 ERRORS = (
     ort_errors.Fail,
