@@ -43,7 +43,7 @@ PACKAGES = {
         ),
         *("stock", "fss", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
-    "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
+    "securemtk": ["tasks", "files", "silence", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
         *("keys", "audit", "grants", "distributor", "decoupling", "assembler", "model", "agents", "train", "settings"),
