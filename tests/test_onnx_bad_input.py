@@ -518,13 +518,18 @@ DOORS = {
 def test_the_command_says_in_one_message_what_is_wrong(case, tmp_path, capsys):
     path = tmp_path / "m.onnx"
     path.write_bytes(DOORS[case])
-    for arguments in (["check", str(path)], ["check", str(path), "--json"], ["check", str(path), "--fix", os.devnull]):
+    for arguments in (
+        ["check", str(path)],
+        ["check", str(path), "--json"],
+        ["check", str(path), "--fix", str(tmp_path / "fixed.onnx")],
+    ):
         assert cli.run(arguments) in (cli.INPUT, cli.UNSUPPORTED)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         assert "internal error" not in out + err
         assert out or err.startswith("securemtk: ")
         assert not (out and "--json" in arguments) or not json.loads(out)["ok"]
+    assert os.listdir(tmp_path) == ["m.onnx"]
 
 
 def test_a_session_refuses_them_all_and_lives_on():
