@@ -27,8 +27,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # side would starve each other, and a role that is silent for too long ends its session.
 STARTS_ROLES = (
     *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
-    *("test_grants", "test_mtk_benchmarks", "test_mtk_split", "test_onnx_classical", "test_onnx_lookups"),
-    *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
+    *(
+        "test_grants",
+        "test_inference",
+        "test_mtk_benchmarks",
+        "test_mtk_split",
+        "test_onnx_classical",
+        "test_onnx_lookups",
+    ),
+    *("test_readme", "test_report", "test_session", "test_session_whole", "test_silence", "test_wire"),
 )
 
 

@@ -56,6 +56,7 @@ PACKAGES = {
             "classical",
             "reading",
             "runtime",
+            "options",
             "graph",
             "registry",
             "lower",
