@@ -48,9 +48,9 @@ class InferenceSession:
     >>> session = InferenceSession("model.onnx")                       # doctest: +SKIP
     >>> (scores,) = session.run(None, {"input": x})                    # as onnxruntime returns it
 
-    Every argument and method of onnxruntime's is here. It means the same, or is refused by a sentence; docs/onnx.md
-    says which. The parties compute on the CPU: a list of providers without it is refused, and of one that would prefer
-    others a `ProviderWarning` says that they are not used.
+    Every argument and method of onnxruntime's is here. It means the same, or is refused by a sentence:
+    docs/onnxruntime.md says which. The parties compute on the CPU: a list of providers without it is refused, and of
+    one that would prefer others a `ProviderWarning` says that they are not used.
 
     A model that does not keep its batch as the first axis of every activation is understood anew for each set of
     shapes that `run` is given. Inputs that say shapes, axes, counts or places (as `securemtk.onnx.public` lists them)

@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,7 @@ TOP_LEVEL = {
     "examples",
     "tests",
     "docs",
+    "findings",
     "setup.cfg",
     "pyproject.toml",
     "Makefile",
@@ -216,6 +218,19 @@ def test_no_file_names_this_machine():
         if not name.endswith((".png", ".npy")):
             text = (ROOT / name).read_text()
             assert not [word for word in here if len(word) > 5 and word in text], name
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "findings").iterdir())])
+def test_a_finding_has_its_form(name):
+    # They are not run here: each installs packages.
+    text = (ROOT / "findings" / name).read_text()
+    head, _, body = text.partition("set -eu\n")
+    for part in ("One would expect:", "What happens:", "Output seen:", "Runs no code of ours.", "sh findings/NAME.sh"):
+        assert part in head
+    assert 'work="$(mktemp -d)"\ntrap \'rm -rf "$work"\' EXIT INT TERM' in body
+    assert "--only-binary :all:" in body
+    assert "==" in body
+    assert not {"securemtk", "protocols", "benchmarks"} & set(re.findall(r"\w+", text))
 
 
 def settings() -> configparser.ConfigParser:

@@ -1,7 +1,7 @@
 """What callers of onnxruntime say when they make and run a session: whether it holds here, and what the file answers.
 
 Nothing that is said is passed over in silence: it is honoured, has no bearing on the answers, or is refused.
-docs/onnx.md has the list.
+docs/onnxruntime.md has the list.
 """
 
 import warnings
