@@ -276,9 +276,10 @@ def attack(
     names = [name.strip() for name in only.split(",") if name.strip()]
     effort = Effort(tries, queries, steps, restarts)
     check_attacks(names)
-    read_run(folder)
+    if out is None:
+        read_run(folder)
     for file in (target, picture):
-        check_file(file, "--out")
+        check_file(file, "--out" if out is not None else file.name)
     trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
     victim = Victim(trained.result.model, trained.dataset, trained.result.keys)
     with attack_bar() as bar:
