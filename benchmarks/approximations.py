@@ -355,7 +355,7 @@ def draw(wanted: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> None:
             label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(seen.values(), seen.keys(), loc="outside upper center", ncols=3, frameon=False)
-        figure.savefig(PICTURE, format="png", metadata={"Software": None})
+        report.write_picture(PICTURE, figure)
 
 
 def _panel(axes: Any, subject: Subject, row: Mapping[str, Any]) -> None:
@@ -403,7 +403,7 @@ def main() -> int:
         print(document(rows))
         return 0
     draw(wanted, rows)
-    DOCUMENT.write_text(document(rows))
+    report.write(DOCUMENT, document(rows))
     shown = [
         {k: v for k, v in row.items() if k not in ("values", "crypten")}
         | {"crypten": row["crypten"] and {k: v for k, v in row["crypten"].items() if k != "values"}}

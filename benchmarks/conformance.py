@@ -412,6 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = options.sources.split(",")
     if strange := set(sources) - set(SOURCES):
         parser.error(f"--sources must be among {', '.join(SOURCES)}; got {', '.join(sorted(strange))}")
+    if not options.show:
+        report.check_outputs(options.output / "conformance.json", options.document)
     torch.set_num_threads(1)
     console = Console(stderr=True)
     if options.float:
@@ -433,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = {"way": way, "protocol": options.protocol, "sources": sources, "every": options.every}
         content = report.header(command, settings) | {"cases": [asdict(x) for x in results]}
         report.write_json(options.output / "conformance.json", content)
-        options.document.write_text(document(content))
+        report.write(options.document, document(content))
     counts = Counter(x.status for x in results)
     print(", ".join(f"{counts[s]} {s}" for s in (AGREES, DIFFERS, REFUSED, SKIPPED)))
     return 1 if counts[DIFFERS] else 0

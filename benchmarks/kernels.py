@@ -211,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="measure products whose name contains this")
     parser.add_argument("--out", default=str(report.RESULTS / "kernels.json"), help="file of results")
     options = parser.parse_args(arguments)
+    report.check_outputs(Path(options.out))
     torch.set_num_threads(1)
     kernels.warm()
     rows = [measure(case, regime, options.repeats) for case in CASES if options.only in case.name for regime in REGIMES]

@@ -28,6 +28,7 @@ from benchmarks.models import NETWORKS
 from benchmarks.onnx_models import run_float, to_onnx
 from benchmarks.peers import setup_spu
 from benchmarks.processes import RunnerError, run_json, terminate_as_interrupt
+from protocols.errors import InputError
 
 OURS, CRYPTEN, SPU = "ours", "crypten", "spu"
 TITLES = {CRYPTEN: "stock CrypTen", SPU: "SPU semi2k"}
@@ -342,6 +343,7 @@ def draw_throughput(content: dict[str, Any], path: Path) -> None:
 def run(settings: Settings, *, throughput: bool, output: Path) -> dict[str, Any]:
     """Measure everything; write the JSON file after each network, and the picture at the end."""
     name = "throughput" if throughput else "latency"
+    report.check_outputs(output / f"{name}.json", output / f"{name}.png")
     content = report.header(_command_line(), settings.to_dict())
     content |= {"runs": []} if throughput else {"key_bytes": key_bytes(), "runs": []}
     turns = len(settings.jobs) * settings.turns * (1 + len(settings.peers))
@@ -459,7 +461,7 @@ def main() -> None:
             content = run(options.settings, throughput=options.throughput, output=options.output)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunnerError, OSError) as error:
+    except (RunnerError, InputError, OSError) as error:
         sys.exit(f"benchmarks.latency: {error}")
     print(throughput_table(content["runs"]) if options.throughput else tables(content))
 

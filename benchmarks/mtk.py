@@ -182,6 +182,7 @@ def main() -> None:
     if options.experiment == "all":
         chosen = [name for name in EXPERIMENTS if name not in CASES[options.data].costly]
     if not options.show:
+        report.check_outputs(*(path for name in chosen for path in paths(name, options.data, options.output)))
         settings = {"seeds": options.seeds, "jobs": options.jobs}
         command = f"python -m benchmarks.mtk {options.experiment} --data {options.data} --seeds {options.seeds}"
         head = report.header(command, settings)

@@ -174,7 +174,7 @@ def main() -> None:
         where, picture = paths(name, data, report.RESULTS)
         if where.exists():
             draw(stored(where), name, picture)
-    PAGE.write_text(page())
+    report.write(PAGE, page())
     print(f"written: {PAGE.relative_to(report.ROOT)}")
 
 

@@ -144,6 +144,7 @@ def run(names: Sequence[str], largest: int, repeats: int, output: Path) -> dict[
     """Measure the named primitives up to a number of values or products; write the results."""
     jobs = [(n, size) for n in names for size in PRIMITIVES[n].sizes if PRIMITIVES[n].count(size) <= largest]
     settings = {"warmup": WARMUP, "repeats": repeats}
+    report.check_outputs(output / "primitives.json", output / "primitives.png")
     content = report.header(f"python -m benchmarks.primitives --repeats {repeats}", settings) | {"primitives": {}}
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (

@@ -1,10 +1,10 @@
 """What every benchmark writes: machine, commit, quantiles, files that are there whole or not at all."""
 
+import io
 import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from securemtk.files import check_file, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,24 +71,34 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def check_outputs(*paths: Path) -> None:
+    """Make the folders of files to be written, and refuse before the work what cannot be written.
+
+    Raises:
+        InputError: as `securemtk.files.check_file`.
+        OSError: the disk refuses.
+    """
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_file(path)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a text or bytes, whole or not at all; absent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        yield unfinished
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON."""
-    with _replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a picture as PNG."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write(path, data.getvalue())
 
 
 @contextmanager
@@ -95,8 +107,7 @@ def picture(path: Path, panels: int = 1, width: float = 7.0, height: float = 4.5
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         yield list(np.atleast_1d(figure.subplots(1, panels)))
-        with _replacing(path) as unfinished:
-            figure.savefig(unfinished, format="png", metadata={"Software": None})
+        write_picture(path, figure)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

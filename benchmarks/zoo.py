@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,13 +124,7 @@ def main() -> None:
     print(text)
     if not options.names and not options.exporter:
         report.write_json(report.RESULTS / "zoo.json", content)
-        _write(DOCUMENT, f"{HEAD}\n{text}\n")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+        report.write(DOCUMENT, f"{HEAD}\n{text}\n")
 
 
 if __name__ == "__main__":

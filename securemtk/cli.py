@@ -45,7 +45,7 @@ from securemtk.config import Config
 from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.estimate import NETWORKS, LayerEstimate, parse_network
-from securemtk.files import write_whole
+from securemtk.files import check_file, whole_file, write_whole
 from securemtk.mtk.attacks.base import Victim
 from securemtk.mtk.attacks.suite import ATTACKS, Effort, check_attacks, run_attacks
 from securemtk.mtk.attacks.suite import Report as AttackReport
@@ -56,7 +56,7 @@ from securemtk.mtk.grants import Grant, Ledger
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.settings import Wanted, read_config
 from securemtk.mtk.train import progress_bar
-from securemtk.onnx.bundle import read_model
+from securemtk.onnx.bundle import check_bundle_target, read_model
 from securemtk.onnx.check import LayerCost, Report
 from securemtk.onnx.check import check as check_model
 from securemtk.onnx.fix import fix as fix_model
@@ -271,22 +271,26 @@ def attack(
     Writes attack.json and attack.png. What each attack shows and does not show: docs/attacks.md.
     """
     target = folder / ATTACK_FILE if out is None else out
-    if out is not None:
-        _check_folder("--out", out)
     if target.suffix != ".json":
         raise InputError(f"--out must name a .json file; got {str(target)!r}")
+    picture = target.with_suffix(".png")
     names = [name.strip() for name in only.split(",") if name.strip()]
     effort = Effort(tries, queries, steps, restarts)
     check_attacks(names)
+    if out is None:
+        read_run(folder)
+    for file in (target, picture):
+        check_file(file, "--out" if out is not None else file.name)
     trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
     victim = Victim(trained.result.model, trained.dataset, trained.result.keys)
     with attack_bar() as bar:
         found = run_attacks(victim, names, effort=effort, seed=seed, progress=bar)
     document = found.to_dict()
-    write_whole(target, (json.dumps(document, indent=1) + "\n").encode())
-    write_whole(target.with_suffix(".png"), draw_attacks(document["findings"]))
+    with whole_file(target) as first, whole_file(picture) as second:
+        first.write((json.dumps(document, indent=1) + "\n").encode())
+        second.write(draw_attacks(document["findings"]))
     _emit(as_json, document, lambda: _attack_tables(found))
-    log.info("written: %s and %s", target, target.with_suffix(".png").name)
+    log.info("written: %s and %s", target, picture.name)
 
 
 @app.command("report", epilog="Example:  securemtk report runs/digits --output digits.html")
@@ -336,6 +340,8 @@ def export_bundle(
     as_json: Json = False,
 ) -> None:
     """Release a run's model as a bundle: manifest.json and cloud.onnx."""
+    read_run(folder)
+    check_bundle_target(bundle, overwrite=overwrite)
     trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
     manifest = export(trained, bundle, overwrite=overwrite)
     public = json.loads(manifest.to_json())
@@ -488,7 +494,7 @@ def predict(
     opened = [str(_header(file)["task"]) for file in files]
     passphrase = _passphrase_of(files, passphrase_file)
     if out is not None:
-        _check_folder("--out", out)
+        check_file(out, "--out")
     config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
     choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
     with Session(config, keys=files, passphrase=passphrase, grants=grants, user=user, **choice) as session:
@@ -536,7 +542,8 @@ def check(
     near the values of each layer come to the bounds of fixed point, how far each layer is from float arithmetic, and
     the answers from onnxruntime's. With --network, --rtt or --bandwidth also the time that a prediction takes; that
     runs each party's side on this machine. With --fix all this is told of the rewritten model. Exit status 4 where a
-    node is not supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's.
+    node is not supported, a value reaches its bound, or an answer is more than 1 % of the largest from onnxruntime's;
+    then --fix writes nothing.
     """
     data = None if sample is None else _read_input(sample)
     manifest, source = read_model(model) if model.is_dir() else (None, model)
@@ -545,19 +552,22 @@ def check(
     connection = parse_network(network, rtt, bandwidth)
     rewrites: list[str] | None = None
     if fix is not None:
-        _check_folder("--fix", fix)
+        check_file(fix, "--fix")
         fixed = fix_model(source)
-        write_whole(fix, fixed.data)
         source, rewrites = fixed.data, list(fixed.rewrites)
     shapes = _shapes(shape) if shape else None
     found = check_model(source, data, batch=batch, protocol=protocol, network=connection, shapes=shapes, **limits)
     document = found.to_dict()
+    runs = found.ok and found.in_range and found.right
     if rewrites is not None:
         document["rewrites"] = rewrites
+    if fix is not None and runs and isinstance(source, bytes):
+        write_whole(fix, source)
 
     def show() -> None:
         if rewrites is not None:
-            _rows_table(f"rewrites, written to {fix}", [{"": text} for text in rewrites or ["nothing to do"]])
+            where = f"written to {fix}" if runs else "not written: the model does not run"
+            _rows_table(f"rewrites, {where}", [{"": text} for text in rewrites or ["nothing to do"]])
         _layers_table(found)
         most = f", the {SHOWN_ROWS} nearest to their bounds" if len(found.ranges) > SHOWN_ROWS else ""
         _rows_table(f"largest values on the sample{most}", _range_rows(found))
@@ -569,14 +579,15 @@ def check(
         verdict = f"does not run right: {wrong}" if wrong else "runs under encryption"
         if not found.found.answers:
             verdict += "" if wrong else ", how right nobody knows: measure with --sample"
-        stdout.print(verdict if found.ok else f"does not run: {len(found.unsupported)} in the way")
+        said = verdict if found.ok else f"does not run: {len(found.unsupported)} in the way"
+        stdout.print(said, markup=False, highlight=False, soft_wrap=True)
 
     _emit(as_json, document, show)
     if found.in_range and (text := warning(headroom(found.ranges))):
         log.warning(text)
     for text in found.found.hints():
         log.warning(text)
-    if not (found.ok and found.in_range and found.right):
+    if not runs:
         raise typer.Exit(UNSUPPORTED)
 
 
@@ -712,11 +723,6 @@ def _check_numbers(name: str, array: NDArray[Any]) -> None:
         raise InputError(f"{name!r} must hold floating-point numbers; got {array.dtype}")
     if not np.isfinite(array).all():
         raise InputError(f"{name!r} must be finite; got nan or infinity")
-
-
-def _check_folder(option: str, file: Path) -> None:
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"{option} must lie in a folder that is there; got {str(file)!r}")
 
 
 def _key_files(paths: Sequence[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from protocols.channel import restore_error
 from protocols.errors import PeerLost, PeerTimeout
+from securemtk.silence import SILENT
 
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 
@@ -22,7 +23,8 @@ class RoleProcess:
 
     The process is a fresh interpreter (nothing of ours is forked), leads a session of its own, so
     that Ctrl-C at the terminal reaches only the user's process, and gets its settings through a pipe:
-    no secret is in its command line or environment.
+    no secret is in its command line or environment. Its libraries keep no record of it, whatever the user's
+    environment says: it is a process of ours.
 
     Args:
         role: for messages.
@@ -41,7 +43,7 @@ class RoleProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if talks else subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | SILENT | {"PYTHONPATH": path},
             start_new_session=True,
         )
         self.tell({"role": role} | dict(settings))

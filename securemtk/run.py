@@ -21,14 +21,14 @@ from protocols.prg import Stream
 from securemtk import data
 from securemtk.data import DataSet
 from securemtk.data.base import Images
-from securemtk.files import check_new_folder, new_folder, write_whole
+from securemtk.files import check_file, check_new_folder, new_folder, write_whole
 from securemtk.mtk.answers import answer_stats
 from securemtk.mtk.evaluate import TaskResult, evaluate
 from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, stamp
 from securemtk.mtk.keys import load as load_key
 from securemtk.mtk.settings import train_config
 from securemtk.mtk.train import Epoch, TrainConfig, TrainResult, train
-from securemtk.onnx.bundle import Manifest, write_bundle
+from securemtk.onnx.bundle import Manifest, check_bundle_target, write_bundle
 from securemtk.onnx.export import export_onnx
 
 FORMAT = 1
@@ -128,6 +128,8 @@ def train_run(
         _prepare(path, wanted, loaded, passphrase)
     elif replace(read_run(path), metrics=None) != wanted:
         raise InputError(f"{os.fspath(folder)!r} must be a run of the same data set, tasks and settings to be resumed")
+    # The last of what is written: better refused before the training than after it.
+    check_file(path / RUN, "the run's file")
     keys = _load_keys(path, wanted, passphrase)
     result = train(loaded, wanted.secured, wanted.config, keys=keys, checkpoint=path / CHECKPOINT, progress=progress)
     metrics = evaluate(result.model, loaded, keys)
@@ -167,6 +169,7 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
         UnsupportedError: the model has layers that cannot run under encryption.
         RangeError: a weight, or a value on the training samples, is outside fixed point.
     """
+    check_bundle_target(folder, overwrite=overwrite)
     result, dataset = trained.result, trained.dataset
     leaks = {} if result.decoupling is None else result.decoupling.by_closed()
     tellers = sorted({name for names in leaks.values() for name in names})
@@ -224,9 +227,12 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     """Read what a folder says of its run; raise InputError where it holds none."""
     path = Path(os.path.abspath(folder))
     try:
-        text = (path / RUN).read_text()
+        # A named pipe would wait for a writer.
+        text = (path / RUN).read_text() if (path / RUN).is_file() else None
     except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path.name!r} must be the folder of a run; it has no readable {RUN}") from None
+        text = None
+    if text is None:
+        raise InputError(f"{path.name!r} must be the folder of a run; it has no readable {RUN}")
     return Run.from_json(text)
 
 

@@ -1,6 +1,9 @@
-"""Fixtures for all tests, and the rule that no test leaves a thread or a process behind."""
+"""Fixtures for all tests, and the rules that no test leaves a thread or a process behind, or writes elsewhere."""
 
+import os
 import signal
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -8,6 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from workers import Files
+
+# Before any test imports onnxruntime: tests tell of their user no more than what they test (docs/privacy.md).
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+GUARD = str(Path(__file__).parent / "guard")
+sys.path.insert(0, GUARD)
+
+import write_guard  # noqa: E402
 
 torch.set_num_threads(1)
 # Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
@@ -20,13 +30,14 @@ STARTS_ROLES = (
     *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
     *(
         "test_grants",
+        "test_inference",
         "test_mtk_benchmarks",
         "test_mtk_split",
         "test_onnx_bad_input",
         "test_onnx_classical",
         "test_onnx_lookups",
     ),
-    *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
+    *("test_readme", "test_report", "test_session", "test_session_whole", "test_silence", "test_wire"),
 )
 LONG = ("test_mtk_training", "test_onnx_import")
 
@@ -45,6 +56,38 @@ def _children() -> set[int]:
         except OSError:
             continue
     return found
+
+
+@pytest.fixture(autouse=True, scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory):
+    """Let this process and all that it starts write below pytest's temporary folder only, caches apart."""
+    base = tmp_path_factory.getbasetemp().resolve()
+    (base / "temporary").mkdir()
+    changed = {
+        write_guard.ALLOWED: str(base),
+        write_guard.NOTES: str(base / "written-elsewhere"),
+        "TMPDIR": str(base / "temporary"),
+        "PYTHONPATH": os.pathsep.join([GUARD, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    tempfile.tempdir = None
+    write_guard.install()
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    tempfile.tempdir = None
+
+
+@pytest.fixture(autouse=True)
+def nothing_written_elsewhere(guarded: None):
+    """Fail a test that would write outside its folders; shared fixtures count for the test that asks for them first."""
+    before = len(write_guard.notes())
+    yield
+    if tried := write_guard.notes()[before:]:
+        pytest.fail(f"written elsewhere: {tried}")
 
 
 @pytest.fixture(autouse=True)

@@ -530,6 +530,7 @@ def test_the_command_says_in_one_message_what_is_wrong(case, tmp_path, capsys):
         assert "internal error" not in out + err
         assert out or err.startswith("securemtk: ")
         assert not (out and "--json" in arguments) or not json.loads(out)["ok"]
+    assert os.listdir(tmp_path) == ["m.onnx"]
 
 
 def test_a_session_refuses_them_all_and_lives_on():

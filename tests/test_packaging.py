@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ PACKAGES = {
         ),
         *("stock", "fss", "fixed", "precision", "runner", "ranges", "demand", "reused", "eager", "estimate"),
     ],
-    "securemtk": ["tasks", "files", "config", "cores", "inputs", "values", "estimate"],
+    "securemtk": ["tasks", "files", "silence", "config", "cores", "inputs", "values", "estimate"],
     "securemtk.data": ["base", "splits", "digits", "shapes", "embedded", "images", "labels", "tables", "faces", ""],
     "securemtk.mtk": [
         *("keys", "audit", "grants", "distributor", "decoupling", "assembler", "model", "agents", "train", "settings"),
@@ -59,6 +60,7 @@ PACKAGES = {
             "classical",
             "reading",
             "runtime",
+            "options",
             "graph",
             "registry",
             "scales",
@@ -103,6 +105,7 @@ TOP_LEVEL = {
     "examples",
     "tests",
     "docs",
+    "findings",
     "setup.cfg",
     "pyproject.toml",
     "Makefile",
@@ -220,6 +223,19 @@ def test_no_file_names_this_machine():
         if not name.endswith((".png", ".npy")):
             text = (ROOT / name).read_text()
             assert not [word for word in here if len(word) > 5 and word in text], name
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "findings").iterdir())])
+def test_a_finding_has_its_form(name):
+    # They are not run here: each installs packages.
+    text = (ROOT / "findings" / name).read_text()
+    head, _, body = text.partition("set -eu\n")
+    for part in ("One would expect:", "What happens:", "Output seen:", "Runs no code of ours.", "sh findings/NAME.sh"):
+        assert part in head
+    assert 'work="$(mktemp -d)"\ntrap \'rm -rf "$work"\' EXIT INT TERM' in body
+    assert "--only-binary :all:" in body
+    assert "==" in body
+    assert not {"securemtk", "protocols", "benchmarks"} & set(re.findall(r"\w+", text))
 
 
 def settings() -> configparser.ConfigParser:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from protocols.errors import InputError
-from securemtk import cli, run
+from securemtk import cli, files, run
 from securemtk.mtk.attacks.base import Finding
 from securemtk.mtk.attacks.suite import Effort, Report
 from securemtk.mtk.decoupling import Decoupling, DecouplingConfig
@@ -474,8 +474,11 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, capfd, measur
 
 
 def test_a_folder_that_may_not_be_written_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(InputError, match="may be written"):
+    def refuses(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuses)
+    with pytest.raises(PermissionError):
         check_target(tmp_path / "page.html")
 
 

@@ -167,12 +167,11 @@ def _decode(target: Path, shape: tuple[int, ...], paths: Sequence[Path], options
     broken: list[str] = []
     console = Console(stderr=True)
     with (
-        whole_file(target) as file,
+        whole_file(target, private=True) as file,
         # Pillow decodes without Python's lock.
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
-        os.fchmod(file.fileno(), 0o600)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         line = bar.add_task("read images", total=len(paths))
         # Part by part, for a pool takes all it is given into memory.

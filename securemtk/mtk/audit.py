@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import InputError
+from securemtk.files import check_private
 
 START = "0" * 64
 
@@ -68,14 +68,13 @@ class AuditLog:
         """Hold the log against all other processes.
 
         Raises:
-            InputError: others than its owner may read or write it.
+            InputError: it is no regular file, or others than its owner may read or write it.
             OSError: it cannot be opened.
         """
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(self.path, flags, 0o600)
         try:
-            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-                raise InputError(f"the log {self.path.name} must be readable by its owner alone: run chmod 600")
+            check_private(fd, self.path)
             fcntl.flock(fd, fcntl.LOCK_EX)
             self._fd = fd
             yield

@@ -7,7 +7,6 @@ log: no use without its line on the disk.
 
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 from protocols.errors import InputError, KeyRefused
 from protocols.prg import Stream
 from protocols.tls import check_user
-from securemtk.files import write_whole
+from securemtk.files import check_file, read_private, write_whole
 from securemtk.mtk.audit import AuditLog
 from securemtk.mtk.keys import MODEL_ID_BYTES, is_hex
 from securemtk.tasks import Task
@@ -181,6 +180,7 @@ class Ledger:
             OSError: the disk refuses; nothing is granted.
         """
         new = Grant(Stream().bytes(_ID_BYTES).hex(), user, model_id, task, not_before, until, uses)
+        check_file(self.path, "grants")  # before the log says that there is one
         with self._log.locked():
             present = self.grants()
             about = {name: value for name, value in new.to_dict().items() if name not in ("id", "revoked")}
@@ -314,11 +314,7 @@ def _time(value: object) -> object:
 
 def _read(path: Path) -> tuple[Grant, ...]:
     try:
-        with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise InputError(f"{path.name} must be readable by its owner alone; got mode {mode:04o}: run chmod 600")
-            body = json.loads(file.read(_BYTES_MOST))
+        body = json.loads(read_private(path, _BYTES_MOST))
         if set(body) != {"format", "version", "grants"} or (body["format"], body["version"]) != (_FORMAT, _VERSION):
             raise InputError(f"{path.name} must be a file of {_FORMAT}, version {_VERSION}; got another")
         grants = tuple(Grant.from_dict(raw) for raw in body["grants"])

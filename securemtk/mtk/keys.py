@@ -14,8 +14,6 @@ import itertools
 import json
 import math
 import os
-import stat
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.prg import Stream
+from securemtk.files import read_private, write_whole
 from securemtk.tasks import Task
 
 PLACES = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -112,7 +111,7 @@ class TriggerKey:
         p = 1), with all other fields as associated data. Without one they stand in the file as they are.
 
         Raises:
-            InputError: the passphrase is empty.
+            InputError: the passphrase is empty, or as `securemtk.files.check_file`.
             OSError: the file cannot be written; nothing is left behind.
         """
         header = {"format": _FORMAT, "version": _VERSION, "task": self.task, "model_id": self.model_id}
@@ -122,7 +121,7 @@ class TriggerKey:
             "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
         }
         body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
-        _write_private(Path(path), json.dumps(body, indent=1).encode())
+        write_whole(path, json.dumps(body, indent=1).encode(), private=True)
 
 
 def draw_keys(
@@ -368,30 +367,11 @@ def _rebuild(header: Mapping[str, Any], secret: Mapping[str, str]) -> TriggerKey
 
 def _read_private(path: Path) -> bytes:
     try:
-        # Mode and content are of the same open file: no moment between the check and the reading.
-        with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
-                raise KeyRefused(
-                    f"{path.name} must be readable by its owner alone; got mode {mode:04o}: run chmod 600 {path}"
-                )
-            return file.read(_FILE_BYTES_MOST)
+        return read_private(path, _FILE_BYTES_MOST)
+    except InputError as error:
+        raise KeyRefused(str(error)) from None
     except OSError as error:
         raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    # mkstemp opens with O_EXCL and mode 0600: nobody else can read it at any moment.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _parse(path: Path, content: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
-from securemtk.files import write_whole
+from securemtk.files import check_file, write_whole
 from securemtk.mtk.agents import DataDistributor, KeyDistributor, ModelKeeper
 from securemtk.mtk.assembler import Assembler, AssemblerConfig, Batch
 from securemtk.mtk.decoupling import Decoupling, DecouplingConfig, decouple
@@ -276,7 +276,10 @@ class _Training:
     def run(self) -> Iterator[Epoch]:
         """Train epoch by epoch, from the checkpoint where there is one."""
         self._resume()
-        for number in range(len(self.losses), self.epochs):
+        left = range(len(self.losses), self.epochs)
+        if left and self.checkpoint is not None and self.accelerator.is_main_process:
+            check_file(self.checkpoint, "a checkpoint")
+        for number in left:
             self.losses.append(self._epoch(number))
             self._save()
             yield Epoch(number + 1, self.epochs, self.losses[-1])
@@ -382,6 +385,8 @@ def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.name} must be a checkpoint of train; it is no regular file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises whatever its zip reader and its restricted unpickler come across.

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import stat
 import tempfile
 import warnings
@@ -28,7 +27,9 @@ from protocols import ranges
 from protocols.errors import BundleError, InputError, RangeWarning
 from protocols.program import Shape
 from protocols.ranges import Headroom
+from securemtk.files import replaced_folder, write_whole
 from securemtk.inputs import input_arrays
+from securemtk.onnx.export import writing
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.reading import MAX_BYTES, self_contained
 from securemtk.tasks import Task
@@ -202,7 +203,7 @@ def write_bundle(
     Warns:
         RangeWarning: on the samples, values reach half of what fixed point holds.
     """
-    target = Path(os.path.abspath(folder))
+    target = check_bundle_target(folder, overwrite=overwrite)
     manifest = Manifest(
         model_id=model_id,
         tasks=tuple(tasks),
@@ -221,15 +222,27 @@ def write_bundle(
     )
     imported = _check_model(manifest, onnx_bytes)
     manifest = replace(manifest, headroom=_measured(manifest, imported, samples))
+    # Weights are the keeper's secret: nobody else may enter.
+    with writing(folder), replaced_folder(target, private=True) as fresh:
+        write_whole(fresh / MODEL, onnx_bytes)
+        write_whole(fresh / MANIFEST, manifest.to_json().encode())
+        check_bundle_target(folder, overwrite=overwrite)
+    return manifest
+
+
+def check_bundle_target(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Return the absolute path of a folder that `write_bundle` may make, or replace; for use before the work.
+
+    Raises:
+        BundleError: something is there that may not be replaced, or its parent takes no new folder.
+    """
+    target = Path(os.path.abspath(folder))
     if os.path.lexists(target) and not overwrite:
         raise BundleError(f"{os.fspath(folder)!r} must not exist yet; say overwrite to replace a bundle")
     if os.path.lexists(target) and not _looks_like_bundle(target):
         raise BundleError(f"{os.fspath(folder)!r} must be a bundle to be replaced; it holds something else")
-    try:
-        _replace_folder(target, {MODEL: onnx_bytes, MANIFEST: manifest.to_json().encode()})
-    except OSError as error:
-        raise BundleError(f"bundle {os.fspath(folder)!r} cannot be written: {error.strerror}") from None
-    return manifest
+    with writing(folder), tempfile.TemporaryFile(dir=target.parent):
+        return target
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> tuple[Manifest, bytes]:
@@ -401,30 +414,6 @@ def _looks_like_bundle(target: Path) -> bool:
     if target.is_symlink() or not target.is_dir():
         return False
     return MANIFEST in (present := set(os.listdir(target))) and present <= {MANIFEST, MODEL}
-
-
-def _replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with `files` in the place of `target`; on any failure leave what was there."""
-    # Weights are the keeper's secret: mkdtemp lets nobody else in.
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        fresh, old = work / "new", work / "old"
-        fresh.mkdir(mode=0o700)
-        for name, data in files.items():
-            with open(fresh / name, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if os.path.lexists(target):
-            os.rename(target, old)
-        try:
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _member(handle: int, name: str, limit: int) -> bytes:

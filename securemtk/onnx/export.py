@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from protocols.errors import BundleError, ShapeError, UnsupportedError
+from protocols.errors import BundleError, InputError, ShapeError, UnsupportedError
+from securemtk.files import check_file, write_whole
 from securemtk.onnx.runtime import start
 
 OPSET = 18
@@ -66,6 +66,9 @@ def export_onnx(
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if len(inputs) != len(input_names) or not all(x.ndim and len(x) and x.dtype == torch.float32 for x in inputs):
         raise ShapeError(f"an example must be {len(input_names)} float32 tensors with at least one sample each")
+    if path is not None:
+        with writing(path):
+            check_file(path)
     with _evaluating(module):
         wrapped = _InOrder(module, output_names).eval()
         _check_outputs(wrapped, inputs, output_names)
@@ -79,21 +82,24 @@ def export_onnx(
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all; raise BundleError when it cannot be written."""
-    target = os.path.abspath(os.fspath(path))
-    temporary = None
+    """Write a file whole or not at all, for its owner alone: weights are the keeper's secret.
+
+    Raises:
+        BundleError: it cannot be written, or as `securemtk.files.check_file`.
+    """
+    with writing(path):
+        write_whole(path, data, private=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what stands in the way of a file or folder to write into a BundleError."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), suffix=".tmp")
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        yield
+    except InputError as error:
+        raise BundleError(str(error)) from None
     except OSError as error:
         raise BundleError(f"{os.fspath(path)!r} cannot be written: {error.strerror}") from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 @contextlib.contextmanager

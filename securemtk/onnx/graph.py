@@ -330,11 +330,16 @@ def declared(source: Source) -> tuple[list[Declared], list[Declared]]:
     """
 
     def said(x: ValueInfoProto) -> Declared:
-        sizes = x.type.tensor_type.shape.dim
-        return x.name, [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in sizes], dtype_of(x)
+        return x.name, sizes_of(x), dtype_of(x)
 
     inputs, outputs = interface(source)
     return [said(x) for x in inputs], [said(x) for x in outputs]
+
+
+def sizes_of(x: ValueInfoProto) -> list[int | str]:
+    """Return the sizes that a value is declared with; a name, or "?", for one that is free."""
+    sizes = x.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in sizes]
 
 
 def dtype_of(x: ValueInfoProto) -> str:

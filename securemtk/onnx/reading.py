@@ -122,11 +122,22 @@ def interface(source: Source) -> tuple[list[ValueInfoProto], list[ValueInfoProto
     Raises:
         BundleError: the file is missing or no ONNX model.
     """
-    data = source if isinstance(source, bytes) else read_bytes(source)
     with foreseen():
-        graph = _parse(data).graph
+        graph = header(source).graph
         weights = {t.name for t in graph.initializer}
         return [x for x in graph.input if x.name not in weights], list(graph.output)
+
+
+def overridable(source: Source) -> list[ValueInfoProto]:
+    """Return the inputs of a model that have a default in its file; raise as `interface` does."""
+    graph = header(source).graph
+    weights = {t.name for t in graph.initializer}
+    return [x for x in graph.input if x.name in weights]
+
+
+def header(source: Source) -> ModelProto:
+    """Return a model as its file has it, without external data; raise as `interface` does."""
+    return _parse(source if isinstance(source, bytes) else read_bytes(source))
 
 
 def captured(node: NodeProto) -> set[str]:

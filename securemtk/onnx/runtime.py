@@ -1,4 +1,4 @@
-"""onnxruntime, held so that it only computes: no optimiser, no operator library, no word on stderr, within limits."""
+"""onnxruntime, held so that it only computes: no optimiser, no operator library, no record, no word, within limits."""
 
 import functools
 import re
@@ -10,14 +10,17 @@ import onnx
 import onnx.defs
 import onnx.helper
 import onnx.version_converter
-import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.reference import ReferenceEvaluator
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from protocols.errors import BundleError
 from securemtk.onnx.opsets import opset_of
 from securemtk.onnx.reading import NEWEST_OPSET, OLDEST_OPSET
+from securemtk.silence import silently
+
+with silently("onnxruntime"):
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 ERRORS = (
     ort_errors.Fail,

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from protocols.errors import InputError
-from securemtk.files import whole_file
+from securemtk.files import check_file, whole_file
 from securemtk.pictures import draw_attacks, draw_leaks, draw_states
 from securemtk.report.document import KIND
 
@@ -23,17 +22,15 @@ def check_target(page: Path) -> Path:
     """Return where the JSON of a page goes: beside it.
 
     Raises:
-        InputError: the page is not to be an .html file in a folder that is there and may be written, or a file that is
-            no report of ours stands in the place of its JSON.
+        InputError: the page is not to be an .html file, as `securemtk.files.check_file` for it or its JSON, or a file
+            that is no report of ours stands in the place of its JSON.
+        OSError: the folder takes no new file.
     """
     beside = page.with_suffix(".json")
-    folder = page.absolute().parent
-    if page.suffix != SUFFIX or page.is_dir():
+    if page.suffix != SUFFIX:
         raise InputError(f"a report must be a {SUFFIX} file; got {str(page)!r}")
-    if not folder.is_dir():
-        raise InputError(f"a report must lie in a folder that is there; got {str(page)!r}")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"a report must lie in a folder that may be written; got {str(page)!r}")
+    for file in (page, beside):
+        check_file(file, "a report")
     if beside.exists() and not _is_report(beside):
         raise InputError(f"a report's JSON must not replace another file; {str(beside)!r} is none of a report")
     return beside
