@@ -14,6 +14,7 @@ from securemtk.onnx import (
     elementwise,
     linear,
     logic,
+    masks,
     norms,
     pools,
     reductions,
@@ -38,17 +39,18 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
     for node in graph.constant_nodes:
         if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
             problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
-    for node, whole in roots.understood(graph):
-        if whole is not None and _is_known(node, graph):
-            steps += _own_names(whole.steps(node, graph), node, taken)
-        elif node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
+    found = masks.find(graph)
+    for node, root in roots.understood(graph):
+        node, whole = found.nodes.get(node.name, node), root or found.wholes.get(node.name)
+        if node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
             problems.append(_problem(node, *refused))
         elif node.domain or node.op_type not in RULES:
             what = f"operator {node.op_type!r}" + (f" of domain {node.domain!r}" if node.domain else "")
             problems.append(_problem(node, f"{what} is not supported", _REMEDIES.get(node.op_type, _REMEDY)))
         elif _is_known(node, graph):
             try:
-                steps += _own_names(RULES[node.op_type](node, graph), node, taken)
+                made = RULES[node.op_type](node, graph) if whole is None else whole.steps(node, graph)
+                steps += _own_names(made, node, taken)
             except Refused as error:
                 problems.append(_problem(node, error.reason, error.remedy))
     return steps, problems
