@@ -10,6 +10,7 @@ where a comparison would have to decide it.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -117,10 +118,17 @@ class _ClippedProduct:
 
 @dataclass(frozen=True)
 class _Softmax:
-    """A softmax whose rows may be out as a whole: they are then 1 / n, or 0 for what is no number."""
+    """A softmax whose rows may be out as a whole: they are then even, or 0 for what is no number.
+
+    Args:
+        even: which of both.
+        bound: where all of a row is below it, all of it is out.
+        several: whether several numbers leave out: only where the least of them does is a row even.
+    """
 
     even: bool
     bound: float
+    several: bool
 
     def steps(self, node: Node, graph: Graph) -> list[Step]:
         output = f"{node.outputs[0]}/of scores"
@@ -133,8 +141,20 @@ class _Softmax:
         made = draft.binary("mul", draft.reshape(output, flat), some)
         if self.even:
             n = math.prod(flat) // math.prod(draft.shape(out))
-            made = draft.binary("add", made, draft.scale(out, 1.0 / n))
+            made = draft.binary("add", made, self._even(node, draft, out, n, flat))
         return [*before, *draft.made(draft.reshape(made, graph.shapes[node.outputs[0]]))]
+
+    def _even(self, node: Node, draft: Draft, out: str, n: int, flat: Shape) -> str:
+        """Add the row that is even where all is out, and 0 elsewhere."""
+        if not self.several or n == 1:
+            return draft.scale(out, 1.0 / n)
+        scores = draft.reshape(node.input(0), flat)
+        axis = next(i for i, (a, b) in enumerate(zip(flat, draft.shape(out), strict=True), 1) if a != b)
+        less = draft.binary("sub", scores, draft.largest(scores, (axis,)))
+        knot = round(-_AWAY / 2 * 2.0**FRAC_BITS)
+        near = draft.add("indicator", (less,), flat, knots=(knot,), below=0)
+        share = draft.function(draft.reduce("sum", near, (axis,)), "reciprocal_of_sum", n)
+        return draft.binary("mul", near, draft.binary("mul", share, out))
 
 
 @dataclass(frozen=True)
@@ -193,8 +213,9 @@ class _Search:
             for i, name in enumerate(node.inputs):
                 self._users.setdefault(name, []).append((node, i))
         self._ends: dict[str, frozenset[_End]] = {}
-        # What comes to each end, by the name of its node.
+        # What comes to each end, by the name of its node, and from how many places.
         self._levels: dict[str, set[_Level]] = {}
+        self._places: Counter[str] = Counter()
 
     def run(self) -> Masks:
         known = [n for n in self._graph.nodes if not n.domain and n.outputs[0] in self._graph.shapes]
@@ -259,11 +280,12 @@ class _Search:
 
     def _note(self, site: _Site) -> None:
         for end in site.ends:
-            numbers = site.value * end.factor
+            numbers = site.value[np.abs(site.value * end.factor) > _SOFT] * np.sign(end.factor)
             if site.node.op_type in ("Mul", "Div"):
                 numbers = -np.abs(numbers)
-            levels = {_Level(float(x), end.summed) for x in np.unique(numbers[np.abs(numbers) > _SOFT])}
+            levels = {_Level(float(x), end.summed) for x in np.unique(numbers)}
             self._levels.setdefault(end.node, set()).update(levels)
+            self._places[end.node] += any(x.number < 0 for x in levels)
 
     def _is_mixed(self, ends: frozenset[_End]) -> bool:
         """Return whether numbers of several tiers come to one end."""
@@ -287,7 +309,7 @@ class _Search:
                 return False
         if rest > _HELD - _AWAY:
             return False
-        tiers = np.array([self._away(x, mixed) for x in size.ravel()]).reshape(size.shape)
+        tiers = np.array([self._away(x, mixed) for x in site.value.ravel()]).reshape(size.shape)
         away = np.sign(site.value) * (tiers + (rest if rest > _AWAY / 4 else 0.0)) / abs(factor)
         self._put(site, np.where(large, away, site.value))
         return True
@@ -315,7 +337,7 @@ class _Search:
         low_only = proofs.is_truth(other) and number * factor < 0
         if not low_only and any(x.op in _LOW for x in site.ends):
             return False
-        smaller = math.copysign(self._away(size, mixed) / abs(factor), number)
+        smaller = math.copysign(self._away(number, mixed) / abs(factor), number)
         if proofs.is_sign(other):
             self._put(site, np.asarray(smaller if node.op_type == "Mul" else 1.0 / smaller))
             return True
@@ -361,6 +383,9 @@ class _Search:
     def _ends_from(self, name: str) -> frozenset[_End]:
         found = {_End("output", name, 1.0, False)} if name in self._graph.outputs else set[_End]()
         for node, index in self._users.get(name, ()):
+            if node.op_type == "ReduceMax" and self._is_taken_off(node):
+                # As a softmax written by hand does it: what is left is 0 at most, and moves a whole row.
+                continue
             passed = self._passed(node, index)
             if passed is None:
                 found.add(_End(node.op_type, node.name, 1.0, False))
@@ -386,8 +411,7 @@ class _Search:
         number = self._proofs.number(node.input(1 - index)) if op in ("Mul", "Div") else None
         if number and 2.0**-6 <= abs(number) <= 2.0**6 and (op == "Mul" or not index):
             return (number if op == "Mul" else 1.0 / number), False
-        # The maximum that a softmax written by hand takes off moves a whole row.
-        return (1.0, True) if op == "ReduceMax" and self._is_taken_off(node) else None
+        return None
 
     def _is_taken_off(self, largest: Node) -> bool:
         users = self._users.get(largest.outputs[0], [])
@@ -399,17 +423,17 @@ class _Search:
     def _rows(self, softmax: Node) -> None:
         """Decide what becomes of rows that are out as a whole, and of questions whether they are numbers."""
         levels = {x for x in self._levels.get(softmax.name, ()) if x.number < 0}
-        mixed = len({x.tier for x in levels}) > 1
+        mixed, several = len({x.tier for x in levels}) > 1, self._places[softmax.name] > 1
         soft, hard, none = (-x for x in _TIERS)
         asking = [n for n in self._askers(softmax) if n.op_type == "IsNaN"]
         if asking and any(math.isinf(x.number) for x in levels):
             bound = (hard + none) / 2 if mixed else -_AWAY / 2
-            self._found.wholes.setdefault(softmax.name, _Softmax(even=False, bound=bound))
+            self._found.wholes.setdefault(softmax.name, _Softmax(even=False, bound=bound, several=several))
             for question in asking:
                 self._answer(question, _NoNumber(softmax, bound))
         elif any(x.summed and x.tier == 1 for x in levels):
             bound = (soft + hard) / 2 if mixed else -_AWAY / 2
-            self._found.wholes.setdefault(softmax.name, _Softmax(even=True, bound=bound))
+            self._found.wholes.setdefault(softmax.name, _Softmax(even=True, bound=bound, several=several))
 
     def _askers(self, node: Node) -> list[Node]:
         """Return what uses a value, or the value under another type."""
