@@ -121,9 +121,12 @@ def with_number(data: bytes, number: float) -> bytes:
     return model.SerializeToString()
 
 
+# A file of the newer exporter takes its time.
+NUMBERS = [("legacy", x) for x in (-10000.0, FP16, -1e6, -1e9, FP32)] + [("dynamo", x) for x in (FP16, FP32)]
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("number", [-10000.0, FP16, -1e6, -1e9, FP32])
+@pytest.mark.parametrize(("exporter", "number"), NUMBERS)
 def test_a_mask_is_right_in_every_form_and_row(exporter, form, number):
     data, given = with_number(exported(exporter, form), number), mask()
     if number == -1e6:

@@ -78,6 +78,7 @@ PACKAGES = {
             "rules",
             "net",
             "formulas",
+            "logs",
             "simplify",
             "merge",
             "tidy",

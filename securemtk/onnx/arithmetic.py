@@ -65,8 +65,32 @@ def where(node: Node, graph: Graph) -> list[Step]:
     formula = Formula(node, graph)
     if node.input(2) in graph.activations and Proofs(graph).is_never(node.input(0)):
         return formula.steps(formula.operand(2))
+    op = _extreme_of(node, graph)
+    if op:
+        x, y = (decidable(formula.operand(i)) for i in (1, 2))
+        return formula.steps((formula.largest if op == "Max" else formula.smallest)(x, y))
     condition, x, y = (finite(v) for v in formula.operands())
     return formula.steps(_chosen(formula, condition, x, y))
+
+
+def _extreme_of(node: Node, graph: Graph) -> str:
+    """Return "Max" or "Min" where a choice between two values by which is larger is that, "" elsewhere."""
+    makers = {x: n for n in graph.nodes for x in n.outputs}
+    asked = makers.get(node.input(0))
+    while asked is not None and asked.op_type == "Cast":
+        asked = makers.get(asked.input(0))
+    if (
+        asked is None
+        or asked.op_type not in _ORDERS
+        or {*asked.inputs} != {*node.inputs[1:]}
+        or len({*asked.inputs}) < 2
+    ):
+        return ""
+    first_if_less = asked.op_type.startswith("Less") == (asked.input(0) == node.input(1))
+    return "Min" if first_if_less else "Max"
+
+
+_ORDERS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
 
 def _chosen(formula: Formula, condition: Operand, x: Operand, y: Operand) -> Operand:
