@@ -79,6 +79,7 @@ PACKAGES = {
             "net",
             "formulas",
             "logs",
+            "steep",
             "simplify",
             "merge",
             "tidy",

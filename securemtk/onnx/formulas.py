@@ -220,6 +220,17 @@ def single_numbers(step: Step) -> tuple[float, float] | None:
     return 1.0 if scale is None else scale.item(), 0.0 if shift is None else shift.item()
 
 
+def line(value: str, makers: Mapping[str, Step]) -> tuple[str, float, float]:
+    """Return x, a and b of a value a x + b with single numbers; of any other the value itself, 1 and 0."""
+    scale, shift = 1.0, 0.0
+    while (step := makers.get(value)) is not None and step.op in ("affine", "scale"):
+        numbers = single_numbers(step)
+        if numbers is None:
+            break
+        value, scale, shift = step.inputs[0], scale * numbers[0], scale * numbers[1] + shift
+    return value, scale, shift
+
+
 def _product(x: Polynomial, y: Polynomial) -> Polynomial:
     return tuple(np.convolve(x, y).tolist()) if x and y else ()
 

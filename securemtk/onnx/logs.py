@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from protocols.program import Attribute, Shape
-from securemtk.onnx.formulas import single_numbers
+from securemtk.onnx.formulas import line, single_numbers
 from securemtk.onnx.graph import unique
 from securemtk.onnx.lower import custom
 from securemtk.onnx.net import Net
@@ -94,13 +94,7 @@ class _Maker:
 
     def line(self, value: str) -> tuple[str, float, float]:
         """Return x, a and b of a value a x + b with single numbers; of any other the value itself, 1 and 0."""
-        scale, shift = 1.0, 0.0
-        while (step := self.makers.get(value)) is not None and step.op in ("affine", "scale"):
-            numbers = single_numbers(step)
-            if numbers is None:
-                break
-            value, scale, shift = step.inputs[0], scale * numbers[0], scale * numbers[1] + shift
-        return value, scale, shift
+        return line(value, self.makers)
 
     def negative(self, value: str) -> str:
         """Return -x."""

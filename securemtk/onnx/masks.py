@@ -223,6 +223,9 @@ class _Search:
         for site in sites:
             self._note(site)
         for site in sites:
+            if self._is_everywhere(site) and not {x.op for x in site.ends} <= {"Softmax", *_PLACES}:
+                # A sum with a large number, and no mask: only a softmax does not see it.
+                continue
             make = self._product if site.node.op_type in ("Mul", "Div") else self._constant
             if not make(site):
                 self._refuse_compared(site)
@@ -257,10 +260,13 @@ class _Search:
             return []
         number = numbers[index] or 0.0
         number = number if node.op_type == "Mul" else 1.0 / number if number else math.inf
-        if not abs(number) > _SOFT or not self._is_mask(node.input(1 - index)):
+        other = node.input(1 - index)
+        if not abs(number) > _SOFT or not self._is_mask(other):
             return []
-        # By which sign a mask is left in is not known; what leaves out is below 0.
         ends = self._reached(node, 1.0, summed=False)
+        if not self._proofs.is_sign(other) and not all(x.summed and x.op in ("Softmax", *_PLACES) for x in ends):
+            # Any product with a large number.
+            return []
         return [_Site(node, index, np.asarray(number), ends)]
 
     def _is_mask(self, name: str) -> bool:
@@ -282,6 +288,7 @@ class _Search:
         for end in site.ends:
             numbers = site.value[np.abs(site.value * end.factor) > _SOFT] * np.sign(end.factor)
             if site.node.op_type in ("Mul", "Div"):
+                # Which of its numbers leaves in is not known of a mask; those that leave out are below 0.
                 numbers = -np.abs(numbers)
             levels = {_Level(float(x), end.summed) for x in np.unique(numbers)}
             self._levels.setdefault(end.node, set()).update(levels)
@@ -290,6 +297,11 @@ class _Search:
     def _is_mixed(self, ends: frozenset[_End]) -> bool:
         """Return whether numbers of several tiers come to one end."""
         return any(len({x.tier for x in self._levels[end.node] if x.number < 0}) > 1 for end in ends)
+
+    def _is_everywhere(self, site: _Site) -> bool:
+        """Return whether a large number is added to all elements, and finite."""
+        added = site.node.op_type in ("Add", "Sub", "Sum")
+        return added and bool((np.abs(site.value) > _SOFT).all() and np.isfinite(site.value).all())
 
     def _constant(self, site: _Site) -> bool:
         """Make a constant smaller; return False where that may not be the same."""
@@ -335,14 +347,12 @@ class _Search:
             return True
         proofs = self._proofs
         low_only = proofs.is_truth(other) and number * factor < 0
-        if not low_only and any(x.op in _LOW for x in site.ends):
+        if not low_only and any(x.op in _LOW + _BOTH for x in site.ends):
             return False
         smaller = math.copysign(self._away(number, mixed) / abs(factor), number)
         if proofs.is_sign(other):
             self._put(site, np.asarray(smaller if node.op_type == "Mul" else 1.0 / smaller))
             return True
-        if not all(x.summed and x.op in ("Softmax", *_PLACES) for x in site.ends):
-            return False
         if is_integral(other, self._graph):
             whole = _ClippedProduct(1 - site.index, 1.0, smaller)
         elif size <= _FRACTIONS:
@@ -366,7 +376,8 @@ class _Search:
         sizes = {s: [abs(x.number) for x in self._levels.get(node.name, ()) if x.number * s > 0] for s in (-1, 1)}
         if not all(sizes.values()) or node.op_type not in _KNOWN:
             return
-        if {*sizes[-1]} != {*sizes[1]} and min(*sizes[-1], *sizes[1]) < _FORGETS:
+        differ = {*sizes[-1]} != {*sizes[1]} and min(*sizes[-1], *sizes[1]) < _FORGETS
+        if differ or node.op_type in _LOW + _BOTH:
             self._found.wholes[node.name] = _Refusal("large numbers of both signs and of several sizes come to it")
 
     # --- the way there
@@ -403,7 +414,8 @@ class _Search:
         if (op in MOVES or op in ("Cast", "CastLike")) and not index and len(node.outputs) == 1:
             return (1.0, False) if np.dtype(self._graph.dtypes[node.outputs[0]]).kind == "f" else None
         if op in ("Add", "Sum", "Sub"):
-            return (-1.0 if op == "Sub" and index else 1.0), True
+            others = [x for i, x in enumerate(node.inputs) if i != index]
+            return (-1.0 if op == "Sub" and index else 1.0), any(x in self._graph.activations for x in others)
         if op == "Concat" or (op == "Where" and index):
             return 1.0, False
         if op == "Neg":
