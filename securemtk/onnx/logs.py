@@ -386,7 +386,7 @@ class _Maker:
         c, _, d = below
         if c <= 0 or d <= 0:
             return None
-        turned = self.affine(value, -1.0, -math.log(c / d))
+        turned = self.affine(self.negative(value), 1.0, -math.log(c / d))
         return self.affine(self.add("sigmoid", (turned,)), b / d - a / c, a / c)
 
     def _power(self, value: str, depth: int = 3) -> str | None:

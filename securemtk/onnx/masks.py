@@ -19,7 +19,7 @@ import numpy as np
 from protocols.program import Shape
 from protocols.ring import FRAC_BITS
 from securemtk.onnx.draft import Draft
-from securemtk.onnx.graph import Array, Graph, Node
+from securemtk.onnx.graph import Array, Graph, Node, unique
 from securemtk.onnx.operands import Formula, is_integral
 from securemtk.onnx.proofs import MOVES, Proofs
 from securemtk.onnx.registry import RULES, Refused, Step, sample_axis
@@ -54,17 +54,23 @@ _REMEDY = "use a number of -10000 for what is left out, or put it right before a
 
 @dataclass(frozen=True)
 class _End:
-    """Where a value goes: the last operator, what it is multiplied by on the way, whether others are added to it."""
+    """Where a value goes: the last operator, what it is multiplied by on the way, and what is added to it.
+
+    Args:
+        op, node: the operator, and its node's name.
+        factor: what the value is multiplied by.
+        added: 0 for nothing, 1 for constants, 2 for what is computed.
+    """
 
     op: str
     node: str
     factor: float
-    summed: bool
+    added: int
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A number that comes to an end, as the file has it, and whether scores are added to it."""
+    """A number that comes to an end, as the file has it, and whether anything is added to it."""
 
     number: float
     summed: bool
@@ -249,7 +255,7 @@ class _Search:
             if value is None or value.dtype.kind != "f" or not (np.abs(value) > _SOFT).any() or np.isnan(value).any():
                 continue
             sign = -1.0 if node.op_type == "Sub" and i == 1 else 1.0
-            ends = self._reached(node, sign, summed=node.op_type in ("Add", "Sub", "Sum"))
+            ends = self._reached(node, sign, added=2 * (node.op_type in ("Add", "Sub", "Sum")))
             found.append(_Site(node, i, value.astype(np.float64), ends))
         return found
 
@@ -263,8 +269,11 @@ class _Search:
         other = node.input(1 - index)
         if not abs(number) > _SOFT or not self._is_mask(other):
             return []
-        ends = self._reached(node, 1.0, summed=False)
-        if not self._proofs.is_sign(other) and not all(x.summed and x.op in ("Softmax", *_PLACES) for x in ends):
+        ends = self._reached(node, 1.0, added=0)
+        # 1 - m is a mask wherever it is added to something, m itself only beside what is computed: scores.
+        least = 1 if self._is_rest(other) else 2
+        fits = all(x.added >= least and x.op in ("Softmax", *_PLACES) for x in ends)
+        if not fits and not self._proofs.is_sign(other):
             # Any product with a large number.
             return []
         return [_Site(node, index, np.asarray(number), ends)]
@@ -284,13 +293,20 @@ class _Search:
         known = [self._proofs.is_sign(x) or self._is_mask(x) for x in node.inputs]
         return node.op_type in ("Mul", "Min", "Max") and all(known)
 
+    def _is_rest(self, name: str) -> bool:
+        """Return whether a value is 1 less another one, or its negative."""
+        node = self._proofs.makers.get(name)
+        if node is not None and node.op_type in (*MOVES, "Cast", "CastLike", "Neg"):
+            return self._is_rest(node.input(0))
+        return node is not None and node.op_type == "Sub" and 1.0 in map(self._proofs.number, node.inputs)
+
     def _note(self, site: _Site) -> None:
         for end in site.ends:
             numbers = site.value[np.abs(site.value * end.factor) > _SOFT] * np.sign(end.factor)
             if site.node.op_type in ("Mul", "Div"):
                 # Which of its numbers leaves in is not known of a mask; those that leave out are below 0.
                 numbers = -np.abs(numbers)
-            levels = {_Level(float(x), end.summed) for x in np.unique(numbers)}
+            levels = {_Level(float(x), end.added > 0) for x in np.unique(numbers)}
             self._levels.setdefault(end.node, set()).update(levels)
             self._places[end.node] += any(x.number < 0 for x in levels)
 
@@ -330,7 +346,8 @@ class _Search:
         return _TIERS[_tier(number)] if mixed else _AWAY
 
     def _put(self, site: _Site, value: Array) -> None:
-        name = f"{site.node.input(site.index)}/of {site.node.name}"
+        taken = {*self._graph.constants, *self._graph.activations}
+        name = unique(f"{site.node.input(site.index)}/of {site.node.name}", taken)
         self._graph.constants[name] = value
         node = self._found.nodes.get(site.node.name, site.node)
         inputs = (*node.inputs[: site.index], name, *node.inputs[site.index + 1 :])
@@ -382,47 +399,47 @@ class _Search:
 
     # --- the way there
 
-    def _reached(self, node: Node, factor: float, *, summed: bool) -> frozenset[_End]:
+    def _reached(self, node: Node, factor: float, *, added: int) -> frozenset[_End]:
         """Return where a node's result goes."""
         if not self._ends:
             # The last values first: a network is deeper than calls may be nested.
             for each in reversed(self._graph.nodes):
                 self._ends |= {output: self._ends_from(output) for output in each.outputs}
         found = self._ends[node.outputs[0]]
-        return frozenset(replace(x, factor=x.factor * factor, summed=x.summed or summed) for x in found)
+        return frozenset(replace(x, factor=x.factor * factor, added=max(x.added, added)) for x in found)
 
     def _ends_from(self, name: str) -> frozenset[_End]:
-        found = {_End("output", name, 1.0, False)} if name in self._graph.outputs else set[_End]()
+        found = {_End("output", name, 1.0, 0)} if name in self._graph.outputs else set[_End]()
         for node, index in self._users.get(name, ()):
             if node.op_type == "ReduceMax" and self._is_taken_off(node):
                 # As a softmax written by hand does it: what is left is 0 at most, and moves a whole row.
                 continue
             passed = self._passed(node, index)
             if passed is None:
-                found.add(_End(node.op_type, node.name, 1.0, False))
+                found.add(_End(node.op_type, node.name, 1.0, 0))
                 continue
-            factor, summed = passed
+            factor, added = passed
             for x in self._ends.get(node.outputs[0], ()):
-                found.add(replace(x, factor=x.factor * factor, summed=x.summed or summed))
+                found.add(replace(x, factor=x.factor * factor, added=max(x.added, added)))
         return frozenset(found)
 
-    def _passed(self, node: Node, index: int) -> tuple[float, bool] | None:
-        """Return the factor with which a value passes an operator, and whether others are added; None for an end."""
+    def _passed(self, node: Node, index: int) -> tuple[float, int] | None:
+        """Return the factor with which a value passes an operator, and what is added; None for an end."""
         op = node.op_type
         if node.domain or node.outputs[0] not in self._graph.shapes:
             return None
         if (op in MOVES or op in ("Cast", "CastLike")) and not index and len(node.outputs) == 1:
-            return (1.0, False) if np.dtype(self._graph.dtypes[node.outputs[0]]).kind == "f" else None
+            return (1.0, 0) if np.dtype(self._graph.dtypes[node.outputs[0]]).kind == "f" else None
         if op in ("Add", "Sum", "Sub"):
             others = [x for i, x in enumerate(node.inputs) if i != index]
-            return (-1.0 if op == "Sub" and index else 1.0), any(x in self._graph.activations for x in others)
+            return (-1.0 if op == "Sub" and index else 1.0), 1 + any(x in self._graph.activations for x in others)
         if op == "Concat" or (op == "Where" and index):
-            return 1.0, False
+            return 1.0, 0
         if op == "Neg":
-            return -1.0, False
+            return -1.0, 0
         number = self._proofs.number(node.input(1 - index)) if op in ("Mul", "Div") else None
         if number and 2.0**-6 <= abs(number) <= 2.0**6 and (op == "Mul" or not index):
-            return (number if op == "Mul" else 1.0 / number), False
+            return (number if op == "Mul" else 1.0 / number), 0
         return None
 
     def _is_taken_off(self, largest: Node) -> bool:
@@ -451,7 +468,7 @@ class _Search:
         """Return what uses a value, or the value under another type."""
         found: list[Node] = []
         for user, _ in self._users.get(node.outputs[0], ()):
-            found += self._askers(user) if user.op_type in ("Cast", "Identity") else [user]
+            found += self._askers(user) if user.op_type in ("Cast", "Identity", "Dropout") else [user]
         return found
 
     def _answer(self, question: Node, answer: _NoNumber) -> None:
