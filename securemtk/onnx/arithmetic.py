@@ -4,23 +4,24 @@ import numpy as np
 
 from securemtk.onnx.draft import Draft
 from securemtk.onnx.graph import Array, Graph, Node
-from securemtk.onnx.operands import Formula, Operand, decidable, without_infinity
+from securemtk.onnx.operands import Formula, Operand, decidable, finite
+from securemtk.onnx.proofs import Proofs
 from securemtk.onnx.registry import Refused, Step, constant_input, fit, output_shape, rule
 
 
 @rule("Add", "Sub")
 def addition(node: Node, graph: Graph) -> list[Step]:
-    """Activations and constants that broadcast; a constant of -1e8 or less is a mask, and counts as -4096."""
+    """Activations and constants that broadcast; as a mask a constant may be of any size, or -inf (below)."""
     formula = Formula(node, graph)
-    x, y = (without_infinity(v, below_only=True) for v in formula.operands())
+    x, y = (finite(v) for v in formula.operands())
     return formula.steps(formula.add(x, y) if node.op_type == "Add" else formula.sub(x, y))
 
 
 @rule("Mul")
 def multiplication(node: Node, graph: Graph) -> list[Step]:
-    """Activations and constants that broadcast; a single number of +-1e8 or more counts as +-4096, as in masks."""
+    """Activations and constants that broadcast; as a mask's factor a number may be of any size (below)."""
     formula = Formula(node, graph)
-    x, y = (without_infinity(v) if isinstance(v, str) or v.size == 1 else v for v in formula.operands())
+    x, y = (finite(v) for v in formula.operands())
     return formula.steps(formula.mul(x, y))
 
 
@@ -60,10 +61,36 @@ def extreme(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Where")
 def where(node: Node, graph: Graph) -> list[Step]:
-    """Condition and both branches activations or constants that broadcast; infinite constants count as 4096."""
+    """Condition and both branches activations or constants that broadcast; in masks constants of any size (below)."""
     formula = Formula(node, graph)
-    condition, x, y = (without_infinity(v) for v in formula.operands())
+    if node.input(2) in graph.activations and Proofs(graph).is_never(node.input(0)):
+        return formula.steps(formula.operand(2))
+    op = _extreme_of(node, graph)
+    if op:
+        x, y = (decidable(formula.operand(i)) for i in (1, 2))
+        return formula.steps((formula.largest if op == "Max" else formula.smallest)(x, y))
+    condition, x, y = (finite(v) for v in formula.operands())
     return formula.steps(_chosen(formula, condition, x, y))
+
+
+def _extreme_of(node: Node, graph: Graph) -> str:
+    """Return "Max" or "Min" where a choice between two values by which is larger is that, "" elsewhere."""
+    makers = {x: n for n in graph.nodes for x in n.outputs}
+    asked = makers.get(node.input(0))
+    while asked is not None and asked.op_type == "Cast":
+        asked = makers.get(asked.input(0))
+    if (
+        asked is None
+        or asked.op_type not in _ORDERS
+        or {*asked.inputs} != {*node.inputs[1:]}
+        or len({*asked.inputs}) < 2
+    ):
+        return ""
+    first_if_less = asked.op_type.startswith("Less") == (asked.input(0) == node.input(1))
+    return "Min" if first_if_less else "Max"
+
+
+_ORDERS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
 
 
 def _chosen(formula: Formula, condition: Operand, x: Operand, y: Operand) -> Operand:

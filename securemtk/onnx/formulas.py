@@ -94,7 +94,7 @@ def _heart(step: Step, makers: Mapping[str, Step]) -> tuple[str, str]:
     if step.op == "reciprocal":
         plus_one = makers.get(source)
         power = makers.get(plus_one.inputs[0]) if plus_one and plus_one.op in ("affine", "scale") else None
-        if plus_one and power and power.op == "exp" and _numbers(plus_one) == (1.0, 1.0):
+        if plus_one and power and power.op == "exp" and single_numbers(plus_one) == (1.0, 1.0):
             return "one over 1 + exp", power.inputs[0]
     return "", source
 
@@ -165,7 +165,7 @@ def _form(step: Step, forms: Mapping[str, _Form], base: str, makers: Mapping[str
         return forms[step.output]
     if step.op not in _ALGEBRA or not any(x in forms for x in step.inputs):
         return None
-    numbers = _numbers(step)
+    numbers = single_numbers(step)
     if len(step.inputs) == 1:
         form = forms[step.inputs[0]]
         return None if numbers is None else _plus(_times(form, (numbers[0],)), _Form((), (numbers[1],)))
@@ -203,14 +203,14 @@ def _polynomial(value: str, base: str, makers: Mapping[str, Step], depth: int = 
         return None
     first, *others = (p for p in parts if p is not None)
     if not others:
-        numbers = _numbers(step)
+        numbers = single_numbers(step)
         return None if numbers is None else _sum(_product(first, (numbers[0],)), (numbers[1],))
     if step.op == "mul":
         return _product(first, others[0])
     return _sum(first, _product(others[0], (-1.0 if step.op == "sub" else 1.0,)))
 
 
-def _numbers(step: Step) -> tuple[float, float] | None:
+def single_numbers(step: Step) -> tuple[float, float] | None:
     """Return factor and addend of a step, None when they are not single numbers."""
     if step.op == "scale":
         return step.number("factor"), step.number("offset")
@@ -218,6 +218,17 @@ def _numbers(step: Step) -> tuple[float, float] | None:
         return None
     scale, shift = (step.params.get(role) for role in ("scale", "shift"))
     return 1.0 if scale is None else scale.item(), 0.0 if shift is None else shift.item()
+
+
+def line(value: str, makers: Mapping[str, Step]) -> tuple[str, float, float]:
+    """Return x, a and b of a value a x + b with single numbers; of any other the value itself, 1 and 0."""
+    scale, shift = 1.0, 0.0
+    while (step := makers.get(value)) is not None and step.op in ("affine", "scale"):
+        numbers = single_numbers(step)
+        if numbers is None:
+            break
+        value, scale, shift = step.inputs[0], scale * numbers[0], scale * numbers[1] + shift
+    return value, scale, shift
 
 
 def _product(x: Polynomial, y: Polynomial) -> Polynomial:

@@ -6,7 +6,8 @@ may be one unit off.
 
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.operands import Formula, Operand, decidable
-from securemtk.onnx.registry import Step, one_step, rule
+from securemtk.onnx.proofs import Proofs
+from securemtk.onnx.registry import Refused, Step, one_step, rule
 
 # Where x - y changes its truth, in units of 2**-16, and what it is below the first of these.
 _TRUTHS = {
@@ -38,6 +39,8 @@ def connective(node: Node, graph: Graph) -> list[Step]:
     """Activations and constants that broadcast."""
     formula = Formula(node, graph)
     x, y = formula.operands()
+    if Proofs(graph).is_never(node.outputs[0]):
+        return formula.steps(formula.scale(x if isinstance(x, str) else y, 0.0))
     if not isinstance(x, str):
         x, y = y, x
     return formula.steps(_connected(node.op_type, formula, x, y))
@@ -52,7 +55,20 @@ def _connected(op: str, formula: Formula, x: Operand, y: Operand) -> Operand:
     return formula.sub(formula.add(x, y), formula.scale(formula.mul(x, y), twice))
 
 
-@rule("IsNaN", "IsInf")
-def never(node: Node, graph: Graph) -> list[Step]:
-    """Always false: fixed point has no such numbers."""
+@rule("IsNaN")
+def is_nan(node: Node, graph: Graph) -> list[Step]:
+    """Where the input is provably a number: false; of a softmax: true where a mask of -inf leaves nothing of a row."""
+    return _never(node, graph, Proofs(graph).may_be_nan(node.input(0)), "no number")
+
+
+@rule("IsInf")
+def is_infinite(node: Node, graph: Graph) -> list[Step]:
+    """Where the input is provably finite: false."""
+    return _never(node, graph, Proofs(graph).may_be_infinite(node.input(0)), "infinite")
+
+
+def _never(node: Node, graph: Graph, culprit: str, what: str) -> list[Step]:
+    if culprit:
+        reason = f"whether a number is {what} cannot be told in fixed point, and {culprit!r} may make it so"
+        raise Refused(reason, "leave the question out, or keep what may be so from happening, as by Clip or Max")
     return [one_step(node, graph, "scale", factor=0, offset=0)]

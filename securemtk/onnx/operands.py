@@ -17,9 +17,6 @@ from securemtk.onnx.registry import Refused, Step, affine, constant_input, outpu
 
 # A value's name, or a constant in float64 that has the rank of the node's result behind a program's batch of 1.
 Operand = str | Array
-# What models write for infinity in masks (-inf, -1e9, the least float32), and what takes its place: e to it is 0, and
-# sums of a few of them are still numbers that comparisons decide.
-_INFINITE, _MASK = 1e8, 4096.0
 
 
 class Formula:
@@ -153,12 +150,12 @@ def _constant(x: Operand) -> Array:
     return np.asarray(x)
 
 
-def without_infinity(x: Operand, *, below_only: bool = False) -> Operand:
-    """Return an operand whose constant infinities, as masks have them, are numbers that fixed point holds."""
-    if isinstance(x, str):
+def finite(x: Operand) -> Operand:
+    """Return an operand; refuse a constant that holds infinity or what is no number: a mask has smaller ones here."""
+    if isinstance(x, str) or bool(np.isfinite(x).all()):
         return x
-    x = np.where(x <= -_INFINITE, -_MASK, x)
-    return x if below_only else np.where(x >= _INFINITE, _MASK, x)
+    reason = f"a constant must hold numbers; it holds {x[~np.isfinite(x)].ravel()[0]}, and not to mask a softmax"
+    raise Refused(reason, "use a number that leaves results which fixed point holds")
 
 
 def decidable(x: Operand) -> Operand:

@@ -1,17 +1,12 @@
 """What several nodes mean together: a graph's nodes as they are translated, before any rule."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from securemtk.onnx.draft import Draft
 from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.norms import inverse_root
 from securemtk.onnx.registry import Step
-
-# Of scores that a mask takes out of a softmax: e**x of it is 0, and fixed point holds it.
-_MASKED = -4096.0
 
 
 @dataclass(frozen=True)
@@ -30,19 +25,14 @@ class InverseRoot:
 
 
 def understood(graph: Graph) -> list[tuple[Node, InverseRoot | None]]:
-    """Return the nodes that are still needed when quotients by roots are one, each with what it is part of.
-
-    Constants that mask scores before a softmax are made numbers that fixed point holds.
-    """
+    """Return the nodes that are still needed when quotients by roots are one, each with what it is part of."""
     makers = {name: node for node in graph.nodes for name in node.outputs if not node.domain}
     found: list[tuple[Node, InverseRoot | None]] = []
     wanted = set(graph.outputs)
-    masks = {node.input(0) for node in graph.nodes if node.op_type in ("Softmax", "LogSoftmax")}
     for node in reversed(graph.nodes):
         if not wanted.intersection(node.outputs):
             continue
         root = _inverse_root(node, graph, makers)
-        node = _masked(node, graph) if masks.intersection(node.outputs) else node
         found.append((node, root))
         wanted.update(node.inputs if root is None else (root.factor, root.radicand))
     return found[::-1]
@@ -81,16 +71,3 @@ def _number(graph: Graph, name: str) -> float | None:
     """Return a constant of one element, None for anything else."""
     value = graph.constants.get(name)
     return float(value.item()) if value is not None and value.size == 1 else None
-
-
-def _masked(node: Node, graph: Graph) -> Node:
-    """Return a node before a softmax whose constants are not below `_MASKED`."""
-    if node.op_type not in ("Add", "Where"):
-        return node
-    inputs = list(node.inputs)
-    for i, name in enumerate(inputs):
-        value = graph.constants.get(name)
-        if value is not None and value.dtype.kind == "f":
-            inputs[i] = f"{name}/mask"
-            graph.constants[inputs[i]] = np.maximum(value, _MASKED)
-    return replace(node, inputs=tuple(inputs))

@@ -16,6 +16,7 @@ from securemtk.onnx import (
     integers,
     linear,
     logic,
+    masks,
     norms,
     pools,
     reductions,
@@ -40,7 +41,9 @@ def translate(graph: Graph) -> tuple[list[Step], list[Problem]]:
     for node in graph.constant_nodes:
         if graph.failure is None and any(x in graph.used and x not in graph.seen for x in node.outputs):
             problems.append(_problem(node, "its result cannot be found out", "use operators of the ONNX standard"))
-    for node, whole in roots.understood(graph):
+    found = masks.find(graph)
+    for node, root in roots.understood(graph):
+        node, whole = found.nodes.get(node.name, node), root or found.wholes.get(node.name)
         if node.domain == classical.DOMAIN and (refused := classical.refusal(node.op_type, node.attrs)):
             problems.append(_problem(node, *refused))
         elif node.domain or node.op_type not in RULES:

@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protocols.program import Shape
-from securemtk.onnx import formulas, merge, simplify
+from securemtk.onnx import formulas, logs, merge, simplify, steep
 from securemtk.onnx.net import Net, Pass
 from securemtk.onnx.registry import Step
 
 # Before any other pass changes how a formula is written; identities within it are in the way.
-FORMULAS: tuple[Pass, ...] = (simplify.shorten_reshapes, formulas.known_functions)
+FORMULAS: tuple[Pass, ...] = (
+    simplify.shorten_reshapes,
+    logs.logarithms,
+    formulas.known_functions,
+    steep.large_factors,
+)
 SIMPLIFY: tuple[Pass, ...] = (
     simplify.shorten_reshapes,
     simplify.join_transposes,
