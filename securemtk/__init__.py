@@ -18,6 +18,7 @@ from protocols.errors import (
     StoreError,
     TransportError,
     UnsupportedError,
+    WrongProcess,
 )
 from securemtk.config import Config
 from securemtk.inference import InferenceSession, NodeArg
@@ -49,4 +50,5 @@ __all__ = [
     "Task",
     "TransportError",
     "UnsupportedError",
+    "WrongProcess",
 ]

@@ -123,8 +123,11 @@ class InferenceSession:
             Arrays of the dtypes that the model declares.
 
         Raises:
-            InputError: an unknown output; otherwise as `Model.predict` and, where shapes decide, `Session.load`.
+            InputError: an unknown output.
+            WrongProcess: this process is a fork of the one that made the session.
+            Otherwise as `Model.predict` and, where shapes decide, `Session.load`.
         """
+        self._session._require_here()
         model, feed = self._fitting(input_feed)
         infos = {x.name: x for x in model.outputs}
         names = list(infos) if output_names is None else list(output_names)

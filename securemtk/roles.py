@@ -51,7 +51,7 @@ from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
 from securemtk.onnx.graph import ValueInfo
 from securemtk.onnx.importer import load_onnx
-from securemtk.process import Hear, Say, end_timer, place_of, run
+from securemtk.process import Hear, Links, Say, end_timer, place_of, run, sort_links
 
 # --- the keeper -----------------------------------------------------------------------------------------------------
 
@@ -387,19 +387,21 @@ def _distributor(settings: Mapping[str, Any]) -> KeyDistributor:
 # --- a role as a process --------------------------------------------------------------------------------------------
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[tuple[str, str], Link]:
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
     """Open this role's connections: (peer, purpose) -> link."""
     credentials = Credentials.from_json(settings["credentials"])
     timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
     listener = Listener(credentials, settings["host"], int(settings["port"]), timeout_s)
     say({"address": listener.address})
-    links: dict[tuple[str, str], Link] = {}
+    links: Links = {}
     try:
         expected = [(USER_ROLE, purpose) for purpose in PURPOSES[role, USER_ROLE]]
         if role == AUTHORITY_ROLE:
             keeper = (settings["host"], int(hear()["keeper_port"]))
             for purpose in PURPOSES[KEEPER_ROLE, AUTHORITY_ROLE]:
-                links[KEEPER_ROLE, purpose] = connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s)
+                links[KEEPER_ROLE, purpose] = connect(
+                    credentials, keeper, KEEPER_ROLE, purpose, timeout_s, opening_s=start_s
+                )
         else:
             expected += [(AUTHORITY_ROLE, purpose) for purpose in PURPOSES[role, AUTHORITY_ROLE]]
         return links | listener.accept(expected, start_s)
@@ -423,10 +425,10 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     runner.protocol_module(str(settings["protocol"])).warm()
     distributor = _distributor(settings) if role == AUTHORITY_ROLE else None
     links = _connect(role, settings, say, hear)
-    watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
-    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
+    guarded, watched, pulses = sort_links(links)
     end = end_timer()
-    watch = Watch(role, watched, guarded, lambda error: end.start())
+    silence_s = float(settings["timeout_s"])
+    watch = Watch(role, watched, guarded, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
     gc.freeze()
