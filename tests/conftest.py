@@ -14,9 +14,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests start roles. With several workers (pytest-xdist) one of them runs all of these: sessions side by
-# side would starve each other, and a role that is silent for too long ends its session.
+# side would starve each other.
 STARTS_ROLES = (
-    *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
+    *(
+        "test_alive",
+        "test_benchmarks",
+        "test_cli",
+        "test_closed_answers",
+        "test_crypten_backend",
+        "test_demo",
+        "test_estimate",
+    ),
+    "test_fork",
     *("test_grants", "test_mtk_benchmarks", "test_mtk_split", "test_onnx_classical", "test_onnx_lookups"),
     *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
 )
