@@ -181,6 +181,7 @@ class SecureSocket:
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, *, server: bool) -> None:
         self.raw = raw
         self.origin, self._what = Origin(), "a connection"
+        self._is_copy = False
         let_go_after_fork(self)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
@@ -239,7 +240,8 @@ class SecureSocket:
 
     def flush(self) -> None:
         """Hand over what has been encrypted; raise BlockingIOError where the system takes no more now."""
-        self.require_here()
+        if self._is_copy:
+            self.require_here()
         while self._pending:
             self._pending = self._pending[self.raw.send(self._pending) :]
 
@@ -249,7 +251,8 @@ class SecureSocket:
         Raises:
             BlockingIOError: nothing is there now.
         """
-        self.require_here()
+        if self._is_copy:
+            self.require_here()
         while True:
             try:
                 return self._tls.read(len(target), target)  # type: ignore[return-value]
@@ -276,4 +279,5 @@ class SecureSocket:
 
     def let_go(self) -> None:
         """Close a copy's descriptor: peers shall see when the maker ends."""
+        self._is_copy = True
         self.raw.close()

@@ -439,7 +439,11 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
             authority = {purpose: links[AUTHORITY_ROLE, purpose] for purpose in ("data", "supply")}
             stored = (settings["store"], settings["slots"])
             keeper = Keeper(user, authority["data"], authority["supply"], watch, *stored, bool(settings["guarded"]))
-            keeper.serve()
+            try:
+                keeper.serve()
+            finally:
+                if settings["store"] is not None:
+                    end.cancel()  # what is stored shall go, however long that, and to part from the others, takes
         elif distributor is not None:
             supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
             Authority(user, links[KEEPER_ROLE, "data"], supply, watch, distributor).serve()
@@ -454,8 +458,6 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         return 5
     finally:
         if keeper is not None:
-            if settings["store"] is not None:
-                end.cancel()  # what is stored shall go, however long that takes
             keeper.close()
         for link in guarded:
             link.close()
