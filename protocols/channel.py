@@ -4,7 +4,8 @@ A `Link` is one TLS connection to one role and belongs to one thread (an OpenSSL
 not be read and written by two threads at once). It makes progress in both directions while it
 sends, so that two parties may send large messages at the same time. A `Watch` is a thread with
 connections of its own: it sends and expects a heartbeat, spreads the reason of an abort, and
-wakes every link when a role is gone, silent or has failed.
+wakes every link when a role is gone, silent or has failed. Where a watch guards a link, it alone
+judges whether the peer lives: a role that computes for long is waited for as long as it beats.
 
 A frame is a header (length of the meta data, length of the body, logical clock), meta data as
 JSON, and raw little-endian arrays. Nothing is ever unpickled.
@@ -29,7 +30,17 @@ from typing import Any
 import numpy as np
 
 from protocols import errors
-from protocols.errors import IntegrityError, PeerLost, PeerRefused, PeerTimeout, ProtocolAbort, SecureError
+from protocols.errors import (
+    IntegrityError,
+    PeerLost,
+    PeerRefused,
+    PeerTimeout,
+    ProtocolAbort,
+    SecureError,
+    WrongProcess,
+)
+from protocols.origin import Origin, let_go_after_fork
+from protocols.pulse import Pulse
 from protocols.tls import Credentials, SecureSocket, context_of
 
 log = logging.getLogger(__name__)
@@ -39,7 +50,10 @@ MAX_META_BYTES = 1 << 26
 MAX_BODY_BYTES = 1 << 36
 DTYPES = {"<i8", "<f4", "|u1", "<u8"}
 BEAT_S = 0.5
-SILENCE_S = 3.5
+# Time between two looks of a watch that counts as silence of a peer: for longer, it was the watch that did not look.
+LOOK_S = 1.0
+# Beats that a watch seals ahead for each peer before it starts, and at each look.
+_FIRST_BEATS, _MORE_BEATS = 240, 60
 # A peer that computes answers within a fraction of a millisecond, a thread that sleeps is woken after a tenth of one.
 SPIN_S = 3e-4
 # Frames up to this size wait for the next one, or for the moment when this side waits: one record, one system call.
@@ -74,7 +88,10 @@ class Link:
 
     Args:
         sock: connected and authenticated socket.
-        timeout_s: longest wait of a single send or receive, in seconds.
+        timeout_s: longest wait of a single send or receive, in seconds. Under a watch that runs, a wait has no end
+            of its own: the watch ends it when the peer is gone or silent.
+
+    In a fork of the process that made it, every method that would send or read raises WrongProcess.
     """
 
     def __init__(self, sock: SecureSocket, timeout_s: float) -> None:
@@ -90,6 +107,7 @@ class Link:
         self._inbox: deque[tuple[int, bytes, bytearray]] = deque()
         self._failure: SecureError | None = None
         self._find_reason: Callable[[], SecureError | None] = lambda: None
+        self._is_watched: Callable[[], bool] = lambda: False
         self._header = bytearray(HEADER.size)
         self._held: list[bytes] = []
         self._restart()
@@ -102,9 +120,22 @@ class Link:
         self._body: bytearray | None = None
         self._target = memoryview(self._header)
 
-    def on_failure(self, find_reason: Callable[[], SecureError | None]) -> None:
-        """Ask `find_reason` for the root cause when this connection breaks."""
-        self._find_reason = find_reason
+    def guard(self, find_reason: Callable[[], SecureError | None], is_watched: Callable[[], bool]) -> None:
+        """Let a watch judge the peer.
+
+        Args:
+            find_reason: asked for the root cause when this connection breaks.
+            is_watched: whether the watch runs, so that no wait for this peer needs an end of its own.
+        """
+        self._find_reason, self._is_watched = find_reason, is_watched
+
+    def is_overdue(self, started: float) -> bool:
+        """Return whether the peer has sent nothing here for `timeout_s` since `started`, and no watch judges it.
+
+        Args:
+            started: of the wait, as `time.monotonic` counts.
+        """
+        return not self._is_watched() and time.monotonic() - max(started, self.heard_at) > self.timeout_s
 
     def enter(self, phase: str) -> None:
         """Send what is held back, count what follows under `phase` and restart the logical clock."""
@@ -160,6 +191,7 @@ class Link:
             PeerTimeout: the peer took nothing for `timeout_s`.
             PeerLost: the connection is gone.
         """
+        self._sock.require_here()
         parts = [np.asarray(a, order="C") for a in arrays]
         text = _describe(kind, meta or {}, [(a.dtype.str, a.shape) for a in parts])
         n_body = sum(a.nbytes for a in parts)
@@ -192,7 +224,9 @@ class Link:
             kind: expected kind.
             timeout_s: longest silence; None waits for ever, the default is the link's.
         """
-        limit = self.timeout_s if timeout_s == -1.0 else timeout_s
+        self._sock.require_here()
+        is_patient = timeout_s == -1.0
+        limit = self.timeout_s if is_patient else timeout_s
         self.flush()
         if not self._inbox:
             self._read_available()
@@ -202,7 +236,7 @@ class Link:
             if self.phase == "online" and time.monotonic() < started + SPIN_S:
                 os.sched_yield()
             else:
-                self._wait(select.POLLIN, deadline)
+                self._wait(select.POLLIN, deadline, is_patient=is_patient)
             self._read_available()
         self.waited_s += time.monotonic() - started
         clock, text, body = self._inbox.popleft()
@@ -218,6 +252,7 @@ class Link:
 
     def peek(self, timeout_s: float) -> str | None:
         """Return the kind of the next frame without taking it; None where none comes within `timeout_s`."""
+        self._sock.require_here()
         self.flush()
         started = time.monotonic()
         self._read_available()
@@ -232,6 +267,11 @@ class Link:
             self._read_available()
         _, text, body = self._inbox[0]
         return _decode(text, body, self.role).kind
+
+    def seal(self, kind: str) -> bytes:
+        """Return an empty frame as bytes for the network, to go there before all that is sent or sealed later."""
+        text = _describe(kind, {}, [])
+        return self._sock.seal(HEADER.pack(len(text), 0, 0) + text)
 
     def refuse(self, error: SecureError) -> None:
         """Answer a request by an error: the peer's `recv` raises it."""
@@ -267,8 +307,10 @@ class Link:
                 flushed = True
             except BlockingIOError:
                 flushed = False
-                self._wait(select.POLLIN | select.POLLOUT, deadline)
+                self._wait(select.POLLIN | select.POLLOUT, deadline, is_patient=True)
                 self._read_available()
+            except WrongProcess:
+                raise
             except (OSError, ValueError) as error:
                 raise self._lost(error) from None
 
@@ -280,6 +322,8 @@ class Link:
                 n = self._sock.recv_into(self._target)
             except BlockingIOError:
                 return
+            except WrongProcess:
+                raise
             except (OSError, ValueError) as error:
                 raise self._lost(error) from None
             if n == 0:
@@ -305,11 +349,14 @@ class Link:
             self._inbox.append((clock, bytes(self._meta), self._body or bytearray()))
             self._restart()
 
-    def _wait(self, events: int, deadline: float | None) -> None:
+    def _wait(self, events: int, deadline: float | None, *, is_patient: bool = False) -> None:
+        """Wait for events until the deadline; a patient wait has none while a watch judges the peer."""
         self._poll.modify(self._sock.raw, events)
         while True:
             self._raise_failure()
             left = 1.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0 and is_patient and self._is_watched():
+                left = 1.0
             if left <= 0:
                 raise PeerTimeout(f"{self.role} has been silent for {self.timeout_s:g} s ({self.step})")
             if self._poll.poll(min(left, 1.0) * 1000):
@@ -419,6 +466,7 @@ class Listener:
                 f"{credentials.role}: the address {host}:{port} must be free; {error.strerror}"
             ) from None
         self._sock.listen(16)
+        let_go_after_fork(self)
         self.address: tuple[str, int] = self._sock.getsockname()[:2]
 
     def accept(self, expected: Iterable[tuple[str, str]], timeout_s: float) -> dict[tuple[str, str], Link]:
@@ -450,7 +498,7 @@ class Listener:
         self, raw: socket.socket, missing: set[tuple[str, str]], timeout_s: float
     ) -> tuple[tuple[str, str], Link] | None:
         raw.settimeout(timeout_s)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _tune(raw, self._timeout_s)
         try:
             sock = SecureSocket(raw, self._context, server=True)
         except (OSError, PeerRefused) as error:
@@ -473,19 +521,53 @@ class Listener:
         """Stop listening; accepted links stay."""
         self._sock.close()
 
+    def let_go(self) -> None:
+        """Close a copy's descriptor."""
+        self._sock.close()
 
-def connect(credentials: Credentials, address: tuple[str, int], role: str, purpose: str, timeout_s: float) -> Link:
+
+def _tune(raw: socket.socket, timeout_s: float) -> None:
+    """Send small messages at once, and have the system notice after about `timeout_s` that the network was cut.
+
+    The system's probes are answered by the peer's system, whatever its process does. No limit on data that is not
+    acknowledged (TCP_USER_TIMEOUT): that would end a connection to a peer that computes and does not read.
+    """
+    pause_s = max(1, round(min(timeout_s, 3600.0) / 5))
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, pause_s), (socket.TCP_KEEPINTVL, pause_s), (socket.TCP_KEEPCNT, 4)):
+        raw.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def connect(
+    credentials: Credentials,
+    address: tuple[str, int],
+    role: str,
+    purpose: str,
+    timeout_s: float,
+    *,
+    opening_s: float | None = None,
+) -> Link:
     """Return a link to `role` at `address`.
+
+    Args:
+        credentials: this role's.
+        address: host and port.
+        role: who must be there.
+        purpose: what the link is for; the peer must expect it.
+        timeout_s: passed to the link.
+        opening_s: longest wait while it is opened, in seconds; `timeout_s` where None.
 
     Raises:
         PeerRefused: the peer is not `role` under our authority, or does not accept us.
         PeerLost: nobody answers.
     """
+    opening_s = timeout_s if opening_s is None else opening_s
     try:
-        raw = socket.create_connection(address, timeout=min(timeout_s, 30.0))
+        raw = socket.create_connection(address, timeout=opening_s)
     except OSError as error:
         raise PeerLost(f"{role} must answer at {address[0]}:{address[1]}; {type(error).__name__}") from None
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _tune(raw, timeout_s)
     try:
         sock = SecureSocket(raw, context_of(credentials, server=False), server=False)
     except (OSError, PeerRefused) as error:
@@ -496,7 +578,7 @@ def connect(credentials: Credentials, address: tuple[str, int], role: str, purpo
     link = Link(sock, timeout_s)
     try:
         link.send("hello", {"purpose": purpose})
-        link.recv("welcome")
+        link.recv("welcome", timeout_s=opening_s)
     except PeerLost:
         link.close()
         raise PeerRefused(f"{role} did not accept our certificate") from None
@@ -509,14 +591,63 @@ def connect(credentials: Credentials, address: tuple[str, int], role: str, purpo
 # --- the watch ------------------------------------------------------------------------------------------------------
 
 
+class _Beats:
+    """Beats to and from every peer that do not wait for the interpreter of the one that sends them.
+
+    Args:
+        role: our own role.
+        links: role -> link for beats alone.
+        period_s: time between two beats, in seconds.
+    """
+
+    def __init__(self, role: str, links: Mapping[str, Link], period_s: float) -> None:
+        self._links = dict(links)
+        self._pulse = Pulse(f"securemtk-pulse-{role}", [link.fileno() for link in links.values()], period_s)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        if self._links:
+            self._seal(_FIRST_BEATS)
+            self._pulse.start()
+
+    def _seal(self, most: int) -> None:
+        for _ in range(min(most, self._pulse.room)):
+            self._pulse.add([link.seal("beat") for link in self._links.values()])
+
+    def look(self) -> list[str]:
+        """Seal more beats, and return the roles of which beats have come since the last look."""
+        heard = []
+        for role, link in self._links.items():
+            # That a peer has left is said, and noticed, on the watch's own links.
+            with contextlib.suppress(PeerLost):
+                link._read_available()
+            if link._inbox:
+                heard.append(role)
+                link._inbox.clear()
+        if self._links:
+            self._seal(_MORE_BEATS)
+        return heard
+
+    def stop(self) -> None:
+        """End the beat and close its links."""
+        self._pulse.stop()
+        for link in self._links.values():
+            link.close()
+
+
 class Watch(threading.Thread):
     """Heartbeats with every peer, and the spreading of failures.
+
+    A peer that has ended is noticed at once, by the end of its connections. One that is stopped, or cut off, is given
+    up after `silence_s`. One that computes is neither, for its beats are sent by a thread that needs no interpreter.
 
     Args:
         role: our own role.
         links: role -> link that belongs to this thread from now on.
         guarded: links of other threads, failed when a peer fails.
         on_failure: called once, in this thread, with the root cause.
+        silence_s: longest silence of a peer, in seconds.
+        pulses: role -> link for beats alone, of this thread too; without, this thread beats as the interpreter lets it.
     """
 
     def __init__(
@@ -525,6 +656,9 @@ class Watch(threading.Thread):
         links: Mapping[str, Link],
         guarded: Sequence[Link],
         on_failure: Callable[[SecureError], None] = lambda error: None,
+        *,
+        silence_s: float,
+        pulses: Mapping[str, Link] | None = None,
     ) -> None:
         super().__init__(name=f"securemtk-watch-{role}", daemon=True)
         self.role = role
@@ -532,13 +666,19 @@ class Watch(threading.Thread):
         self._links = dict(links)
         self._guarded = list(guarded)
         self._on_failure = on_failure
+        self._silence_s = silence_s
+        # Several beats in the time after which a peer is given up.
+        self._period_s = min(BEAT_S, silence_s / 4)
+        self._beats = _Beats(role, pulses or {}, self._period_s)
         self._failure: SecureError | None = None
         self._failed = threading.Event()
         self._parting: Meta | None = None
+        self._origin = Origin()
         self._wake_r, self._wake_w = os.pipe()
+        let_go_after_fork(self)
         self._steps = dict.fromkeys(links, "start")
         for link in guarded:
-            link.on_failure(self._reason)
+            link.guard(self._reason, self.is_alive)
 
     @property
     def failure(self) -> SecureError | None:
@@ -558,6 +698,13 @@ class Watch(threading.Thread):
         """Tell all peers that this role leaves in good order, and stop."""
         self._part({"reason": "bye"})
 
+    def let_go(self) -> None:
+        """Close a copy's ends of the pipe that wakes this thread."""
+        wake, self._wake_r, self._wake_w = (self._wake_r, self._wake_w), -1, -1
+        for descriptor in wake:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
     def _part(self, meta: Meta) -> None:
         self._parting = self._parting or meta
         self._wake()
@@ -565,8 +712,10 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_w, b"x")
+        # A fork has the same pipe, and must not wake its maker's watch.
+        if self._origin.is_here:
+            with contextlib.suppress(OSError):
+                os.write(self._wake_w, b"x")
 
     def _reason(self) -> SecureError | None:
         # A broken connection is often noticed before the message that says why.
@@ -575,39 +724,48 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Beat and listen until this role or a peer leaves."""
+        try:
+            self._beats.start()
+            self._listen()
+        except SecureError as error:
+            self._fail(self._describe(error), tell=True)
+        except Exception as error:
+            # Without a watch the links would wait for ever. The error's text could hold a value.
+            self._fail(ProtocolAbort(f"internal error: {type(error).__name__} in the watch"), tell=True)
+        finally:
+            self._leave()
+
+    def _listen(self) -> None:
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         for link in self._links.values():
             poll.register(link.fileno(), select.POLLIN)
-        heard = dict.fromkeys(self._links, time.monotonic())
-        beat = last_loop = 0.0
-        try:
-            while self._parting is None:
-                now = time.monotonic()
-                if last_loop and now - last_loop > SILENCE_S / 2:
-                    # We were asleep ourselves (stopped, or starved): what peers sent meanwhile is not yet read.
-                    heard = dict.fromkeys(self._links, now)
-                last_loop = now
-                if now - beat >= BEAT_S:
-                    beat = now
-                    for link in self._links.values():
-                        link.send("beat", {"step": self.step})
-                poll.poll(BEAT_S * 500)
-                for role, link in self._links.items():
-                    link._read_available()
-                    while link._inbox:
-                        heard[role] = time.monotonic()
-                        if not self._hear(role, link):
-                            return
-                    if time.monotonic() - heard[role] > SILENCE_S:
-                        raise PeerTimeout(
-                            f"{role} has been silent for {SILENCE_S:g} s (its last step: {self._steps[role]}; "
-                            f"ours: {self.step})"
-                        )
-        except SecureError as error:
-            self._fail(self._describe(error), tell=True)
-        finally:
-            self._leave()
+        looked = time.monotonic()
+        heard = dict.fromkeys(self._links, looked)
+        beat = -math.inf
+        while self._parting is None:
+            if time.monotonic() - beat >= self._period_s:
+                beat = time.monotonic()
+                for link in self._links.values():
+                    link.send("beat", {"step": self.step})
+            poll.poll(max(1.0, self._period_s * 500))
+            now = time.monotonic()
+            # While this process was stopped, or its interpreter busy, nobody looked: that was not the peers' silence.
+            blind_s, looked = max(0.0, now - looked - LOOK_S), now
+            heard = {role: at + blind_s for role, at in heard.items()}
+            for role, link in self._links.items():
+                link._read_available()
+                while link._inbox:
+                    heard[role] = now
+                    if not self._hear(role, link):
+                        return
+            heard.update(dict.fromkeys(self._beats.look(), now))
+            for role, at in heard.items():
+                if now - at > self._silence_s:
+                    raise PeerTimeout(
+                        f"{role} has been silent for {self._silence_s:g} s (its last step: {self._steps[role]}; "
+                        f"ours: {self.step})"
+                    )
 
     def _describe(self, error: SecureError) -> SecureError:
         if isinstance(error, PeerLost):
@@ -643,6 +801,7 @@ class Watch(threading.Thread):
         self._on_failure(error)
 
     def _leave(self) -> None:
+        self._beats.stop()
         for link in self._links.values():
             with contextlib.suppress(SecureError):
                 if self._parting is not None:
@@ -650,6 +809,4 @@ class Watch(threading.Thread):
                     link.send("part", self._parting)
         for link in self._links.values():
             link.finish(0.5 if self._parting is not None else 0.0)
-        wake_r, wake_w, self._wake_w = self._wake_r, self._wake_w, -1
-        os.close(wake_r)
-        os.close(wake_w)
+        self.let_go()

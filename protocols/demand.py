@@ -94,10 +94,9 @@ class Supply(threading.Thread):
         self._failure: SecureError | None = None
         self._changed = threading.Condition()
 
-    @property
-    def heard_at(self) -> float:
-        """When the dealer was last heard of, as `time.monotonic` counts."""
-        return self._link.heard_at
+    def is_overdue(self, started: float) -> bool:
+        """Return whether the dealer has been silent for too long, as `Link.is_overdue` says."""
+        return self._link.is_overdue(started)
 
     def run(self) -> None:
         """Receive until the link fails or is closed."""
@@ -192,7 +191,7 @@ class Demand:
                     f"both parties must run the same program; {self._peer.role} sent {sent.split()[0]!r} "
                     f"where this one asks for correlation {number}"
                 )
-            if time.monotonic() - max(started, self._supply.heard_at) > self._dealer.timeout_s:
+            if self._supply.is_overdue(started):
                 raise PeerTimeout(f"{self._dealer.role} must deal correlation {number}; it is silent")
         return dealt
 

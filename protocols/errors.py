@@ -37,6 +37,10 @@ class BundleError(InputError):
     """A bundle or ONNX file is missing, damaged or edited."""
 
 
+class WrongProcess(InputError):
+    """What only its maker may use is used in a fork of that process: make it anew there."""
+
+
 class KeyRefused(InputError):
     """A trigger-key is absent, of another model, or locked by another passphrase."""
 

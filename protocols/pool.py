@@ -17,6 +17,7 @@ from protocols.channel import Link
 from protocols.correlation import Request, correction_shapes
 from protocols.dealer import receive_corrections, stream_of, unpack
 from protocols.errors import DealerError, PeerLost, PeerTimeout, ProtocolAbort, SecureError, TransportError
+from protocols.origin import Origin
 from protocols.party import Hand, Parts
 from protocols.store import Store
 
@@ -113,6 +114,7 @@ class Pool(threading.Thread):
         self._opener = threading.Thread(
             target=self._repeat, args=(self._open,), name=f"securemtk-opener-{rank}", daemon=True
         )
+        self._origin = Origin()
         self._failure: SecureError | None = None
         self._changed = threading.Condition()
 
@@ -211,30 +213,35 @@ class Pool(threading.Thread):
         Until `rest` no other stored hand is opened: nothing shall compete with the prediction.
 
         Raises:
-            PeerTimeout: the dealer has sent nothing for the link's `timeout_s`.
+            PeerTimeout: the dealer has sent nothing for the link's `timeout_s`, and no watch judges it.
+            WrongProcess: this process is a fork of the one that made the pool.
             SecureError: what ended the pool.
         """
-        started, limit = time.monotonic(), self._link.timeout_s
+        self._origin.require("a pool of correlations")
+        started = time.monotonic()
         with self._changed:
             self._awaited, self._predicting = prediction, True
             self._changed.notify_all()
             while prediction not in self._ready:
                 if self._failure is not None:
                     raise self._failure
-                if time.monotonic() - max(started, self._link.heard_at) > limit:
-                    raise PeerTimeout(f"{self._link.role} has dealt nothing for {limit:g} s ({self._link.step})")
+                if self._link.is_overdue(started):
+                    limit_s = self._link.timeout_s
+                    raise PeerTimeout(f"{self._link.role} has dealt nothing for {limit_s:g} s ({self._link.step})")
                 self._changed.wait(timeout=0.5)
             self._awaited = None
             return self._ready.pop(prediction)
 
     def rest(self) -> None:
         """Say that the prediction is over: stored hands may be opened for the next."""
+        self._origin.require("a pool of correlations")
         with self._changed:
             self._predicting = False
             self._changed.notify_all()
 
     def drop(self, prediction: int) -> None:
         """Throw a prediction's hand away, now or when it comes."""
+        self._origin.require("a pool of correlations")
         with self._changed:
             if self._ready.pop(prediction, None) is not None:
                 self._changed.notify_all()
@@ -244,7 +251,9 @@ class Pool(threading.Thread):
                 self._unwanted.add(prediction)
 
     def close(self) -> None:
-        """End the threads and the link, and remove what is stored."""
+        """End the threads and the link, and remove what is stored. In a fork it does nothing."""
+        if not self._origin.is_here:
+            return
         self._link.fail(PeerLost(f"the connection to {self._link.role} is closed"))
         for thread in (self, self._opener):
             if thread.is_alive():

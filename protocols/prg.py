@@ -4,6 +4,9 @@ No other module draws a secret. A `Stream` is a pseudo-random generator with a 1
 seed; two parties that hold the same seed draw the same values in the same order, which is
 how one share of a correlation costs 16 bytes on the wire instead of an array.
 
+A fork copies a stream with its state: two processes would draw the same masks. So a stream serves only the process
+that made it, and nothing that was drawn is kept for later.
+
 Source: AES in counter mode, NIST SP 800-38A section 6.5; seeds from getrandom(2).
 """
 
@@ -17,9 +20,12 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from protocols.origin import Origin
+
 SEED_BYTES = 16
 # One update call takes at most 2**31 - 1 bytes; a counter under one key must not come near 2**64 blocks.
 _CHUNK_BYTES = 1 << 26
+_WHAT = "a random stream"
 
 
 def fresh_seed() -> bytes:
@@ -34,7 +40,8 @@ class Stream:
         seed: 16 bytes; drawn from the operating system when absent.
 
     The security of every value is that of AES-128 as a pseudo-random permutation. `repr`
-    shows no seed, and the object does not pickle.
+    shows no seed, and the object does not pickle. In a fork of the process that made it, every method that would draw
+    raises WrongProcess.
     """
 
     def __init__(self, seed: bytes | None = None) -> None:
@@ -42,6 +49,7 @@ class Stream:
         if len(self._seed) != SEED_BYTES:
             raise ValueError(f"a seed must be {SEED_BYTES} bytes; got {len(self._seed)}")
         self._cipher = Cipher(algorithms.AES(self._seed), modes.CTR(bytes(16))).encryptor()
+        self._origin = Origin()
 
     def __repr__(self) -> str:
         return "Stream(<hidden>)"
@@ -51,12 +59,14 @@ class Stream:
 
     def derive(self, label: str) -> "Stream":
         """Return an independent stream for `label`; the same seed and label give the same stream."""
+        self._origin.require(_WHAT)
         return Stream(
             hashlib.blake2b(label.encode(), key=self._seed, digest_size=SEED_BYTES, person=b"securemtk-prg").digest()
         )
 
     def fill(self, out: np.ndarray) -> np.ndarray:
         """Overwrite a contiguous array with stream bytes and return it."""
+        self._origin.require(_WHAT)
         view = out.data.cast("B") if out.size else memoryview(b"")
         if out.size and view.readonly:
             raise ValueError("out must be writable")
@@ -69,6 +79,7 @@ class Stream:
 
     def bytes(self, n: int) -> bytes:
         """Return the next n bytes."""
+        self._origin.require(_WHAT)
         return self._cipher.update(bytes(n))
 
     def words(self, shape: Sequence[int]) -> Tensor:

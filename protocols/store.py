@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
 from protocols.errors import DealerError, InputError, StoreError
+from protocols.origin import Origin, let_go_after_fork
 from protocols.prg import fresh_seed
 
 # Folders of this name inside the one that a store is given belong to stores, and are removed when nobody holds them.
@@ -65,7 +66,9 @@ class Store:
         self._role = role
         self._last = -1
         self._keys: dict[int, bytes] = {}
-        self._end = weakref.finalize(self, _remove, self._folder, lock)
+        self._origin, self._lock = Origin(), lock
+        self._end = weakref.finalize(self, _remove, self._folder, lock, self._origin)
+        let_go_after_fork(self)
 
     def __repr__(self) -> str:
         return f"Store({len(self._keys)} predictions of the {self._role})"
@@ -77,6 +80,7 @@ class Store:
             DealerError: this prediction, or a later one, has been written before.
             StoreError: the disk refuses.
         """
+        self._origin.require("a store")
         if prediction <= self._last:
             raise DealerError(f"the correlations of prediction {prediction} must be stored once; they have been")
         self._last = prediction
@@ -101,6 +105,7 @@ class Store:
             DealerError: nothing was put, or it was taken.
             StoreError: the file is missing, cut, altered or another one.
         """
+        self._origin.require("a store")
         key = self._keys.pop(prediction, None)
         if key is None:
             raise DealerError(f"the correlations of prediction {prediction} must be stored, and be read once")
@@ -123,14 +128,21 @@ class Store:
 
     def drop(self, prediction: int) -> None:
         """Remove what was put for a prediction, unread."""
+        self._origin.require("a store")
         if self._keys.pop(prediction, None) is not None:
             with contextlib.suppress(OSError):
                 self._path(prediction).unlink()
 
     def close(self) -> None:
-        """Remove all files and forget all keys; may be called any number of times."""
+        """Remove all files and forget all keys; may be called any number of times. In a fork no file is removed."""
         self._keys.clear()
         self._end()
+
+    def let_go(self) -> None:
+        """Forget a copy's keys and close its hold of the folder's lock, which else would outlive the maker."""
+        self._keys.clear()
+        if self._end.detach() is not None:
+            os.close(self._lock)
 
     def _path(self, prediction: int) -> Path:
         return self._folder / f"{prediction}.sealed"
@@ -186,6 +198,7 @@ def _remove_forsaken(root: Path) -> None:
             os.close(held)
 
 
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _remove(folder: Path, lock: int, origin: Origin) -> None:
+    if origin.is_here:
+        shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protocols.errors import InputError, PeerRefused
+from protocols.origin import Origin, let_go_after_fork
 
 # Plain bytes that are encrypted before they are handed to the system, and cipher bytes taken from it at once.
 PIECE_BYTES = 1 << 18
@@ -162,7 +163,10 @@ def _named(sock: ssl.SSLObject, prefix: str) -> list[str]:
 
 
 class SecureSocket:
-    """A connected socket with TLS on it: not blocking, for one thread.
+    """A connected socket with TLS on it: not blocking, for one thread of the process that made it.
+
+    In a fork of that process whatever would send or read raises WrongProcess: a second process that seals records under
+    the same keys and counters gives them away.
 
     Args:
         raw: connected socket; its timeout holds for the handshake. Closed where that fails.
@@ -176,6 +180,9 @@ class SecureSocket:
 
     def __init__(self, raw: socket.socket, context: ssl.SSLContext, *, server: bool) -> None:
         self.raw = raw
+        self.origin, self._what = Origin(), "a connection"
+        self._is_copy = False
+        let_go_after_fork(self)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
         self._pending = memoryview(b"")
@@ -188,6 +195,7 @@ class SecureSocket:
             raw.close()
             raise
         raw.setblocking(False)
+        self._what = f"the connection to {self.role}"
 
     def _shake_hands(self) -> None:
         while True:
@@ -220,8 +228,20 @@ class SecureSocket:
         self._pending = memoryview(self._outgoing.read())
         return n
 
+    def require_here(self) -> None:
+        """Raise WrongProcess in a fork of the process that made this connection."""
+        self.origin.require(self._what)
+
+    def seal(self, data: bytes) -> bytes:
+        """Return `data` encrypted: bytes that must go to the system before anything that is sent or sealed later."""
+        self.flush()
+        self._tls.write(data)
+        return self._outgoing.read()
+
     def flush(self) -> None:
         """Hand over what has been encrypted; raise BlockingIOError where the system takes no more now."""
+        if self._is_copy:
+            self.require_here()
         while self._pending:
             self._pending = self._pending[self.raw.send(self._pending) :]
 
@@ -231,6 +251,8 @@ class SecureSocket:
         Raises:
             BlockingIOError: nothing is there now.
         """
+        if self._is_copy:
+            self.require_here()
         while True:
             try:
                 return self._tls.read(len(target), target)  # type: ignore[return-value]
@@ -242,13 +264,20 @@ class SecureSocket:
             self._feed()
 
     def end(self) -> None:
-        """End our direction."""
-        self.raw.shutdown(socket.SHUT_WR)
+        """End our direction; does nothing in a fork, whose maker still uses it."""
+        if self.origin.is_here:
+            self.raw.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
-        """End both directions; may be called by any thread."""
-        self.raw.shutdown(socket.SHUT_RDWR)
+        """End both directions; may be called by any thread, and does nothing in a fork."""
+        if self.origin.is_here:
+            self.raw.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
+        self.raw.close()
+
+    def let_go(self) -> None:
+        """Close a copy's descriptor: peers shall see when the maker ends."""
+        self._is_copy = True
         self.raw.close()

@@ -19,6 +19,7 @@ from protocols.errors import (
     TransportError,
     UnmeasuredWarning,
     UnsupportedError,
+    WrongProcess,
 )
 from securemtk.config import Config
 from securemtk.inference import InferenceSession, NodeArg
@@ -51,4 +52,5 @@ __all__ = [
     "TransportError",
     "UnmeasuredWarning",
     "UnsupportedError",
+    "WrongProcess",
 ]

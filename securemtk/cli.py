@@ -483,7 +483,7 @@ def predict(
     protocol: Annotated[str | None, typer.Option(help="Protocols to compute with; the default is Session's.")] = None,
     keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
     authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait for a role in one step.")] = Config.timeout_s,
+    timeout_s: Annotated[float, typer.Option(help="Longest silence of a role, in seconds.")] = Config.timeout_s,
     as_json: Json = False,
 ) -> None:
     """Ask a model under encryption: this process sees X and the scores, and neither weights nor keys."""

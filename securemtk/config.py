@@ -10,10 +10,12 @@ KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE = "keeper", "user", "authority"
 
 # (who listens, who calls) -> a connection for each purpose, for each belongs to one thread.
 PURPOSES = {
-    (KEEPER_ROLE, USER_ROLE): ("data", "watch"),
-    (KEEPER_ROLE, AUTHORITY_ROLE): ("data", "watch", "supply"),
-    (AUTHORITY_ROLE, USER_ROLE): ("data", "watch", "supply"),
+    (KEEPER_ROLE, USER_ROLE): ("data", "watch", "pulse"),
+    (KEEPER_ROLE, AUTHORITY_ROLE): ("data", "watch", "pulse", "supply"),
+    (AUTHORITY_ROLE, USER_ROLE): ("data", "watch", "pulse", "supply"),
 }
+# What the watch has for itself; it guards the others.
+WATCH_PURPOSES = ("watch", "pulse")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,11 @@ class Config:
     Args:
         host: address on which keeper and authority listen; loopback.
         keeper_port, authority_port: 0 lets the system choose.
-        timeout_s: longest wait for a peer in one step, in seconds.
-        start_timeout_s: longest wait for a role to start, in seconds.
+        timeout_s: longest silence of a role, in seconds. A role that has ended is noticed at once. One that is stopped
+            (as by Ctrl-Z), or cut off, ends the session after this time. One that computes is waited for, however
+            long that takes, for it beats meanwhile, also while its interpreter is busy. The beats are twice a second
+            or four in this time: below some 2 s a busy machine may look silent.
+        start_timeout_s: longest wait for a role to start and for its connections, in seconds.
         threads: torch threads of each role during a prediction.
         chunk_elements: comparisons (counted as elements of a chunk's largest comparison layers together)
             that one run of the program may hold; larger batches run in chunks.

@@ -28,6 +28,7 @@ from securemtk import values
 from securemtk.config import Config
 from securemtk.crypten_roles import CALLER, DEALER, PARTIES, ROLES, open_links
 from securemtk.launch import RoleProcess, stop_all
+from securemtk.process import sort_links
 
 _MODULE = "securemtk.crypten_roles"
 
@@ -125,11 +126,10 @@ class _Run:
         addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
         for process in self._processes:
             process.tell(addresses)
-        links = open_links(CALLER, credentials[CALLER], addresses, config.timeout_s)
-        self._links = [link for (_, purpose), link in links.items() if purpose != "watch"]
+        links = open_links(CALLER, credentials[CALLER], addresses, config.timeout_s, config.start_timeout_s)
+        self._links, watched, pulses = sort_links(links)
         self.parties = [links[role, "data"] for role in PARTIES]
-        watched = {role: link for (role, purpose), link in links.items() if purpose == "watch"}
-        self._watch = Watch(CALLER, watched, self._links)
+        self._watch = Watch(CALLER, watched, self._links, silence_s=config.timeout_s, pulses=pulses)
         self._watch.step = "run"
         self._watch.start()
 

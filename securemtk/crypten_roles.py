@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from protocols import kernels
-from protocols.channel import Link, Listener, Message, Watch, connect
+from protocols.channel import Listener, Message, Watch, connect
 from protocols.dealer import receive_seed
 from protocols.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
 from protocols.eager import EagerParty, using
@@ -30,22 +30,23 @@ from protocols.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.reused import Weights
 from protocols.tls import Credentials
 from securemtk import values
-from securemtk.process import Hear, Say, end_timer, run
+from securemtk.config import WATCH_PURPOSES
+from securemtk.process import Hear, Links, Say, end_timer, run, sort_links
 
 PARTIES = ("party0", "party1")
 DEALER, CALLER = "dealer", "caller"
 # Each role listens for those after it.
 ROLES = (*PARTIES, DEALER, CALLER)
 # "supply" is what the dealer sends ahead.
-PURPOSES = ("data", "watch", "supply")
-
-Links = dict[tuple[str, str], Link]
+PURPOSES = ("data", *WATCH_PURPOSES, "supply")
 
 
-def open_links(role: str, credentials: Credentials, addresses: Mapping[str, Sequence[Any]], timeout_s: float) -> Links:
-    """Connect to every role before `role` in the order of `ROLES`."""
+def open_links(
+    role: str, credentials: Credentials, addresses: Mapping[str, Sequence[Any]], timeout_s: float, opening_s: float
+) -> Links:
+    """Connect to every role before `role` in the order of `ROLES`; limits as of `channel.connect`."""
     return {
-        (other, purpose): connect(credentials, (str(host), int(port)), other, purpose, timeout_s)
+        (other, purpose): connect(credentials, (str(host), int(port)), other, purpose, timeout_s, opening_s=opening_s)
         for other, (host, port) in addresses.items()
         if ROLES.index(other) < ROLES.index(role)
         for purpose in PURPOSES
@@ -133,14 +134,14 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
 
 def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
     credentials = Credentials.from_json(settings["credentials"])
-    timeout_s = float(settings["timeout_s"])
+    timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
     listener = Listener(credentials, settings["host"], 0, timeout_s)
     try:
         say({"address": listener.address})
-        links = open_links(role, credentials, hear(), timeout_s)
+        links = open_links(role, credentials, hear(), timeout_s, start_s)
         after = ROLES[ROLES.index(role) + 1 :]
         expected = [(other, purpose) for other in after for purpose in PURPOSES]
-        return links | listener.accept(expected, float(settings["start_timeout_s"]))
+        return links | listener.accept(expected, start_s)
     finally:
         listener.close()
 
@@ -160,10 +161,10 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     torch.set_num_threads(int(settings["threads"]))
     kernels.warm()
     links = _connect(role, settings, say, hear)
-    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-    watched = {other: link for (other, purpose), link in links.items() if purpose == "watch"}
+    guarded, watched, pulses = sort_links(links)
     end = end_timer()
-    watch = Watch(role, watched, guarded, lambda error: end.start())
+    silence_s = float(settings["timeout_s"])
+    watch = Watch(role, watched, guarded, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
     watch.start()
     gc.freeze()
     try:

@@ -184,8 +184,11 @@ class InferenceSession:
 
         Raises:
             TypeError: as `securemtk.onnx.options.check_run_options`.
-            InputError: an unknown output; otherwise as `Model.predict` and, where shapes decide, `Session.load`.
+            InputError: an unknown output.
+            WrongProcess: this process is a fork of the one that made the session.
+            Otherwise as `Model.predict` and, where shapes decide, `Session.load`.
         """
+        self._session._require_here()
         options.check_run_options(run_options)
         with self._lock:
             return self._run(output_names, {name: options.plain(value) for name, value in input_feed.items()})

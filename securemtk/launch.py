@@ -13,6 +13,7 @@ from typing import Any
 
 from protocols.channel import restore_error
 from protocols.errors import PeerLost, PeerTimeout
+from protocols.origin import Origin, let_go_after_fork
 from securemtk.silence import SILENT
 
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
@@ -37,6 +38,7 @@ class RoleProcess:
         self, role: str, settings: Mapping[str, Any], *, module: str = "securemtk.roles", talks: bool = False
     ) -> None:
         self.role = role
+        self._origin = Origin()
         path = os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -46,6 +48,7 @@ class RoleProcess:
             env=os.environ | SILENT | {"PYTHONPATH": path},
             start_new_session=True,
         )
+        let_go_after_fork(self)
         self.tell({"role": role} | dict(settings))
 
     @property
@@ -55,6 +58,7 @@ class RoleProcess:
 
     def tell(self, line: Mapping[str, Any]) -> None:
         """Write one line of JSON to the process."""
+        self._origin.require(f"the process of the {self.role}")
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(line).encode() + b"\n")
@@ -75,17 +79,31 @@ class RoleProcess:
         return str(host), int(port)
 
     def stop(self, grace_s: float) -> None:
-        """Wait for the process to end by itself, then end it; returns when it is gone."""
+        """Wait for the process to end by itself, then end it; returns when it is gone.
+
+        In a fork of the process that started it nothing happens: it serves its starter.
+        """
+        if not self._origin.is_here:
+            return
         deadline = time.monotonic() + grace_s
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        self._close_pipes()
         try:
             self._process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def let_go(self) -> None:
+        """Close a copy's ends of the pipes, and forget the process: it is no child of this one."""
+        self._close_pipes()
+        # Else the copy's Popen would say, when it goes, that its child still runs.
+        self._process.returncode = 0
+
+    def _close_pipes(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
 
 def stop_all(processes: list[RoleProcess], grace_s: float = 0.0) -> None:

@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from protocols.channel import describe_error
+from protocols.channel import Link, describe_error
 from protocols.errors import SecureError
+from securemtk.config import WATCH_PURPOSES
 
 # A role whose peers are gone may still compute for this long before it ends itself.
 GRACE_S = 2.0
 
+# (peer, purpose) -> link.
+Links = dict[tuple[str, str], Link]
 Say = Callable[[Mapping[str, Any]], None]
 Hear = Callable[[], Mapping[str, Any]]
 
@@ -48,3 +51,12 @@ def end_timer() -> threading.Timer:
     timer = threading.Timer(GRACE_S, os._exit, args=(5,))
     timer.daemon = True
     return timer
+
+
+def sort_links(links: Links) -> tuple[list[Link], dict[str, Link], dict[str, Link]]:
+    """Return what a watch guards, and its own links by role: to be watched, and for beats."""
+    guarded = [link for (_, purpose), link in links.items() if purpose not in WATCH_PURPOSES]
+    watched, pulses = (
+        {other: link for (other, own), link in links.items() if own == purpose} for purpose in WATCH_PURPOSES
+    )
+    return guarded, watched, pulses

@@ -53,7 +53,7 @@ from securemtk.mtk.keys import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
 from securemtk.onnx.graph import ValueInfo
 from securemtk.onnx.importer import load_onnx
-from securemtk.process import Hear, Say, end_timer, run
+from securemtk.process import Hear, Links, Say, end_timer, run, sort_links
 
 # --- the keeper -----------------------------------------------------------------------------------------------------
 
@@ -394,19 +394,21 @@ def _distributor(settings: Mapping[str, Any]) -> KeyDistributor:
 # --- a role as a process --------------------------------------------------------------------------------------------
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> dict[tuple[str, str], Link]:
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
     """Open this role's connections: (peer, purpose) -> link."""
     credentials = Credentials.from_json(settings["credentials"])
     timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
     listener = Listener(credentials, settings["host"], int(settings["port"]), timeout_s)
     say({"address": listener.address})
-    links: dict[tuple[str, str], Link] = {}
+    links: Links = {}
     try:
         expected = [(USER_ROLE, purpose) for purpose in PURPOSES[role, USER_ROLE]]
         if role == AUTHORITY_ROLE:
             keeper = (settings["host"], int(hear()["keeper_port"]))
             for purpose in PURPOSES[KEEPER_ROLE, AUTHORITY_ROLE]:
-                links[KEEPER_ROLE, purpose] = connect(credentials, keeper, KEEPER_ROLE, purpose, timeout_s)
+                links[KEEPER_ROLE, purpose] = connect(
+                    credentials, keeper, KEEPER_ROLE, purpose, timeout_s, opening_s=start_s
+                )
         else:
             expected += [(AUTHORITY_ROLE, purpose) for purpose in PURPOSES[role, AUTHORITY_ROLE]]
         return links | listener.accept(expected, start_s)
@@ -430,10 +432,10 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     runner.protocol_module(str(settings["protocol"])).warm()
     distributor = _distributor(settings) if role == AUTHORITY_ROLE else None
     links = _connect(role, settings, say, hear)
-    watched = {peer: link for (peer, purpose), link in links.items() if purpose == "watch"}
-    guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
+    guarded, watched, pulses = sort_links(links)
     end = end_timer()
-    watch = Watch(role, watched, guarded, lambda error: end.start())
+    silence_s = float(settings["timeout_s"])
+    watch = Watch(role, watched, guarded, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
     watch.start()
     # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
     gc.freeze()
@@ -444,7 +446,11 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
             authority = {purpose: links[AUTHORITY_ROLE, purpose] for purpose in ("data", "supply")}
             stored = (settings["store"], settings["slots"])
             keeper = Keeper(user, authority["data"], authority["supply"], watch, *stored, bool(settings["guarded"]))
-            keeper.serve()
+            try:
+                keeper.serve()
+            finally:
+                if settings["store"] is not None:
+                    end.cancel()  # what is stored shall go, however long that, and to part from the others, takes
         elif distributor is not None:
             supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
             Authority(user, links[KEEPER_ROLE, "data"], supply, watch, distributor).serve()
@@ -459,8 +465,6 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         return 5
     finally:
         if keeper is not None:
-            if settings["store"] is not None:
-                end.cancel()  # what is stored shall go, however long that takes
             keeper.close()
         for link in guarded:
             link.close()

@@ -35,6 +35,7 @@ from protocols.errors import (
     SecureError,
     UnmeasuredWarning,
 )
+from protocols.origin import Origin
 from protocols.party import Hand, Parts, Party
 from protocols.pool import Finish, Pool
 from protocols.prg import SEED_BYTES, Stream, fresh_seed
@@ -43,7 +44,7 @@ from protocols.runner import LayerCost, Plan, Probe
 from protocols.store import Store
 from protocols.tls import check_user, issue
 from protocols.wire import TensorWire
-from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
+from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, WATCH_PURPOSES, Config
 from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs, input_arrays
 from securemtk.launch import RoleProcess, stop_all
@@ -115,7 +116,7 @@ class Model:
         manifest: Manifest | None,
         inputs: Sequence[ValueInfo],
         outputs: Sequence[ValueInfo],
-        origin: "_Origin",
+        source: "_ModelSource",
     ) -> None:
         self._session = session
         self._number = number
@@ -123,7 +124,7 @@ class Model:
         self.program = program
         self.manifest = manifest
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._origin = origin
+        self._source = source
         self._examiner: Examiner | None = None
         self._measured = manifest is not None and manifest.headroom is not None
 
@@ -157,6 +158,7 @@ class Model:
                 what fixed point holds, or an output more than 1 % of its largest value from onnxruntime's. Nothing
                 was sent.
             InputError: an unknown or unprotected task in `keys`; nothing was sent.
+            WrongProcess: this process is a fork of the one that made the session; nothing was sent.
             KeyRefused: the authority holds no fitting key or, with grants, this user may not use it now; the session
                 lives on. Of a batch that runs in chunks the first ones may have been counted as used.
             ProtocolAbort: a role failed; the session is dead.
@@ -171,12 +173,13 @@ class Model:
         Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
             the batch size and which keys were asked for; the user sees the scores.
         """
+        self._session._require_here()
         self._check_keys(keys)
         arrays = self._arrays(x)
         if check:
             self._examine(x)
         elif not self._measured:
-            warnings.warn(self._origin.unmeasured(), UnmeasuredWarning, stacklevel=2)
+            warnings.warn(self._source.unmeasured(), UnmeasuredWarning, stacklevel=2)
         self._measured = True
         scores = self._session._predict(self, arrays, tuple(dict.fromkeys(keys)))
         return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
@@ -194,11 +197,13 @@ class Model:
 
         Raises:
             InputError: a number below 1, an unknown or unprotected task in `keys`; nothing was sent.
+            WrongProcess: as `predict`.
             ProtocolAbort: a role failed; the session is dead.
 
         Security: the keeper sees the batch sizes, and whether what was ordered is used or thrown away; so order for
             other keys only where the keeper may know that they changed.
         """
+        self._session._require_here()
         self._check_keys(keys)
         if batch < 1 or predictions < 1:
             raise InputError(f"batch and predictions must be 1 or more; got {batch} and {predictions}")
@@ -219,7 +224,7 @@ class Model:
         """Raise RangeError unless the model's file says that answers on x will be right; warn where bits are few."""
         config = self._session._config
         if self._examiner is None:
-            self._examiner = Examiner(self._origin.source, self._origin.shapes, self._origin.public)
+            self._examiner = Examiner(self._source.source, self._source.shapes, self._source.public)
         found = self._examiner.examine(self._inputs(x), self._session._protocol, config.comparison_bits)
         if wrong := found.wrong():
             raise RangeError("; ".join([wrong, *found.hints()]))
@@ -256,6 +261,10 @@ class Session:
 
     The roles start with the first `load` or on entering the context. A session serves any number
     of predictions, one at a time. After a `ProtocolAbort` it is dead.
+
+    A session belongs to the process that made it. In a fork of that process (a worker of gunicorn's `--preload`, of a
+    torch `DataLoader`, of multiprocessing's "fork") its methods raise `WrongProcess` and `close` does nothing; the
+    maker's session goes on. Make a session in each process, after the fork.
     """
 
     def __init__(
@@ -275,6 +284,7 @@ class Session:
         self._config = config or Config()
         if timeout_s is not None:
             self._config = Config(**asdict(self._config) | {"timeout_s": timeout_s})
+        self._origin = Origin()
         self._protocol = protocol
         paths = [] if keys is None else [keys] if isinstance(keys, str | os.PathLike) else list(keys)
         self._key_paths = [str(Path(p).resolve()) for p in paths]
@@ -325,7 +335,9 @@ class Session:
         Raises:
             InputError: a port is in use, a key file or the grants cannot be used.
             TransportError: a role did not start or proved to be another one.
+            WrongProcess: this process is a fork of the one that made the session.
         """
+        self._require_here()
         if self._closed:
             raise ProtocolAbort("the session is closed")
         if self._watch is not None:
@@ -362,14 +374,16 @@ class Session:
         runner.protocol_module(self._protocol).warm()
         addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
         self._processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
+        limits = {"timeout_s": config.timeout_s, "opening_s": config.start_timeout_s}
         links = {
-            (role, purpose): connect(credentials[USER_ROLE], addresses[role], role, purpose, config.timeout_s)
+            (role, purpose): connect(credentials[USER_ROLE], addresses[role], role, purpose, **limits)
             for role in ports
             for purpose in PURPOSES[role, USER_ROLE]
         }
         self._keeper, self._authority = links[KEEPER_ROLE, "data"], links[AUTHORITY_ROLE, "data"]
-        guarded = [link for (_, purpose), link in links.items() if purpose != "watch"]
-        self._watch = Watch(USER_ROLE, {role: links[role, "watch"] for role in ports}, guarded)
+        guarded = [link for (_, purpose), link in links.items() if purpose not in WATCH_PURPOSES]
+        watched, pulses = ({role: links[role, purpose] for role in ports} for purpose in WATCH_PURPOSES)
+        self._watch = Watch(USER_ROLE, watched, guarded, silence_s=config.timeout_s, pulses=pulses)
         self._watch.start()
         self._step("start")
         # The pool's thread must not hold this object, or nobody could forget it.
@@ -390,10 +404,16 @@ class Session:
         self._zero_seeds = (other, own_seed)
 
     def close(self) -> None:
-        """End the roles; may be called any number of times, also after a failure."""
+        """End the roles; may be called any number of times, also after a failure. In a fork it does nothing."""
+        if not self._origin.is_here:
+            return
         # Removing a large store takes its time.
         grace_s = 3.0 if self._config.store is None else 30.0
         self._end(grace_s if self._watch is not None else 0.0)
+
+    def _require_here(self) -> None:
+        # Before any lock: one that another thread held when the fork came is never freed in the copy.
+        self._origin.require("a session")
 
     def _end(self, grace_s: float) -> None:
         if self._closed:
@@ -442,6 +462,7 @@ class Session:
                 the authority see it.
 
         Raises:
+            WrongProcess: this process is a fork of the one that made the session.
             NeedsInputs: the model may run once `shapes` or `public` are given; it says which.
             BundleError: missing, damaged or edited.
             UnsupportedError: nodes that we cannot run, all of them by name.
@@ -451,6 +472,7 @@ class Session:
         Warns:
             RangeWarning: values that reached half of what fixed point holds, on that data.
         """
+        self._require_here()
         known = KnownInputs(
             None if shapes is None else {k: tuple(map(int, v)) for k, v in shapes.items()},
             {k: np.asarray(v) for k, v in (public or {}).items()},
@@ -501,8 +523,8 @@ class Session:
         if self._grants is not None and manifest is not None and any(task.secured for task in manifest.tasks):
             self._guarded_models.add(number)
         self._forget_traffic()
-        origin = _Origin(source, known.shapes, known.public)
-        return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]), origin)
+        given = _ModelSource(source, known.shapes, known.public)
+        return Model(self, number, program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]), given)
 
     def _forget_traffic(self) -> None:
         for link in (self._keeper, self._authority):
@@ -669,7 +691,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _ModelSource:
     """What a model was loaded from, and what was told of its inputs: for whoever wants to see it in the clear."""
 
     source: str | os.PathLike[str] | bytes = field(repr=False)

@@ -25,18 +25,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
-# by side starve each other, and a role that is silent for too long ends its session.
+# by side would starve each other.
 STARTS_ROLES = (
-    *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
-    *(
-        "test_grants",
-        "test_inference",
-        "test_mtk_benchmarks",
-        "test_mtk_split",
-        "test_onnx_bad_input",
-        "test_onnx_classical",
-        "test_onnx_lookups",
-    ),
+    *("test_alive", "test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo"),
+    *("test_estimate", "test_fork", "test_grants", "test_inference", "test_mtk_benchmarks", "test_mtk_split"),
+    *("test_onnx_bad_input", "test_onnx_classical", "test_onnx_lookups"),
     *("test_readme", "test_report", "test_session", "test_session_whole", "test_silence", "test_wire"),
 )
 LONG = ("test_mtk_training", "test_onnx_import")

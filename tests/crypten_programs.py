@@ -1,5 +1,6 @@
 """Programs as CrypTen's users write them, which tests run at two parties."""
 
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -105,6 +106,15 @@ def relu_type(x: Tensor) -> tuple[str, Tensor]:
     """Return the tensor type's name, and the ReLU."""
     y = crypten.cryptensor(x, src=1).relu()
     return type(y).__name__, y.get_plain_text()
+
+
+def busy(seconds: float) -> Tensor:
+    """Compute in one call that holds the interpreter's lock at rank 1, while rank 0 waits for its share."""
+    x = crypten.cryptensor(torch.tensor([-2.0, 3.0]), src=0)
+    if crypten.communicator.get().get_rank() == 1:
+        ctypes.PyDLL(None).usleep(int(1e6 * seconds))
+    revealed: Tensor = x.relu().get_plain_text()
+    return revealed
 
 
 # --- programs that fail ---------------------------------------------------------------------------------------------

@@ -347,10 +347,13 @@ def test_credentials_hide_their_key():
 
 
 @contextlib.contextmanager
-def watched():
-    """A keeper and a user, each with data link and watch."""
-    with pair(timeout_s=30, purposes=("data", "watch")) as [(k, u), (kw, uw)]:
-        keeper, user = Watch("keeper", {"user": kw}, [k]), Watch("user", {"keeper": uw}, [u])
+def watched(timeout_s=30.0, silence_s=30.0, pulse=True):
+    """A keeper and a user, each with data link and watch, and with a pulse where asked."""
+    with pair(timeout_s, purposes=("data", "watch", "pulse")) as [(k, u), (kw, uw), (kp, up)]:
+        keeper, user = (
+            Watch(role, {peer: own}, [link], silence_s=silence_s, pulses={peer: beats} if pulse else None)
+            for role, peer, own, link, beats in (("keeper", "user", kw, k, kp), ("user", "keeper", uw, u, up))
+        )
         keeper.start()
         user.start()
         try:
@@ -391,14 +394,63 @@ def test_a_lost_peer_is_named_with_its_last_step():
 
 
 def test_a_hung_peer_is_noticed_by_its_silence(monkeypatch):
-    with watched() as (keeper, _, _user, link):
+    with watched(silence_s=2.0, pulse=False) as (keeper, _, _user, link):
         stuck = threading.Event()
         monkeypatch.setattr(
             Link,
             "send",
             lambda *a, real=Link.send, **k: stuck.wait(8) if a[0] in keeper._links.values() else real(*a, **k),
         )
-        error = raised_within(5.5, lambda: link.recv("open"))
+        error = raised_within(7, lambda: link.recv("open"))
         stuck.set()
         assert isinstance(error, PeerTimeout)
-        assert "keeper has been silent for 3.5 s" in str(error)
+        assert "keeper has been silent for 2 s" in str(error)
+
+
+def test_a_peer_whose_thread_hangs_beats_on(monkeypatch):
+    with watched(silence_s=1.0) as (keeper, keeper_link, _user, link):
+        stuck = threading.Event()
+        monkeypatch.setattr(
+            Link,
+            "send",
+            lambda *a, real=Link.send, **k: stuck.wait(8) if a[0] in keeper._links.values() else real(*a, **k),
+        )
+        received = in_thread(lambda: link.recv("open"))
+        time.sleep(3)
+        stuck.set()
+        keeper_link.send("open")
+        assert received().kind == "open"
+
+
+def test_a_peer_that_computes_is_waited_for_beyond_the_links_limit():
+    x = np.zeros(8 << 20, dtype="<i8")
+    with watched(timeout_s=0.3) as (_, keeper, _user, user):
+        sent = in_thread(lambda: user.send_array("e", x))
+        time.sleep(1.5)  # the keeper computes, and reads nothing
+        assert keeper.recv_array("e", x.shape).shape == x.shape
+        sent()
+        received = in_thread(lambda: user.recv("open"))
+        time.sleep(1.5)
+        keeper.send("open")
+        assert received().kind == "open"
+        assert not user.is_overdue(time.monotonic() - 10)
+        with pytest.raises(PeerTimeout):  # a limit that the caller names holds
+            user.recv("open", timeout_s=0.2)
+    time.sleep(0.4)
+    assert user.is_overdue(time.monotonic() - 10)  # no watch any more
+
+
+def test_an_error_inside_the_watch_ends_the_waits_that_it_guards(monkeypatch):
+    with watched() as (keeper, _, _user, link):
+        waiting = in_thread(lambda: raised_within(5, lambda: link.recv("open")))
+        monkeypatch.setattr(keeper._beats, "look", lambda: 1 / 0)
+        assert "keeper failed at start: internal error: ZeroDivisionError in the watch" in str(waiting())
+
+
+def test_a_connection_that_the_network_cuts_is_noticed_by_the_system():
+    with pair(timeout_s=10.0) as [(keeper, user)]:
+        for link in (keeper, user):
+            raw = link._sock.raw
+            options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+            assert [raw.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [2, 2, 4]
+            assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
