@@ -9,11 +9,12 @@ in this process; CrypTen computes the same points between two processes. Errors 
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks import encrypted, report
 from protocols import functions, plain
 from protocols.functions import CUSTOM, FUNCTIONS, ULP, Function
 from protocols.program import Layer, Program
+from protocols.spline import WidePieces
 from securemtk.estimate import estimate_prediction
 from securemtk.onnx.importer import Params, load_onnx
 
@@ -74,7 +76,7 @@ class Subject:
 
 # --- what is looked at ----------------------------------------------------------------------------------------------
 
-_PEERS = {name: name for name in ("sigmoid", "tanh", "erf", "exp", "log", "sqrt", "rsqrt", "reciprocal")} | {
+_PEERS = {name: name for name in ("sigmoid", "tanh", "erf", "log", "sqrt", "rsqrt", "reciprocal")} | {
     "exp_negative": "exp",
     "reciprocal_positive": "reciprocal",
 }
@@ -87,7 +89,9 @@ _CUSTOM = {
     "exp_of_differences 1000": ("exp_of_differences", (1000,)),
     "reciprocal_of_sum 1000": ("reciprocal_of_sum", (1000,)),
     "log_of_sum 1000": ("log_of_sum", (1000,)),
-    "rsqrt 1e-5, 8 (norms)": ("rsqrt", (1e-5, 8)),
+    "inverse_root 1/512 (norms)": ("inverse_root", (1 / 512,)),
+    "power 1.5": ("power", (1.5,)),
+    "power -1.5": ("power", (-1.5,)),
     "power_of_sum 1e-4, 1, -0.75 (LRN)": ("power_of_sum", (1e-4, 1.0, -0.75)),
 }
 
@@ -105,19 +109,28 @@ def _grid(function: Function) -> Floats:
     return np.unique(np.floor(x / ULP) * ULP)[1:-1]
 
 
+def _wide_grid(function: Function) -> Floats:
+    """Arguments of every size that 16 fraction bits have, from some units on: their own errors are small there."""
+    low, high = max(function.domain[0], 2.0**-12), function.high - 1
+    x = np.unique(np.floor(np.geomspace(low, high, POINTS) / ULP) * ULP)[1:-1]
+    return np.concatenate([-x[::-1], x]) if function.low < 0 else x
+
+
 def _spline(name: str, function: Function, peer: str) -> Subject:
-    pieces, x = functions.fit(function), _grid(function)
+    pieces, op = functions.pieces_of(function), "wide_spline" if function.finer else "spline"
+    x = _wide_grid(function) if function.finer else _grid(function)
     domain = f"{function.low:g} to {function.high:g}"
-    if name == "reciprocal":
-        x, domain = x[np.abs(x) >= 2**-4], "1/16 to 2048 in magnitude"
-    attrs = {"knots": pieces.knots, "coefficients": pieces.coefficients, "frac_bits": pieces.frac_bits}
-    layer = Layer("spline", name, ("x",), "y", x.shape, {}, attrs | {"keep_bits": function.keep_bits})
+    degree = max(f.degree for f in ([pieces.coarse, pieces.fine] if isinstance(pieces, WidePieces) else [pieces]))
+    if function.finer:
+        finest = math.log2(max(function.domain[0], 2.0**-30))
+        domain = f"2^{finest:.0f} to {function.high:.6g}" + (" in magnitude" if function.low < 0 else "")
+    layer = Layer(op, name, ("x",), "y", x.shape, {}, asdict(pieces) | {"keep_bits": function.keep_bits})
     exact = function.exact(x)
     bound = [f"{function.absolute:g}"] * bool(function.absolute)
     bound += [f"{function.relative:g} of the value"] * bool(function.relative)
     return Subject(
         name,
-        f"{len(pieces.knots)} knots, degree {pieces.degree}",
+        f"{len(pieces.knots)} knots, degree {degree}" + (", two scales" if function.finer else ""),
         domain,
         " + ".join(bound),
         Program({"x": x.shape}, ("y",), (layer,), {}),
@@ -197,13 +210,25 @@ def _others() -> list[Subject]:
     spread = rows.var(-1, keepdims=True)
     normal = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(spread + 1e-5)
     ones, noughts = np.ones(64, np.float32), np.zeros(64, np.float32)
-    divisor = _grid(FUNCTIONS["reciprocal"])
-    divisor = divisor[np.abs(divisor) >= 2**-4]
+    divisor = _wide_grid(FUNCTIONS["reciprocal"])
     dividend = _on_grid(generator.uniform(-4, 4, divisor.shape))
+    exponent = _on_grid(np.linspace(-24, 20.4, POINTS))
     return [
         _subject(
+            "Exp",
+            "exp_half, square",
+            "-24 to 20.5",
+            "0.00004 + 0.0002 of the value",
+            _model("Exp", exponent.shape),
+            [exponent[None]],
+            np.exp(exponent)[None],
+            allowed=(4e-5 + 2e-4 * np.exp(exponent))[None],
+            x=exponent[None],
+            peer="exp",
+        ),
+        _subject(
             "LayerNormalization, 64 wide",
-            "mean, square, mean, rsqrt, product",
+            "deviation, square, sum, root, product",
             "deviations 0.05 to 30",
             "0.005",
             _model("LayerNormalization", (64,), (ones, noughts)),
@@ -214,12 +239,12 @@ def _others() -> list[Subject]:
         _subject(
             "Div",
             "1 / x, product",
-            "a in -4 to 4 by b of 1/16 to 2048 in magnitude",
-            "0.00025 of the value + 0.0001",
+            "a in -4 to 4 by b of 2^-12 to 16,382 in magnitude",
+            "0.0005 of the value + 0.0001",
             _model("Div", divisor.shape, inputs=2),
             [dividend[None], divisor[None]],
             (dividend / divisor)[None],
-            allowed=(2.5e-4 * np.abs(dividend / divisor) + 1e-4)[None],
+            allowed=(5e-4 * np.abs(dividend / divisor) + 1e-4)[None],
             x=divisor[None],
             peer="div",
         ),
@@ -294,10 +319,13 @@ _INTRO = """# Functions without an exact form
 
 Made by `python -m benchmarks.approximations`: what `protocols/functions.py` promises, and what came out.
 
-A function of one variable is a piecewise quadratic in fixed point, its knots found by `functions.fit` so that the error
-on the domain stays below a bound; all comparisons of an element with its knots take 2 rounds together, whatever their
-number ([decision 0007](decisions/0007-comparison-keys.md)), and the truncation of the result one more. Beyond its
-domain a function goes on as a line, or stays where it is. Softmax, norms and quotients are made of such functions, of
+A function of one variable is a piecewise quadratic in fixed point, its knots found by `functions.fit` so that the
+error on the domain stays below a bound; all comparisons of an element with its knots take 2 rounds together, whatever
+their number ([decision 0007](decisions/0007-comparison-keys.md)), and the truncation of the result one more. Beyond
+its domain a function goes on as a line, or stays where it is. Functions of *two scales* are looked up finer where
+their argument is small, by a second key, and one more product chooses ([decision
+0021](decisions/0021-functions-of-two-scales.md)); an argument of 16 fraction bits is 2^-16 at least, one that comes
+from a product has more. e**x is the square of `exp_half`. Softmax, norms and quotients are made of such functions, of
 products and sums.
 
 Errors are the largest on the points, against float64: *in float* is the program computed in the clear, *encrypted* the

@@ -134,15 +134,21 @@ def _fit_wide(
     bits, fine_bits = frac_bits
 
     def row(low: float, high: float) -> tuple[Row, Row] | None:
-        coarse = _piece(function, low, high, bits) if min(abs(low), abs(high)) >= turn else nothing
-        small = None if coarse is None else _piece(fine, low, high, fine_bits)
+        least = min(abs(low), abs(high))
+        coarse = _piece(function, low, high, bits) if least >= turn else nothing
+        # A little beyond where it still counts: both scales are rounded, each by itself.
+        counts = least < 2 * turn * 2.0**function.finer
+        small = nothing if coarse is not None and not counts else _piece(fine, low, high, fine_bits)
         return None if coarse is None or small is None else (coarse, small)
 
     at, knots, rows = function.low, [function.low], [(_line(function.left, bits), nothing)]
     if not has_both_signs:
-        # Of what is far below the domain x * 2**finer can be anything: there x itself counts, and stays at the end.
+        # Of what is far below the domain x * 2**finer can be anything: there x itself counts, and stays at the end, or
+        # where it turns if the end is out of its range.
+        at_turn = float(function.exact(np.array([turn]))[0])
+        end = min(function.left[0], at_turn, key=abs)
         knots = [-turn / 8, function.low]
-        rows = [(_line((function.left[0], 0.0), bits), nothing), (nothing, _line(function.left, fine_bits))]
+        rows = [(_line((end, 0.0), bits), nothing), (nothing, _line(function.left, fine_bits))]
     breaks = {*function.breaks, turn, *([-turn] if has_both_signs else []), function.high}
     for end in sorted(b for b in breaks if function.low < b <= function.high):
         while at < end:
