@@ -484,6 +484,9 @@ def predict(
     keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
     authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
     timeout_s: Annotated[float, typer.Option(help="Longest silence of a role, in seconds.")] = Config.timeout_s,
+    check_first: Annotated[
+        bool, typer.Option("--check", help="For the model's owner: run it on X here first, and stop if answers err.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ask a model under encryption: this process sees X and the scores, and neither weights nor keys."""
@@ -501,7 +504,7 @@ def predict(
         with _status("load the model"):
             loaded = session.load(model)
         with _status("predict under encryption"):
-            scores = loaded.predict(arrays, keys=opened)
+            scores = loaded.predict(arrays, keys=opened, check=check_first)
     if out is not None:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **scores)

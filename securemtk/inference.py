@@ -63,6 +63,7 @@ class InferenceSession:
         keys: the authority's keys, for a bundle with secured tasks; `open_tasks` names those to use.
         open_tasks: secured tasks that `run` opens.
         protocol: passed to `Session`.
+        check: passed to `Model.predict` by each `run`: for the owner of the model.
         public: names of inputs whose values keeper and authority may see; no warning for these.
         enable_fallback, disabled_optimizers, read_config_from_model: as onnxruntime's. There is nothing to fall back
             to, and no optimiser changes what a model computes; the last must be 0.
@@ -85,6 +86,7 @@ class InferenceSession:
         keys: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         open_tasks: Sequence[str] = (),
         protocol: str | None = None,
+        check: bool = False,
         public: Sequence[str] = (),
         **keywords: Any,
     ) -> None:
@@ -96,6 +98,7 @@ class InferenceSession:
         # One run at a time; `run_async` has a thread of its own, made when it is first called.
         self._lock = threading.RLock()
         self._background: ThreadPoolExecutor | None = None
+        self._check = check
         self._source, self._open_tasks, self._public = path_or_bytes, tuple(open_tasks), tuple(public)
         self._needs: NeedsInputs | None = None
         # A model that needs more of its inputs, by what it was given of them.
@@ -200,7 +203,7 @@ class InferenceSession:
         unknown = [name for name in names if name not in infos]
         if unknown:
             raise InputError(f"outputs must be among {', '.join(infos)}; got {', '.join(map(repr, unknown))}")
-        scores = model.predict({k: _numbers(v) for k, v in feed.items()}, keys=self._open_tasks)
+        scores = model.predict({k: _numbers(v) for k, v in feed.items()}, keys=self._open_tasks, check=self._check)
         return [_typed(scores[name], infos[name].dtype) for name in names]
 
     def run_async(

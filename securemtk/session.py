@@ -48,7 +48,7 @@ from securemtk.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, W
 from securemtk.cores import own_cores
 from securemtk.inputs import KnownInputs, input_arrays
 from securemtk.launch import RoleProcess, stop_all
-from securemtk.onnx.bundle import Manifest
+from securemtk.onnx.bundle import Manifest, read_model
 from securemtk.onnx.examine import Examiner
 from securemtk.onnx.graph import ValueInfo
 from securemtk.tasks import Task
@@ -224,7 +224,9 @@ class Model:
         """Raise RangeError unless the model's file says that answers on x will be right; warn where bits are few."""
         config = self._session._config
         if self._examiner is None:
-            self._examiner = Examiner(self._source.source, self._source.shapes, self._source.public)
+            source = self._source.source
+            data = source if isinstance(source, bytes) else read_model(source)[1]
+            self._examiner = Examiner(data, self._source.shapes, self._source.public)
         found = self._examiner.examine(self._inputs(x), self._session._protocol, config.comparison_bits)
         if wrong := found.wrong():
             raise RangeError("; ".join([wrong, *found.hints()]))

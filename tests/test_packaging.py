@@ -106,7 +106,7 @@ PACKAGES = {
             "tidy",
             "public",
         ),
-        *("importer", "export", "bundle", "examine", "check", "fix"),
+        *("importer", "export", "examine", "bundle", "check", "fix"),
     ],
     "securemtk ": [
         *("launch", "process", "roles", "session", "inference", "run", "pictures", "demo"),

@@ -15,7 +15,7 @@ import re
 import stat
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols import ranges
-from protocols.errors import BundleError, InputError, RangeWarning
+from protocols.errors import BundleError, InputError, RangeError, RangeWarning
 from protocols.program import Shape
 from protocols.ranges import Headroom
 from securemtk.files import replaced_folder, write_whole
 from securemtk.inputs import input_arrays
+from securemtk.onnx.examine import examine
 from securemtk.onnx.export import writing
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import MAX_BYTES, self_contained
+from securemtk.onnx.reading import MAX_BYTES, read_proto, self_contained
 from securemtk.tasks import Task
 
 FORMAT = 1
@@ -221,7 +222,7 @@ def write_bundle(
         decoupling=decoupling,
     )
     imported = _check_model(manifest, onnx_bytes)
-    manifest = replace(manifest, headroom=_measured(manifest, imported, samples))
+    manifest = replace(manifest, headroom=_measured(manifest, imported, onnx_bytes, samples))
     # Weights are the keeper's secret: nobody else may enter.
     with writing(folder), replaced_folder(target, private=True) as fresh:
         write_whole(fresh / MODEL, onnx_bytes)
@@ -384,14 +385,35 @@ def _check_headroom(room: Headroom) -> None:
         _require(whole, f"headroom must be whole numbers up to {ranges.MOST_HEADROOM}")
 
 
-def _measured(manifest: Manifest, imported: Imported, samples: Iterable[NDArray[np.float32]]) -> Headroom | None:
-    """Return the headroom on samples, None without any; refuse a model that leaves the range on them."""
-    batches = (input_arrays(imported.program.inputs, x, manifest.low, manifest.high) for x in samples)
-    room = ranges.headroom(ranges.measure(imported.program, imported.params, batches))
+def _measured(
+    manifest: Manifest, imported: Imported, data: bytes, samples: Iterable[NDArray[np.float32]]
+) -> Headroom | None:
+    """Return the headroom on samples, None without any; refuse a model that leaves the range, or errs, on them."""
+    first: list[NDArray[np.floating]] = []
+
+    def batches() -> Iterator[Mapping[str, NDArray[np.floating]]]:
+        for x in samples:
+            arrays = input_arrays(imported.program.inputs, x, manifest.low, manifest.high)
+            if len(first) < _EXAMINED_BATCHES:
+                first.append(arrays[manifest.input_name][:_EXAMINED])
+            yield arrays
+
+    room = ranges.headroom(ranges.measure(imported.program, imported.params, batches()))
     ranges.require(room)
-    if text := ranges.warning(room):
+    texts = [ranges.warning(room)]
+    if first:
+        # Answers of some samples of each kind tell as much as those of all; each takes a pass in integers.
+        found = examine(read_proto(data), imported, {manifest.input_name: np.concatenate(first)})
+        if wrong := found.wrong():
+            raise RangeError("; ".join([wrong, *found.hints()]))
+        texts += found.hints()
+    for text in filter(None, texts):
         warnings.warn(text, RangeWarning, stacklevel=3)
     return room or None
+
+
+# Samples of each batch, and batches, of which the answers are compared with onnxruntime's when a bundle is written.
+_EXAMINED, _EXAMINED_BATCHES = 32, 8
 
 
 def _check_model(manifest: Manifest, data: bytes) -> Imported:

@@ -15,10 +15,9 @@ from protocols.precision import MOST_ERROR, LayerError
 from protocols.ranges import LayerRange
 from protocols.runner import protocol_module
 from securemtk.onnx import runtime
-from securemtk.onnx.bundle import read_model
 from securemtk.onnx.graph import ValueInfo, bound
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import Source, read_proto
+from securemtk.onnx.reading import read_proto
 from securemtk.onnx.scales import LossyConstant, lossy
 
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -190,10 +189,10 @@ def _fed(x: ValueInfo, values: NDArray[np.floating], *, whole: bool) -> NDArray[
 
 
 class Examiner:
-    """A model's file, read here once, to examine data with.
+    """A model, read here once, to examine data with.
 
     Args:
-        source: bundle folder, path of an ONNX file, or the bytes of one.
+        data: the bytes of an ONNX file.
         shapes, public: as `load_onnx` takes them.
 
     Raises:
@@ -202,11 +201,10 @@ class Examiner:
 
     def __init__(
         self,
-        source: Source,
+        data: bytes,
         shapes: Mapping[str, Sequence[int]] | None = None,
         public: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> None:
-        data = source if isinstance(source, bytes) else read_model(source)[1]
         whole = None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()}
         self._imported = load_onnx(data, whole, public)
         model = read_proto(data)
