@@ -27,7 +27,8 @@ def multiplication(node: Node, graph: Graph) -> list[Step]:
 
 @rule("Div")
 def division(node: Node, graph: Graph) -> list[Step]:
-    """By a constant without zeros, or by an activation of 1/16 to 2048 in magnitude (1 / x within 0.00025 / |x|)."""
+    """By a constant without zeros, or by an activation of a unit of fixed point to 16,383 in magnitude (1 / x within \
+0.0005 / |x|)."""
     formula = Formula(node, graph)
     if np.dtype(graph.dtypes[node.outputs[0]]).kind != "f":
         raise Refused("a division of integers rounds", "cast its operands to float32")
@@ -118,7 +119,7 @@ _MOST = 64
 @rule("Pow")
 def power(node: Node, graph: Graph) -> list[Step]:
     """Constant exponents of -64 to 64, which are public, elements of each apart from others (that are not whole: of \
-2**-12 up, results to 2**14, within 0.0002 + 0.0005 |y|); or the base one positive constant (domain of `Exp`)."""
+2**-19 up, results to 2**20, within 0.0005 |y|); or the base one positive constant (domain of `Exp`)."""
     if node.inputs[0] not in graph.activations:
         formula = Formula(node, graph)
         return formula.steps(_exponential(node, graph, formula))

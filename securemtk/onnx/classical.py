@@ -223,7 +223,7 @@ def scaler(writer: _Writer) -> None:
 
 @_rewrite
 def normalizer(writer: _Writer) -> None:
-    """All norms, from 1/16 to 2048 (MAX: of the largest value, as in onnxruntime; L2: as for a quotient by a root); \
+    """All norms, up to 16,383 (MAX: of the largest value, as in onnxruntime; L2: as `LpNormalization`); \
 nothing happens behind a softmax."""
     source, output = writer.node.input[0], writer.node.output[0]
     norm = _text(writer.attrs.get("norm", b"MAX"))
@@ -233,8 +233,9 @@ nothing happens behind a softmax."""
         return
     x = writer.floats()
     if norm == "L2":
-        size = writer.add("Sqrt", writer.reduced("ReduceSumSquare", x))
-    elif norm == "L1":
+        writer.add("LpNormalization", x, output=output, axis=-1, p=2)
+        return
+    if norm == "L1":
         size = writer.reduced("ReduceL1", x)
     else:
         # As onnxruntime: the largest value, not the largest magnitude; a row whose largest is 0 stays what it is.

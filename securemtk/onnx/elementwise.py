@@ -54,10 +54,12 @@ _plain("Softplus", "softplus", _EVERYWHERE)
 _plain("Mish", "mish", _EVERYWHERE)
 _plain("HardSwish", "hard_swish", "Any shape; within 0.0001 everywhere.")
 _plain("Softsign", "softsign", "Any shape; within 0.0003 everywhere.")
-_plain("Exp", "exp", "Of -12 to 10, within 0.00002 + 0.0001 e**x; 0 below, e**10 above.")
-_plain("Log", "log", "Of 1/256 to 4096, within 0.0005; beyond as at the end.")
-_plain("Sqrt", "sqrt", "Of 0 to 16384, within 0.0001 + 0.0003 sqrt(x); below 1/1024 a line to 0.")
-_plain("Reciprocal", "reciprocal", "Of 1/16 to 2048 in magnitude, of both signs, within 0.00025 / |x|.")
+_plain("Exp", "exp", "Of -24 to 20.5, within 0.00004 + 0.0002 e**x; nearly 0 below, e**20.5 above.")
+_plain("Log", "log", "Of a unit of fixed point to 30,720, within 0.0003; beyond as at the end.")
+_plain("Sqrt", "sqrt", "Of 0 to 30,720, within 0.0003 sqrt(x).")
+_plain(
+    "Reciprocal", "reciprocal", "Of a unit of fixed point to 16,383 in magnitude, of both signs, within 0.0005 / |x|."
+)
 
 
 @rule("LeakyRelu")

@@ -9,6 +9,9 @@ from securemtk.onnx.norms import inverse_root
 from securemtk.onnx.registry import Step
 
 
+_SMALLER = 2.0**8
+
+
 @dataclass(frozen=True)
 class InverseRoot:
     """A node that makes `factor` / sqrt(`radicand` + `epsilon`); factor "" is 1."""
@@ -20,7 +23,9 @@ class InverseRoot:
     def steps(self, node: Node, graph: Graph) -> list[Step]:
         """Return its steps: one function in place of a root and a quotient."""
         draft = Draft(node, graph)
-        value = inverse_root(draft, self.radicand, self.epsilon)
+        # Most radicands are variances: looked at 2**8 times smaller, they may be 2**23, and 2**-20 is still resolved.
+        small = draft.scale(self.radicand, 1 / _SMALLER)
+        value = inverse_root(draft, small, self.epsilon / _SMALLER, _SMALLER**-0.5)
         return draft.made(draft.binary("mul", self.factor, value) if self.factor else value)
 
 
