@@ -8,7 +8,6 @@ from securemtk.onnx.graph import Graph, Node
 from securemtk.onnx.norms import inverse_root
 from securemtk.onnx.registry import Step
 
-
 _SMALLER = 2.0**8
 
 
