@@ -3,11 +3,14 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from workers import Files
+
+from securemtk import Session, inference
 
 torch.set_num_threads(1)
 # Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
@@ -35,6 +38,20 @@ LONG = ("test_mtk_training", "test_onnx_import")
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
     """Distribute whole files."""
     return Files(config, log, first=[f"{x}.py" for x in STARTS_ROLES], long=[f"{x}.py" for x in LONG])
+
+
+@pytest.fixture(scope="module")
+def open_session() -> Iterator[Session]:
+    """One session without keys for all tests of a file that leave it alive."""
+    with Session() as session:
+        yield session
+
+
+@pytest.fixture
+def in_open_session(open_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an InferenceSession take the open session where it would start one of its own."""
+    monkeypatch.setattr(inference, "Session", lambda *_, **__: open_session)
+    monkeypatch.setattr(open_session, "close", lambda: None)
 
 
 def _children() -> set[int]:

@@ -170,6 +170,7 @@ def test_the_rewritten_file_of_a_classifier_needs_no_operator_but_those_of_the_s
     assert {node.domain for node in onnx.load_model_from_string(fixed.data).graph.node} == {""}
 
 
+@pytest.mark.usefixtures("in_open_session")
 @pytest.mark.parametrize("name", sklearn_user.models())
 def test_the_example_asks_models_of_scikit_learn_under_encryption(name):
     x, y = sklearn_user.digits()
