@@ -18,20 +18,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
-# by side starve each other, and a role that is silent for too long ends its session.
+# by side starve each other, and a role that is silent for too long ends its session. Both lists by CPU time, longest first.
 STARTS_ROLES = (
-    *("test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo", "test_estimate"),
-    *(
-        "test_grants",
-        "test_mtk_benchmarks",
-        "test_mtk_split",
-        "test_onnx_bad_input",
-        "test_onnx_classical",
-        "test_onnx_lookups",
-    ),
-    *("test_readme", "test_report", "test_session", "test_session_whole", "test_wire"),
+    *("test_cli", "test_session", "test_crypten_backend", "test_demo", "test_readme", "test_benchmarks"),
+    *("test_onnx_classical", "test_estimate", "test_mtk_benchmarks", "test_report", "test_grants"),
+    *("test_session_whole", "test_onnx_bad_input", "test_onnx_lookups", "test_mtk_split", "test_wire"),
+    "test_closed_answers",
 )
-LONG = ("test_mtk_training", "test_onnx_import")
+LONG = ("test_attacks", "test_packaging", "test_mtk_training", "test_leaks", "test_conformance", "test_protocols")
 
 
 @pytest.hookimpl(optionalhook=True)
