@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
-# by side starve each other, and a role that is silent for too long ends its session. Both lists by CPU time, longest first.
+# by side starve each other, and a role that is silent for too long ends its session. Longest first, in CPU time.
 STARTS_ROLES = (
     *("test_cli", "test_session", "test_crypten_backend", "test_demo", "test_readme", "test_benchmarks"),
     *("test_onnx_classical", "test_estimate", "test_mtk_benchmarks", "test_report", "test_grants"),
