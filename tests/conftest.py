@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,26 +20,42 @@ sys.path.insert(0, GUARD)
 
 import write_guard  # noqa: E402
 
+from securemtk import Session, inference  # noqa: E402
+
 torch.set_num_threads(1)
 # Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
-# by side would starve each other.
+# by side would starve each other. Longest first, in CPU time.
 STARTS_ROLES = (
-    *("test_alive", "test_benchmarks", "test_cli", "test_closed_answers", "test_crypten_backend", "test_demo"),
-    *("test_estimate", "test_fork", "test_grants", "test_inference", "test_mtk_benchmarks", "test_mtk_split"),
-    *("test_onnx_bad_input", "test_onnx_classical", "test_onnx_lookups"),
-    *("test_readme", "test_report", "test_session", "test_session_whole", "test_silence", "test_wire"),
+    *("test_cli", "test_session", "test_alive", "test_crypten_backend", "test_demo", "test_readme", "test_benchmarks"),
+    *("test_inference", "test_silence", "test_onnx_classical", "test_estimate", "test_mtk_benchmarks", "test_report"),
+    *("test_grants", "test_fork", "test_session_whole", "test_onnx_bad_input", "test_onnx_lookups", "test_mtk_split"),
+    *("test_wire", "test_closed_answers"),
 )
-LONG = ("test_mtk_training", "test_onnx_import")
+LONG = ("test_attacks", "test_packaging", "test_mtk_training", "test_leaks", "test_conformance", "test_protocols")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
     """Distribute whole files."""
     return Files(config, log, first=[f"{x}.py" for x in STARTS_ROLES], long=[f"{x}.py" for x in LONG])
+
+
+@pytest.fixture(scope="module")
+def open_session() -> Iterator[Session]:
+    """One session without keys for all tests of a file that leave it alive."""
+    with Session() as session:
+        yield session
+
+
+@pytest.fixture
+def in_open_session(open_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an InferenceSession take the open session where it would start one of its own."""
+    monkeypatch.setattr(inference, "Session", lambda *_, **__: open_session)
+    monkeypatch.setattr(open_session, "close", lambda: None)
 
 
 def _children() -> set[int]:

@@ -127,6 +127,7 @@ def test_a_secret_place_in_an_activation_is_refused():
         load_onnx(model.SerializeToString())
 
 
+@pytest.mark.usefixtures("in_open_session")
 @pytest.mark.parametrize("exporter", zoo_models.EXPORTERS)
 def test_a_session_classifies_a_text_from_its_tokens(exporter):
     with warnings.catch_warnings():

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
+from securemtk import launch
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A file imports only files above it, of its own package and of those above. Files to come may stand here already.
@@ -411,3 +413,13 @@ def test_a_role_starts_without_the_libraries_of_training():
     code = "import sys, securemtk.roles; print(*{name.split('.')[0] for name in sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"sklearn", "accelerate", "matplotlib", "PIL", "typer"}.isdisjoint(ran.stdout.split())
+
+
+def test_a_role_collects_garbage_once_it_has_started_and_is_run_as_a_program(tmp_path):
+    (tmp_path / "role.py").write_text(
+        "import gc, sys; print(__name__, gc.isenabled(), gc.get_freeze_count() > 10_000, sys.argv[1:])"
+    )
+    command = [sys.executable, "-P", "-c", launch._START, "role"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout == "__main__ True True ['role']\n"

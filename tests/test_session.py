@@ -216,18 +216,17 @@ def test_the_same_plan_twice_in_a_row_is_dealt_ahead_for_models_without_secured_
         assert not open_session._ordered
 
 
-def test_a_prediction_dealt_ahead_needs_nothing_more_of_the_dealer():
-    with Session() as session:
-        model = session.load(small_models.mlp())
-        x = samples(2, (8,))
-        model.prepare(2)
-        wait_until(lambda: session._pool._ready)
-        os.kill(session.pids["authority"], signal.SIGSTOP)
-        try:
-            scores = model.predict(x)  # well before the watch misses the dealer
-        finally:
-            os.kill(session.pids["authority"], signal.SIGCONT)
-        np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
+def test_a_prediction_dealt_ahead_needs_nothing_more_of_the_dealer(open_session):
+    model = open_session.load(small_models.mlp())
+    x = samples(2, (8,))
+    model.prepare(2)
+    wait_until(lambda: open_session._ordered[0].prediction in open_session._pool._ready)
+    os.kill(open_session.pids["authority"], signal.SIGSTOP)
+    try:
+        scores = model.predict(x)  # well before the watch misses the dealer
+    finally:
+        os.kill(open_session.pids["authority"], signal.SIGCONT)
+    np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
 
 
 def stored(folder: Path, role: str) -> list[Path]:
@@ -356,6 +355,7 @@ def test_a_key_that_the_authority_lacks_is_refused_when_what_was_ordered_is_aske
         assert model.predict(samples(2))["large"].shape[0] == 2
 
 
+@pytest.mark.usefixtures("in_open_session")
 def test_inference_session_is_called_like_onnxruntimes():
     ours, theirs = small_models.mlp(), onnxruntime.InferenceSession(small_models.mlp())
     x = samples(2, (8,))

@@ -10,7 +10,7 @@ import pytest
 import small_models
 from onnx import TensorProto, helper, numpy_helper
 
-from securemtk import Config, InferenceSession, InputError, NeedsInputs, RangeError, Session, inference
+from securemtk import Config, InferenceSession, InputError, NeedsInputs, RangeError, Session
 from securemtk.inference import PublicInputWarning
 
 RNG = np.random.default_rng(0)
@@ -27,19 +27,6 @@ def model(nodes, inputs, outputs, weights=()) -> bytes:
     )
     made: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return made.SerializeToString()
-
-
-@pytest.fixture(scope="module")
-def open_session():
-    with Session() as session:
-        yield session
-
-
-@pytest.fixture
-def in_open_session(open_session, monkeypatch):
-    """Let an InferenceSession take the open session where it would start one of its own."""
-    monkeypatch.setattr(inference, "Session", lambda config, *, keys: open_session)
-    monkeypatch.setattr(open_session, "close", lambda: None)
 
 
 def agree(data: bytes, session: InferenceSession, feed: dict) -> None:
