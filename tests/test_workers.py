@@ -32,10 +32,11 @@ def test_it(made, i):
 def log(tmp_path_factory):
     """What two workers made for files a to e, in order: {worker: files}."""
     folder = tmp_path_factory.mktemp("workers")
+    (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "conftest.py").write_text(CONFTEST)
     for letter in "abcde":
         (folder / f"test_{letter}.py").write_text(FILE)
-    command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "-p", "no:cacheprovider", "-c", "pytest.ini"]
     done = subprocess.run(
         [*command, "--rootdir", folder, folder],
         cwd=folder,
