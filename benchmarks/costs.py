@@ -25,7 +25,12 @@ from protocols.runner import Plan
 
 SIZES = (8, 1_000, 1_000_000)
 # How the arguments of a declared cost follow from the number n of elements; a sigmoid has 21 knots.
-ARGUMENTS: dict[str, Callable[[int], int]] = {"n": lambda n: n, "pairs": lambda n: n // 2, "knots": lambda n: 21}
+ARGUMENTS: dict[str, Callable[[int], int]] = {
+    "n": lambda n: n,
+    "pairs": lambda n: n // 2,
+    "knots": lambda n: 21,
+    "bits": lambda n: 21 * n,
+}
 # Comparisons in each sample program below; a multiple of what keys come in.
 N_RELU, POOL_SIDE = 1024, 64
 

@@ -132,13 +132,16 @@ def _fit_wide(
     """Return the knots, and each piece's quadratics of x and of x * 2**finer; those that do not count are 0."""
     turn, has_both_signs, nothing = turn_of(function.finer), function.low < 0, (0, 0, 0)
     bits, fine_bits = frac_bits
+    last = _line(function.right, bits)
+    # A little beyond where the finer scale counts: both are rounded, each by itself.
+    fine_end = turn * 2.0**function.finer + 1
 
     def row(low: float, high: float) -> tuple[Row, Row] | None:
         least = min(abs(low), abs(high))
-        coarse = _piece(function, low, high, bits) if least >= turn else nothing
-        # A little beyond where it still counts: both scales are rounded, each by itself.
-        counts = least < 2 * turn * 2.0**function.finer
-        small = nothing if coarse is not None and not counts else _piece(fine, low, high, fine_bits)
+        coarse: Row | None = nothing
+        if least >= turn:
+            coarse = last if low >= function.high else _piece(function, low, high, bits)
+        small = nothing if coarse is not None and least >= fine_end else _piece(fine, low, high, fine_bits)
         return None if coarse is None or small is None else (coarse, small)
 
     at, knots, rows = function.low, [function.low], [(_line(function.left, bits), nothing)]
@@ -149,13 +152,13 @@ def _fit_wide(
         end = min(function.left[0], at_turn, key=abs)
         knots = [-turn / 8, function.low]
         rows = [(_line((end, 0.0), bits), nothing), (nothing, _line(function.left, fine_bits))]
-    breaks = {*function.breaks, turn, *([-turn] if has_both_signs else []), function.high}
-    for end in sorted(b for b in breaks if function.low < b <= function.high):
+    breaks = {*function.breaks, turn, *([-turn] if has_both_signs else []), function.high, fine_end}
+    for end in sorted(b for b in breaks if b > function.low):
         while at < end:
             at, both = _longest(row, at, end)
             rows.append(both)
             knots.append(at)
-    rows.append((_line(function.right, bits), nothing))
+    rows.append((last, nothing))
     return tuple(round(k / ULP) for k in knots), rows
 
 

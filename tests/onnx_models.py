@@ -81,7 +81,10 @@ def agrees(model: onnx.ModelProto | bytes, batches: Sequence[int] = (1, 4), atol
             assert value.shape == (batch, *info.shape)
             assert str(value.dtype) == info.dtype
             np.testing.assert_allclose(
-                got[name], value, atol=max(atol, 5e-4) if "spline" in ops(imported) else atol, rtol=1e-5
+                got[name],
+                value,
+                atol=max(atol, 5e-4) if {"spline", "wide_spline"}.intersection(ops(imported)) else atol,
+                rtol=1e-5,
             )
     return imported
 
@@ -129,7 +132,7 @@ def agrees_whole(model: onnx.ModelProto, atol: float = 1e-5) -> Imported:
     for value, info in zip(start(model.SerializeToString()).run(None, feeds), imported.outputs, strict=True):
         assert value.shape == info.shape == got[info.name].shape[1:]
         assert str(value.dtype) == info.dtype
-        largest = max(atol, 5e-4) if "spline" in ops(imported) else atol
+        largest = max(atol, 5e-4) if {"spline", "wide_spline"}.intersection(ops(imported)) else atol
         np.testing.assert_allclose(got[info.name][0], value, atol=largest, rtol=1e-5)
     return imported
 

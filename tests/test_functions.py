@@ -34,6 +34,9 @@ def grid(function: Function) -> np.ndarray:
 SIMPLE = [name for name, function in FUNCTIONS.items() if not function.finer]
 WIDE = {name: function for name, function in FUNCTIONS.items() if function.finer} | {
     "power 1.5": CUSTOM["power"](1.5),
+    # Whose domain ends below where the finer scale does.
+    "power 1.7": CUSTOM["power"](1.7),
+    "power 4.5": CUSTOM["power"](4.5),
     "power -1.5": CUSTOM["power"](-1.5),
     "power 0.3": CUSTOM["power"](0.3),
     "inverse root / 512": CUSTOM["inverse_root"](2.0**-9),

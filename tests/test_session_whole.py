@@ -90,12 +90,12 @@ def test_an_input_that_says_a_shape_is_taken_in_the_clear_and_said_to_be():
         with pytest.warns(PublicInputWarning, match="values of shape are shown"):
             agree(RESHAPED, session, feed)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", PublicInputWarning)
             agree(RESHAPED, session, feed)  # understood already
         with pytest.raises(InputError, match="must hold shape"):
             session.run(None, {"x": feed["x"]})
     with InferenceSession(RESHAPED, public=["shape"]) as session, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", PublicInputWarning)
         agree(RESHAPED, session, feed)
 
 

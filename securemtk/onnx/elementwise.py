@@ -57,9 +57,7 @@ _plain("Softsign", "softsign", "Any shape; within 0.0003 everywhere.")
 _plain("Exp", "exp", "Of -24 to 20.5, within 0.00004 + 0.0002 e**x; nearly 0 below, e**20.5 above.")
 _plain("Log", "log", "Of a unit of fixed point to 30,720, within 0.0003; beyond as at the end.")
 _plain("Sqrt", "sqrt", "Of 0 to 30,720, within 0.0003 sqrt(x).")
-_plain(
-    "Reciprocal", "reciprocal", "Of a unit to 16,383 in magnitude, of both signs, within 0.0005 / |x|."
-)
+_plain("Reciprocal", "reciprocal", "Of a unit to 16,383 in magnitude, of both signs, within 0.0005 / |x|.")
 
 
 @rule("LeakyRelu")
