@@ -52,8 +52,8 @@ DTYPES = {"<i8", "<f4", "|u1", "<u8"}
 BEAT_S = 0.5
 # Time between two looks of a watch that counts as silence of a peer: for longer, it was the watch that did not look.
 LOOK_S = 1.0
-# Beats that a watch seals ahead for each peer before it starts, and at each look.
-_FIRST_BEATS, _MORE_BEATS = 240, 60
+# Beats that a watch seals ahead for each peer before it starts, and at each look: few, for a prediction may be running.
+_FIRST_BEATS, _MORE_BEATS = 240, 6
 # A peer that computes answers within a fraction of a millisecond, a thread that sleeps is woken after a tenth of one.
 SPIN_S = 3e-4
 # Frames up to this size wait for the next one, or for the moment when this side waits: one record, one system call.
