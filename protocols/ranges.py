@@ -159,7 +159,7 @@ def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -
     elif layer.op == "spline":
         yield from _spline_loads(layer, inputs[0], output)
     elif layer.op == "wide_spline":
-        yield "comparison", _from_knots(layer, inputs[0]), COMPARED
+        yield "comparison", _of_room(layer, inputs[0]), COMPARED
     elif layer.op == "max_pool2d":
         yield from _pool_loads(layer, inputs[0])
     elif layer.op in ("max", "argmax"):
@@ -177,6 +177,17 @@ def _from_knots(layer: Layer, x: Tensor) -> float:
     """Return the largest distance of a value from a knot."""
     knots = torch.tensor([min(layer.ints("knots")), max(layer.ints("knots"))]).double() * 2.0**-ring.FRAC_BITS
     return max(_largest(x - knot) for knot in knots)
+
+
+def _of_room(layer: Layer, x: Tensor) -> float:
+    """Return the largest value, as a share of what its sign has between the knots and the bound, times the bound.
+
+    A function of positive numbers has knots up to where negative ones are hardly decided any more: the distance from
+    its last knot says nothing of how near a value is to being too large.
+    """
+    low, high = (k(layer.ints("knots")) * 2.0**-ring.FRAC_BITS for k in (min, max))
+    above, below = _largest(x.clamp(min=0.0)), _largest(x.clamp(max=0.0))
+    return COMPARED * max(above / (COMPARED + low), below / (COMPARED - high))
 
 
 def _pool_loads(layer: Layer, x: Tensor) -> Iterator[_Load]:

@@ -155,6 +155,6 @@ def test_a_keyed_model_of_maps_is_asked_under_encryption_with_the_authoritys_key
                 if name in plain:
                     np.testing.assert_allclose(scores[name], plain[name], atol=0.02)
                 else:
-                    # Noise, drawn anew each time: more than the units in the last place in which one answer differs. How
-                    # much more hangs on the scores that it is drawn like, of a network of three epochs.
+                    # Noise, drawn anew each time: more than the units in the last place in which one answer differs.
+                    # How much more hangs on the scores that it is drawn like, of a network of three epochs.
                     assert np.abs(scores[name] - again[name]).max() > 10 * 2.0**-16

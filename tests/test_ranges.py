@@ -1,6 +1,7 @@
 """Ranges: what is measured is what a protocol works on, and each bound is where answers become wrong."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from onnx_models import build, floats
 from onnx_models import one as onnx_one
 from test_protocols import CASES, CONV, secure, single
 
-from protocols import plain, ranges
+from protocols import functions, plain, ranges
 from protocols.errors import RangeError
 from protocols.program import OPERATORS, Layer, Program
 from protocols.ranges import LayerRange, headroom, measure
@@ -168,6 +169,31 @@ def test_a_product_too_large_to_be_truncated_is_reported_and_wrong():
         assert (row.step, row.largest, row.headroom >= 0) == ("truncation", value**2, right)
         got = secure("fss", program, params, {"x0": x})[0]["y"]
         assert (np.abs(got - value**2 / 2**12).max() < 1) == right
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "beyond"),
+    [
+        ("sqrt", vector(32767, -2000), vector(32769, 1)),
+        ("sqrt", vector(0.001, 5), vector(-2100, 1)),
+        ("reciprocal", vector(16000, -16000), vector(16500, 1)),
+        ("reciprocal", vector(0.01, -0.01), vector(-16500, 1)),
+    ],
+)
+def test_a_function_of_two_scales_has_the_room_of_each_sign(name, inside, beyond):
+    attrs = asdict(functions.pieces(name)) | {"keep_bits": 24}
+    program, params = single("wide_spline", ([(2,)], (2,), {}, attrs))
+    assert max(row.share for row in rows(program, params, inside)) < 1
+    assert max(row.share for row in rows(program, params, beyond)) >= 1
+    got = secure("fss", program, params, {"x0": inside})[0]["y"]
+    np.testing.assert_allclose(got, plain.run(program, params, {"x0": inside})["y"], rtol=1e-3, atol=1e-3)
+
+
+def test_ordinary_values_of_a_norm_are_not_close_to_any_bound():
+    model = onnx_one("LayerNormalization", ["n", 64], [np.ones(64, np.float32)], opset=17)
+    found = check(model.SerializeToString(), floats(4, 64))
+    assert all(row.headroom > 2 for row in found.ranges)
+    assert not list(found.found.hints())
 
 
 def test_crypten_compares_what_is_beyond_the_bound_of_comparison_keys():
