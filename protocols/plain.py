@@ -1,11 +1,12 @@
 """The operators without secrecy, in float64: for tests and calibration. Never used by a party."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols.program import Layer, Program
@@ -127,6 +128,15 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "transpose": lambda layer, w, x: x.permute(layer.ints("perm")),
     "concat": lambda layer, w, *xs: torch.cat(xs, int(layer.number("axis"))),
 }
+
+
+def parts(
+    program: Program, batch: Mapping[str, NDArray[np.floating]], elements: int
+) -> Iterator[Mapping[str, NDArray[np.floating]]]:
+    """Give a batch in parts of which all values together are at most so many elements, but one sample at least."""
+    size = max(1, elements // max(sum(math.prod(layer.shape) for layer in program.layers), 1))
+    for begin in range(0, len(next(iter(batch.values()))), size):
+        yield {name: x[begin : begin + size] for name, x in batch.items()}
 
 
 def run(program: Program, params: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ do to an answer shows in it: values beyond a bound, constants and differences of
 arguments outside a function's domain. What the encoding of an input loses is told of each of its features.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -76,7 +75,7 @@ def measure(
     weights = {name: torch.as_tensor(np.asarray(value)).double() for name, value in params.items()}
     worst: dict[str, LayerError] = {}
     answers: dict[str, list[NDArray[np.float64]]] = {name: [] for name in program.outputs}
-    for part in (part for batch in batches for part in _parts(program, batch)):
+    for part in (part for batch in batches for part in plain.parts(program, batch, _CHUNK_ELEMENTS)):
         found = fixed.run(program, params, part, protocol, comparison_bits)
         rows = [*_inputs(part, found), *_layers(program, weights, found, exact or {})]
         for row in rows:
@@ -94,15 +93,6 @@ def ring_scale(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _joined(a: LayerError, b: LayerError) -> LayerError:
     return LayerError(a.name, a.op, max(a.error, b.error), max(a.largest, b.largest))
-
-
-def _parts(program: Program, batch: Arrays) -> Iterator[Arrays]:
-    """Give a batch in parts of bounded memory."""
-    elements = sum(math.prod(layer.shape) for layer in program.layers)
-    size = max(1, _CHUNK_ELEMENTS // max(elements, 1))
-    n = len(next(iter(batch.values())))
-    for begin in range(0, n, size):
-        yield {name: x[begin : begin + size] for name, x in batch.items()}
 
 
 def _inputs(given: Arrays, found: Arrays) -> Iterator[LayerError]:

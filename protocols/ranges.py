@@ -92,7 +92,7 @@ def measure(
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in params.items()}
     scales = runner.scales(Plan(program, "fss", 1, False))
     most: dict[str, LayerRange] = {}
-    for part in (part for batch in batches for part in _parts(program, batch)):
+    for part in (part for batch in batches for part in plain.parts(program, batch, _CHUNK_ELEMENTS)):
         values = {name: torch.from_numpy(value) for name, value in plain.run(program, weights, part).items()}
         for layer in program.layers:
             inputs, output = [values[x] for x in layer.inputs], values[layer.output]
@@ -138,15 +138,6 @@ def _layers(room: Headroom, steps: Collection[str], most: int, comparison_bits: 
         (name, step) for step in steps for name, bits in room.get(step, {}).items() if bits + wider.get(step, 0) <= most
     ]
     return ", ".join(f"{name!r} ({step})" for name, step in found)
-
-
-def _parts(program: Program, batch: Arrays) -> Iterator[Arrays]:
-    """Give a batch in parts of bounded memory."""
-    elements = sum(math.prod(layer.shape) for layer in program.layers)
-    size = max(1, _CHUNK_ELEMENTS // max(elements, 1))
-    n = len(next(iter(batch.values())))
-    for begin in range(0, n, size):
-        yield {name: x[begin : begin + size] for name, x in batch.items()}
 
 
 def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -> Iterator[_Load]:
