@@ -14,6 +14,7 @@ products of beta and powers of r is "Sign of a value whose mask the dealer knows
 carried from one knot to many.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,11 +60,12 @@ class Pieces:
         if max(map(abs, self.coefficients)) >= 1 << 63 or not 0 <= self.frac_bits <= 62:
             raise IntegrityError("a function's coefficients must be of 64 bits, its fraction bits 0 to 62")
 
-    @property
+    @functools.cached_property
     def degree(self) -> int:
         """The largest power of x that occurs, 0 to 2."""
         return max((i % 3 for i, c in enumerate(self.coefficients) if c), default=0)
 
+    @functools.cached_property
     def table(self) -> NDArray[np.int64]:
         """Return p_0 and the steps D_i as rows of (c0, c1, c2), int64 (m + 1, 3), mod 2**64."""
         rows = np.array(self.coefficients, dtype=object).reshape(-1, 3)
@@ -109,17 +111,17 @@ class WidePieces:
             raise IntegrityError("a function of two scales must turn from one to the other at one of its knots")
         _ = self.coarse, self.fine, self.turned
 
-    @property
+    @functools.cached_property
     def coarse(self) -> Pieces:
         """The function of x."""
         return Pieces(self.knots, self.coefficients, self.frac_bits)
 
-    @property
+    @functools.cached_property
     def fine(self) -> Pieces:
         """The function of x * 2**finer."""
         return Pieces(self.knots, self.low_coefficients, self.low_frac_bits)
 
-    @property
+    @functools.cached_property
     def turned(self) -> Pieces:
         """1 where x itself counts, 0 where x * 2**finer does: a whole number."""
         turn = round(turn_of(self.finer) * 2**ring.FRAC_BITS)
@@ -229,7 +231,7 @@ def evaluate_together(party: Party, values: Sequence[tuple[Tensor, Sequence[Piec
         start += width
         r, _, _, _, _, *shares = (t.numpy() for t in part)
         for pieces in functions:
-            out = fused.piecewise(c, X, pieces.table(), r, shares, np.int64(party.rank == KEEPER))
+            out = fused.piecewise(c, X, pieces.table, r, shares, np.int64(party.rank == KEEPER))
             results.append(torch.from_numpy(out).reshape(x.shape))
     return results
 

@@ -10,6 +10,7 @@ Cost: CrypTen's protocols are not declared; they are measured by layer (`runner`
 Security: semi-honest, one of two parties, trusted dealer.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -199,9 +200,13 @@ def argmax(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(both[1].squeeze(0).unsqueeze(axis), 0)
 
 
+# Made once: a prediction must not wait for the tables of its functions.
+_pieces, _wide_pieces = functools.lru_cache(1024)(Pieces), functools.lru_cache(1024)(WidePieces)
+
+
 def pieces_of(layer: Layer) -> Pieces:
     """Return the function of a layer."""
-    return Pieces(layer.ints("knots"), layer.ints("coefficients"), int(layer.number("frac_bits")))
+    return _pieces(layer.ints("knots"), layer.ints("coefficients"), int(layer.number("frac_bits")))
 
 
 def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -222,7 +227,7 @@ def _piecewise(party: Party, share: Tensor, functions: Sequence[Pieces]) -> list
 
 
 def _sum_of_pieces(party: Party, share: Tensor, bits: Tensor, pieces: Pieces) -> Tensor:
-    first, rows = party.rank == KEEPER, torch.from_numpy(pieces.table())
+    first, rows = party.rank == KEEPER, torch.from_numpy(pieces.table)
     # Each coefficient of x**j is p_0's plus the sum of the steps whose knots lie at or below x.
     sums = [(bits * rows[1:, j].reshape(-1, *[1] * share.dim()).to(share.device)).sum(0) for j in range(3)]
     c0, c1, c2 = (s + int(rows[0, j]) if first else s for j, s in enumerate(sums))
@@ -236,12 +241,13 @@ def _sum_of_pieces(party: Party, share: Tensor, bits: Tensor, pieces: Pieces) ->
 
 def wide_pieces_of(layer: Layer) -> WidePieces:
     """Return the function of a layer of two scales."""
-    numbers = {name: int(layer.number(name)) for name in ("frac_bits", "low_frac_bits", "finer")}
-    return WidePieces(
-        knots=layer.ints("knots"),
-        coefficients=layer.ints("coefficients"),
-        low_coefficients=layer.ints("low_coefficients"),
-        **numbers,
+    return _wide_pieces(
+        layer.ints("knots"),
+        layer.ints("coefficients"),
+        int(layer.number("frac_bits")),
+        layer.ints("low_coefficients"),
+        int(layer.number("low_frac_bits")),
+        int(layer.number("finer")),
     )
 
 

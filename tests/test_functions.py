@@ -134,4 +134,4 @@ def test_a_function_is_the_same_whenever_it_is_fitted():
     first = functions.pieces("gelu")
     functions.pieces.cache_clear()
     assert functions.pieces("gelu") == first
-    assert torch.from_numpy(first.table()).dtype == torch.int64
+    assert torch.from_numpy(first.table).dtype == torch.int64

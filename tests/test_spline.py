@@ -64,8 +64,8 @@ def test_the_compiled_sum_is_the_same_as_numpys(f, seed, n):
     powers = [stream.words((m, n)).numpy() for _ in range(3)]
     outs = [np.empty_like(X), np.empty_like(X)]
     with np.errstate(over="ignore"):
-        fused._piecewise_numpy(c, X, f.table(), r, *powers, r2, np.int64(1), outs[0])
-    fused._piecewise(c, X, f.table(), r, *powers, r2, np.int64(1), outs[1])
+        fused._piecewise_numpy(c, X, f.table, r, *powers, r2, np.int64(1), outs[0])
+    fused._piecewise(c, X, f.table, r, *powers, r2, np.int64(1), outs[1])
     np.testing.assert_array_equal(*outs)
 
 
