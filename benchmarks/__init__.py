@@ -3,5 +3,5 @@
 import os
 
 # Before anything imports onnxruntime, and for all processes that benchmarks start (docs/privacy.md). Not from
-# securemtk.silence: SPU's environment runs a file of this package and has no securemtk.
+# securemtk.support.silence: SPU's environment runs a file of this package and has no securemtk.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import encrypted, report
-from protocols import functions, plain
-from protocols.functions import CUSTOM, FUNCTIONS, ULP, Function
-from protocols.program import Layer, Program
-from protocols.spline import WidePieces
-from securemtk.estimate import estimate_prediction
+from protocols.program import functions, plain
+from protocols.program.functions import CUSTOM, FUNCTIONS, ULP, Function
+from protocols.program.pieces import WidePieces
+from protocols.program.program import Layer, Program
 from securemtk.onnx.importer import Params, load_onnx
+from securemtk.planning.estimate import estimate_prediction
 
 DOCUMENT = report.ROOT / "docs" / "approximations.md"
 RESULT = report.ROOT / "benchmarks" / "results" / "approximations.json"
@@ -317,7 +317,7 @@ def ask_crypten(wanted: Sequence[Subject]) -> dict[str, tuple[NDArray[Any], int,
 
 _INTRO = """# Functions without an exact form
 
-Made by `python -m benchmarks.approximations`: what `protocols/functions.py` promises, and what came out.
+Made by `python -m benchmarks.approximations`: what `protocols/program/functions.py` promises, and what came out.
 
 A function of one variable is a piecewise quadratic in fixed point, its knots found by `functions.fit` so that the
 error on the domain stays below a bound; all comparisons of an element with its knots take 2 rounds together, whatever

@@ -24,16 +24,16 @@ from rich.progress import Progress
 
 from benchmarks import encrypted, report
 from benchmarks.conformance_cases import LISTED, SOURCES, Array, Case
-from protocols import plain
 from protocols.errors import InputError, SecureError
-from protocols.runner import PROTOCOLS
-from securemtk.inference import InferenceSession
-from securemtk.onnx import runtime
-from securemtk.onnx.graph import bound
+from protocols.program import plain
+from protocols.running.runner import PROTOCOLS
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.problems import UnsupportedNodes
-from securemtk.onnx.public import public_inputs
-from securemtk.onnx.reading import read_proto
+from securemtk.onnx.model import runtime
+from securemtk.onnx.model.graph import bound
+from securemtk.onnx.model.problems import UnsupportedNodes
+from securemtk.onnx.model.public import public_inputs
+from securemtk.onnx.model.reading import read_proto
+from securemtk.serving.onnxruntime_api import InferenceSession
 
 DOCUMENT = report.ROOT / "docs" / "conformance.md"
 AGREES, DIFFERS, REFUSED, SKIPPED = "agrees", "differs", "refused", "skipped"
@@ -283,9 +283,9 @@ def document(content: Mapping[str, Any]) -> str:
             "",
             "Cases are onnx's own tests of operators (`node`), the same with operators written out by their "
             "definitions (`expanded`), onnx's tests of torch modules (`torch`), and models generated for the "
-            "attributes that exports use (`generated`), these once more with each weight an input (`weights`). Inputs "
-            "that only say shapes, axes, counts, places or exponents are constants (`securemtk/onnx/public.py`); all "
-            "others are secret, weights too.",
+            "attributes that exports use (`generated`), these once more with each weight an input (`weights`). "
+            "Inputs that only say shapes, axes, counts, places or exponents are constants "
+            "(`securemtk/onnx/model/public.py`); all others are secret, weights too.",
             "",
             f"{len(results)} cases: "
             + ", ".join(f"{counts[s]} {s}" for s in (AGREES, DIFFERS, REFUSED, SKIPPED))

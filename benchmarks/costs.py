@@ -16,12 +16,13 @@ from typing import Any
 
 import protocols
 from benchmarks.report import table
-from protocols import correlation, runner
-from protocols.correlation import KEEPER, USER, Request
 from protocols.cost import Cost
-from protocols.program import Attribute, Layer, Program
-from protocols.ring import COMPARISON_BITS
-from protocols.runner import Plan
+from protocols.dealing import correlation
+from protocols.dealing.correlation import KEEPER, USER, Request
+from protocols.primitives.ring import COMPARISON_BITS
+from protocols.program.program import Attribute, Layer, Program
+from protocols.running import runner
+from protocols.running.runner import Plan
 
 SIZES = (8, 1_000, 1_000_000)
 # How the arguments of a declared cost follow from the number n of elements; a sigmoid has 21 knots.

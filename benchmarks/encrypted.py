@@ -12,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols import correlation, ring, runner
-from protocols.correlation import KEEPER, USER, Dealing, Request
+from protocols.dealing import correlation
+from protocols.dealing.correlation import KEEPER, USER, Dealing, Request
+from protocols.dealing.prediction_shares import Hand
 from protocols.errors import PeerLost
-from protocols.party import Hand, Party
-from protocols.prg import Stream
-from protocols.program import Program
+from protocols.primitives import ring
+from protocols.primitives.prg import Stream
+from protocols.program.program import Program
+from protocols.running import runner
+from protocols.two_party.party import Party
 
 _END = object()
 _PATIENCE_S = 60.0
 
 
 class _Wire:
-    """One end of a wire in memory, as `protocols.party.Party` uses it."""
+    """One end of a wire in memory, as `protocols.two_party.party.Party` uses it."""
 
     def __init__(self, outgoing: queue.Queue[Any], incoming: queue.Queue[Any]) -> None:
         self._outgoing, self._incoming = outgoing, incoming
@@ -61,7 +64,7 @@ def run(
         program: what is computed.
         params: name -> float32 array, the keeper's.
         inputs: name -> array (n, *sample), the user's.
-        protocol: a name of `protocols.runner.PROTOCOLS`.
+        protocol: a name of `protocols.running.runner.PROTOCOLS`.
 
     Returns:
         Output name -> float32 array (n, *sample).

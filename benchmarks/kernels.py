@@ -29,8 +29,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import report
-from protocols import kernels
 from protocols.errors import ShapeError
+from protocols.primitives import kernels
 
 REGIMES = {"small": 18, "full": 64}
 # int8 products are measured up to so many MAC only: without VNNI they are slower than everything else.

@@ -20,11 +20,9 @@ from scipy.stats.contingency import crosstab
 
 from securemtk.data import DataSet, load
 from securemtk.data.base import Labels
-from securemtk.mtk.assembler import AssemblerConfig
 from securemtk.mtk.attacks.base import Victim
 from securemtk.mtk.attacks.guess import guess as guess_keys
-from securemtk.mtk.decoupling import DecouplingConfig
-from securemtk.mtk.evaluate import (
+from securemtk.mtk.evaluation.evaluate import (
     Release,
     accuracy,
     attack,
@@ -34,12 +32,14 @@ from securemtk.mtk.evaluate import (
     release,
     released_accuracy,
 )
-from securemtk.mtk.guarantees import guarantees
-from securemtk.mtk.keys import TriggerKey, stamp
-from securemtk.mtk.model import Scores, predict
-from securemtk.mtk.train import TrainConfig, TrainResult, train
-from securemtk.run import Trained, export
-from securemtk.session import Session
+from securemtk.mtk.evaluation.guarantees import guarantees
+from securemtk.mtk.keys.key import TriggerKey, stamp
+from securemtk.mtk.training.assembler import AssemblerConfig
+from securemtk.mtk.training.decoupling import DecouplingConfig
+from securemtk.mtk.training.model import Scores, predict
+from securemtk.mtk.training.train import TrainConfig, TrainResult, train
+from securemtk.runs.run_folder import Trained, export
+from securemtk.serving.session import Session
 
 WRONG = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 # Random patterns for each key and seed: with five seeds 300,000, so that none at all bounds the share by 1e-5.

@@ -17,10 +17,10 @@ from torch import nn
 
 from benchmarks.report import RESULTS, header, table, write_json
 from securemtk.data import DataSet, load
-from securemtk.mtk.evaluate import evaluate, opening_rate
-from securemtk.mtk.model import image_trunk
-from securemtk.mtk.split import SplitPoint
-from securemtk.mtk.train import TrainConfig, train
+from securemtk.mtk.evaluation.evaluate import evaluate, opening_rate
+from securemtk.mtk.training.model import image_trunk
+from securemtk.mtk.training.train import TrainConfig, train
+from securemtk.privynet.split_point import SplitPoint
 
 SECURED = ("digit", "parity")
 ROOMS = (0, 4)

@@ -28,11 +28,11 @@ import numpy as np
 from benchmarks import report
 from benchmarks.models import NETWORKS as MODELS
 from benchmarks.onnx_models import to_onnx
-from protocols.estimate import Network
-from securemtk.config import Config
-from securemtk.estimate import NETWORKS, estimate_prediction
-from securemtk.launch import RoleProcess
-from securemtk.session import Session
+from protocols.running.replay import Network
+from securemtk.planning.estimate import NETWORKS, estimate_prediction
+from securemtk.serving.config import Config
+from securemtk.serving.launch import RoleProcess
+from securemtk.serving.session import Session
 
 RESULT = Path(__file__).parent / "results" / "network.json"
 WARMUP = 2

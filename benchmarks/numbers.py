@@ -25,8 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import encrypted, report
 from protocols.errors import SecureError
-from securemtk.onnx.check import check
 from securemtk.onnx.importer import load_onnx
+from securemtk.planning.check import check
 
 BEFORE = report.RESULTS / "numbers_before.json"
 DOCUMENT = report.ROOT / "docs" / "numbers.md"

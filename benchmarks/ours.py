@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.models import Floats
-from protocols.program import chunk_size
-from securemtk.config import Config
-from securemtk.session import PredictionCost, Session
+from protocols.program.program import chunk_size
+from securemtk.serving.config import Config
+from securemtk.serving.session import PredictionCost, Session
 
 MODEL, INPUT, EXPECTED = "model.onnx", "input.npy", "expected.npy"
 # Predictions in a row whose correlations are made together.

@@ -23,8 +23,8 @@ from benchmarks import ours, report
 from benchmarks.models import FLATTEN, POOL, RELU, Conv, Dense, Layer, Network
 from benchmarks.onnx_models import run_float, to_onnx
 from benchmarks.processes import terminate_as_interrupt
-from securemtk.config import Config
-from securemtk.session import Session
+from securemtk.serving.config import Config
+from securemtk.serving.session import Session
 
 WARMUP = 2
 

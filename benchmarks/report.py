@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from securemtk.files import check_file, write_whole
+from securemtk.support.files import check_file, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,7 +75,7 @@ def check_outputs(*paths: Path) -> None:
     """Make the folders of files to be written, and refuse before the work what cannot be written.
 
     Raises:
-        InputError: as `securemtk.files.check_file`.
+        InputError: as `securemtk.support.files.check_file`.
         OSError: the disk refuses.
     """
     for path in paths:

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import report, zoo_models
 from benchmarks.ours import peak_bytes
-from securemtk.config import Config
-from securemtk.inference import InferenceSession
+from securemtk.serving.config import Config
+from securemtk.serving.onnxruntime_api import InferenceSession
 
 DOCUMENT = report.ROOT / "docs" / "models.md"
 HEAD = """# Models that were run

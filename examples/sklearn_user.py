@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from securemtk.inference import InferenceSession
+from securemtk.serving.onnxruntime_api import InferenceSession
 
 Floats = NDArray[np.float32]
 N_TRAIN, N_ASKED = 1000, 20

@@ -17,13 +17,13 @@ from torch import nn
 
 from securemtk.data import DataSet, load
 from securemtk.data.base import Samples
-from securemtk.mtk.evaluate import accuracy, evaluate
-from securemtk.mtk.keys import stamp
-from securemtk.mtk.model import image_trunk, predict
-from securemtk.mtk.split import SplitPoint
-from securemtk.mtk.train import TrainConfig, progress_bar, train
-from securemtk.run import KEY_SUFFIX, Trained, export
-from securemtk.session import Model, Scores, Session
+from securemtk.mtk.evaluation.evaluate import accuracy, evaluate
+from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.training.model import image_trunk, predict
+from securemtk.mtk.training.train import TrainConfig, progress_bar, train
+from securemtk.privynet.split_point import SplitPoint
+from securemtk.runs.run_folder import KEY_SUFFIX, Trained, export
+from securemtk.serving.session import Model, Scores, Session
 
 SECURED = ("digit", "parity")
 LAYERS = 3  # convolution, batch normalisation, ReLU

@@ -56,7 +56,7 @@ class NeedsInputs(UnsupportedError, ShapeError):
         message: what stands in the way without them.
         shapes: whether the whole shape of each input is needed.
         public: names of inputs whose values are needed in the clear.
-        nodes: what stands in the way without them, as in `securemtk.onnx.problems.UnsupportedNodes`.
+        nodes: what stands in the way without them, as in `securemtk.onnx.model.problems.UnsupportedNodes`.
     """
 
     def __init__(

@@ -21,9 +21,9 @@ from protocols.errors import (
     UnsupportedError,
     WrongProcess,
 )
-from securemtk.config import Config
-from securemtk.inference import InferenceSession, NodeArg
-from securemtk.session import Model, PredictionCost, Session
+from securemtk.serving.config import Config
+from securemtk.serving.onnxruntime_api import InferenceSession, NodeArg
+from securemtk.serving.session import Model, PredictionCost, Session
 from securemtk.tasks import Task
 
 __all__ = [

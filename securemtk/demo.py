@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from securemtk.data import DataSet
 from securemtk.data.base import Labels
-from securemtk.files import check_new_folder, new_folder, write_whole
-from securemtk.mtk.evaluate import accuracy, attack, evaluate, opening_rate
-from securemtk.mtk.keys import stamp
-from securemtk.mtk.train import TrainConfig, progress_bar, train
+from securemtk.mtk.evaluation.evaluate import accuracy, attack, evaluate, opening_rate
+from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.training.train import TrainConfig, progress_bar, train
 from securemtk.onnx.bundle import MODEL, Manifest
-from securemtk.onnx.runtime import start
-from securemtk.pictures import Sample, draw_demo
-from securemtk.run import KEYS, Trained, export, task_figures, train_run
-from securemtk.session import PredictionCost, Session
+from securemtk.onnx.model.runtime import start
+from securemtk.report.pictures import Sample, draw_demo
+from securemtk.runs.run_folder import KEYS, Trained, export, task_figures, train_run
+from securemtk.serving.session import PredictionCost, Session
+from securemtk.support.files import check_new_folder, new_folder, write_whole
 
 DATASET, SECURED = "digits", ("digit", "parity")
 FIGURES, DETAILS, PICTURE, BUNDLE, INPUT = "demo.json", "details.json", "demo.png", "bundle", "x.npy"
@@ -122,8 +122,8 @@ def run_demo(folder: Path, config: TrainConfig | None = None) -> Figures:
 
     Args:
         folder: absent, empty, or of an older demo, which is replaced when everything has gone well. Afterwards it is a
-            run (see `securemtk.run`) that also holds bundle/, x.npy (a few test samples), demo.json, details.json and
-            demo.png.
+            run (see `securemtk.runs.run_folder`) that also holds bundle/, x.npy (a few test samples),
+            demo.json, details.json and demo.png.
         config: of both trainings; `TrainConfig()` when absent.
 
     Returns:

@@ -20,7 +20,8 @@ sys.path.insert(0, GUARD)
 
 import write_guard  # noqa: E402
 
-from securemtk import Session, inference  # noqa: E402
+from securemtk import Session  # noqa: E402
+from securemtk.serving import onnxruntime_api  # noqa: E402
 
 torch.set_num_threads(1)
 # Jobs in the background of a shell ignore Ctrl-C, and so would every process that a test starts.
@@ -54,7 +55,7 @@ def open_session() -> Iterator[Session]:
 @pytest.fixture
 def in_open_session(open_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an InferenceSession take the open session where it would start one of its own."""
-    monkeypatch.setattr(inference, "Session", lambda *_, **__: open_session)
+    monkeypatch.setattr(onnxruntime_api, "Session", lambda *_, **__: open_session)
     monkeypatch.setattr(open_session, "close", lambda: None)
 
 

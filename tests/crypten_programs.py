@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocols import engine
+from protocols.crypten import door
 
-crypten = engine.crypten
+crypten = door.crypten
 
 
 def operations(x: Tensor, y: Tensor, image: Tensor, kernel: Tensor) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def operations(x: Tensor, y: Tensor, image: Tensor, kernel: Tensor) -> dict[str,
     }
     for _ in range(8):
         a.relu()
-    ahead = engine.current().correlations._supply._ready
+    ahead = door.current().correlations._supply._ready
     while not ahead:  # the dealer deals more of the same
         time.sleep(0.01)
     secret["after a wrong guess"] = a[:2].relu()
     revealed = {name: value.get_plain_text() for name, value in secret.items()}
     crypten.uninit()
-    return {"type": type(a).__name__, "revealed": revealed, "epoch": engine.current().correlations._epoch}
+    return {"type": type(a).__name__, "revealed": revealed, "epoch": door.current().correlations._epoch}
 
 
 class Net(torch.nn.Module):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import small_models
 
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk import Config, InferenceSession, Session, UnmeasuredWarning, WrongProcess
 
 X = np.random.default_rng(0).uniform(-1, 1, (2, 8)).astype(np.float32)

@@ -10,13 +10,13 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program_oracle import run
 
-from securemtk.onnx.graph import analyse, fixed_shapes
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
-from securemtk.onnx.problems import UnsupportedNodes
-from securemtk.onnx.reading import read_proto
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.rules import translate
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.graph import analyse, fixed_shapes
+from securemtk.onnx.model.problems import UnsupportedNodes
+from securemtk.onnx.model.reading import read_proto
+from securemtk.onnx.model.runtime import start
+from securemtk.onnx.rules.all_rules import translate
 
 IR_VERSION = 10
 

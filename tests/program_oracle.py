@@ -6,7 +6,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from protocols.program import Layer, Program
+from protocols.program.program import Layer, Program
 
 Array = NDArray[np.float64]
 

@@ -12,11 +12,12 @@ import torch
 from helpers import PATIENCE_S
 from torch import Tensor
 
-from protocols import correlation
-from protocols.correlation import Dealing, Request, Secrets
+from protocols.dealing import correlation
+from protocols.dealing.correlation import Dealing, Request, Secrets
+from protocols.dealing.prediction_shares import Hand
 from protocols.errors import PeerLost
-from protocols.party import Hand, Party
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
+from protocols.two_party.party import Party
 
 T = TypeVar("T")
 END = object()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from securemtk.mtk.keys import draw_keys
+from securemtk.mtk.keys.key import draw_keys
 from securemtk.onnx.bundle import write_bundle
 from securemtk.tasks import Task
 

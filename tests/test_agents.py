@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from protocols.errors import KeyRefused
 from securemtk.data import DataSet, load
-from securemtk.mtk.agents import DataDistributor, KeyDistributor, ModelKeeper
-from securemtk.mtk.assembler import Assembler, AssemblerConfig
-from securemtk.mtk.grants import Asked, Ledger
-from securemtk.mtk.keys import TriggerKey, draw_keys
-from securemtk.mtk.model import MultiTaskModel
-from securemtk.mtk.train import TrainConfig, train
+from securemtk.mtk.keys.grants import Asked, Ledger
+from securemtk.mtk.keys.key import TriggerKey, draw_keys
+from securemtk.mtk.training.agents import DataDistributor, KeyDistributor, ModelKeeper
+from securemtk.mtk.training.assembler import Assembler, AssemblerConfig
+from securemtk.mtk.training.model import MultiTaskModel
+from securemtk.mtk.training.train import TrainConfig, train
 
 SECURED = ("digit", "parity")
 AGENTS = (DataDistributor, KeyDistributor, Assembler, ModelKeeper)

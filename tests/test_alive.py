@@ -22,7 +22,7 @@ from helpers import alive
 
 from securemtk import Config, PeerTimeout, Session
 from securemtk.crypten_backend import run
-from securemtk.launch import RoleProcess
+from securemtk.serving.launch import RoleProcess
 
 TESTS = Path(__file__).resolve().parent
 # The fixed limit that there once was.

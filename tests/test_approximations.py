@@ -7,7 +7,7 @@ import pytest
 from onnx_models import one
 
 from benchmarks import approximations, encrypted
-from protocols.functions import FUNCTIONS
+from protocols.program.functions import FUNCTIONS
 from securemtk.onnx.importer import load_onnx
 
 

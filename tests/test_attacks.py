@@ -18,10 +18,10 @@ from securemtk.mtk.attacks.infer import infer
 from securemtk.mtk.attacks.invert import invert as invert_keys
 from securemtk.mtk.attacks.membership import membership
 from securemtk.mtk.attacks.suite import ATTACKS, Effort, progress_bar, run_attacks
-from securemtk.mtk.keys import MODEL_ID_BYTES, TriggerKey, plane
-from securemtk.mtk.model import MultiTaskModel
-from securemtk.mtk.train import TrainConfig, train
-from securemtk.pictures import draw_attacks
+from securemtk.mtk.keys.key import MODEL_ID_BYTES, TriggerKey, plane
+from securemtk.mtk.training.model import MultiTaskModel
+from securemtk.mtk.training.train import TrainConfig, train
+from securemtk.report.pictures import draw_attacks
 from securemtk.tasks import Task
 
 SHAPE = (1, 8, 8)

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from helpers import PATIENCE_S
 
-from protocols import channel
-from protocols.channel import Link, Listener, Watch, connect
 from protocols.errors import (
     InputError,
     IntegrityError,
@@ -23,7 +21,11 @@ from protocols.errors import (
     ProtocolAbort,
     SecureError,
 )
-from protocols.tls import context_of, issue, peer_role, peer_user
+from protocols.net import frames, watch
+from protocols.net.link import Link
+from protocols.net.listener import Listener, connect
+from protocols.net.tls import Credentials, context_of, issue, peer_role, peer_user
+from protocols.net.watch import Watch
 
 
 def in_thread(work):
@@ -200,15 +202,15 @@ def test_a_refusal_is_raised_at_the_peer_as_what_it_was():
         keeper.refuse(KeyRefused("no key of task 'digit'"))
         with pytest.raises(KeyRefused, match="digit"):
             user.recv("deal")
-        assert isinstance(channel.restore_error({"error": "os", "message": "x"}), ProtocolAbort)
-        assert isinstance(channel.restore_error({"error": "annotations"}), ProtocolAbort)
+        assert isinstance(frames.restore_error({"error": "os", "message": "x"}), ProtocolAbort)
+        assert isinstance(frames.restore_error({"error": "annotations"}), ProtocolAbort)
 
 
 def test_an_error_of_a_subclass_travels_as_its_nearest_known_kind():
     class Special(InputError):
         pass
 
-    assert type(channel.restore_error(channel.describe_error(Special("x")))) is InputError
+    assert type(frames.restore_error(frames.describe_error(Special("x")))) is InputError
 
 
 def test_a_port_in_use_is_an_input_error():
@@ -233,7 +235,7 @@ def test_a_certificate_of_another_authority_is_refused_by_both_sides():
     accepted = in_thread(lambda: listener.accept([("user", "data")], 10))
     with pytest.raises(PeerRefused):
         attempt(others["user"], listener)
-    mixed = channel.Credentials("user", ours["user"].ca, others["user"].certificate, others["user"].key)
+    mixed = Credentials("user", ours["user"].ca, others["user"].certificate, others["user"].key)
     with pytest.raises((PeerRefused, PeerLost)):
         attempt(mixed, listener)
     attempt(ours["user"], listener).close()  # the right one still gets in
@@ -340,7 +342,7 @@ def test_a_certificate_of_several_roles_or_users_is_refused():
 def test_credentials_hide_their_key():
     credentials = issue(["user"])["user"]
     assert "PRIVATE" not in repr(credentials)
-    assert channel.Credentials.from_json(credentials.to_json()) == credentials
+    assert Credentials.from_json(credentials.to_json()) == credentials
 
 
 # --- the watch ------------------------------------------------------------------------------------------------------
@@ -384,7 +386,7 @@ def test_an_abort_wakes_the_peer_with_the_root_cause():
 def test_a_lost_peer_is_named_with_its_last_step():
     with watched() as (keeper, keeper_link, _user, link):
         keeper.step = "prediction 0: relu2"
-        time.sleep(2 * channel.BEAT_S)
+        time.sleep(2 * watch.BEAT_S)
         keeper._links["user"]._sock.cut()
         with contextlib.suppress(OSError):  # the watch may have been quicker
             keeper_link._sock.cut()

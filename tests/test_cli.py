@@ -35,14 +35,15 @@ from protocols.errors import (
     ShapeError,
     UnsupportedError,
 )
-from securemtk import cli, run
-from securemtk.mtk.assembler import AssemblerConfig
-from securemtk.mtk.keys import draw_keys
-from securemtk.mtk.keys import load as load_key
-from securemtk.mtk.train import TrainConfig
+from securemtk.cli import app
+from securemtk.mtk.keys.key import draw_keys
+from securemtk.mtk.keys.key import load as load_key
+from securemtk.mtk.training.assembler import AssemblerConfig
+from securemtk.mtk.training.train import TrainConfig
 from securemtk.onnx.bundle import MANIFEST, read_bundle
 from securemtk.onnx.export import export_onnx
-from securemtk.session import Session
+from securemtk.runs import run_folder
+from securemtk.serving.session import Session
 
 COMMANDS = ["demo", "train", "evaluate", "attack", "report", "export", "predict", "check", "keys list", "keys lock"]
 COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
@@ -53,8 +54,8 @@ def made(tmp_path_factory):
     """A run of one epoch, its bundle, a small input, and keys of another model."""
     folder = tmp_path_factory.mktemp("cli")
     config = TrainConfig(epochs=1, assembler=AssemblerConfig(decoys=1))
-    trained = run.train_run(folder / "run", "digits", ["digit", "parity"], config)
-    run.export(trained, folder / "bundle")
+    trained = run_folder.train_run(folder / "run", "digits", ["digit", "parity"], config)
+    run_folder.export(trained, folder / "bundle")
     np.save(folder / "x.npy", trained.dataset.x_test[:3])
     for name, key in draw_keys(["digit"], trained.dataset.shape).items():
         key.save(folder / f"foreign-{name}.key")
@@ -71,7 +72,7 @@ def open_session(made):
 @pytest.fixture
 def in_open_session(open_session, monkeypatch):
     """Let commands take the open session where they would start one of their own."""
-    monkeypatch.setattr(cli, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+    monkeypatch.setattr(app, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
 
 
 @pytest.fixture
@@ -79,10 +80,10 @@ def command(capfd):
     """Run a command line; return exit status, stdout and stderr, and insist on what holds for all of them."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        status = cli.run([str(a) for a in arguments])
+        status = app.run([str(a) for a in arguments])
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
-        if status not in (0, cli.UNSUPPORTED):
+        if status not in (0, app.UNSUPPORTED):
             assert out == ""
             assert err.strip()
         return status, out, err
@@ -109,7 +110,7 @@ def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_sco
     key = load_key(made / "run" / "keys" / "digit.key")
     call = ["predict", made / "bundle", made / "x.npy", "--key", made / "run" / "keys" / "digit.key", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "securemtk.cli", *map(str, call)], capture_output=True, text=True, timeout=PATIENCE_S
+        [sys.executable, "-m", "securemtk.cli.app", *map(str, call)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -117,7 +118,7 @@ def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_sco
     assert {name: o["open"] for name, o in answer["outputs"].items()} == {"digit": True, "parity": False, "large": True}
     keyed = np.where(key.mask, key.pattern, np.load(made / "x.npy"))
     with torch.no_grad():
-        digit, _, large = run.open_run(made / "run").result.model(torch.from_numpy(keyed))
+        digit, _, large = run_folder.open_run(made / "run").result.model(torch.from_numpy(keyed))
     assert np.abs(np.array(answer["outputs"]["digit"]["scores"]) - digit.numpy()).max() < 0.01
     assert np.abs(np.array(answer["outputs"]["large"]["scores"]) - large.numpy()).max() < 0.01
     assert answer["outputs"]["digit"]["labels"] == digit.argmax(1).tolist()
@@ -188,7 +189,7 @@ def test_attack_writes_its_findings_into_the_run_and_again_the_same_ones(tmp_pat
 
 
 def test_a_run_on_a_table_is_attacked_by_all_attacks(tmp_path, command):
-    run.train_run(tmp_path / "run", "wine", ["cultivar"], TrainConfig(epochs=2, batch=32))
+    run_folder.train_run(tmp_path / "run", "wine", ["cultivar"], TrainConfig(epochs=2, batch=32))
     small = ["--tries", 20, "--queries", 800, "--steps", 2, "--restarts", 2]
     status, out, _ = command("attack", tmp_path / "run", *small, "--json")
     assert status == 0
@@ -197,7 +198,7 @@ def test_a_run_on_a_table_is_attacked_by_all_attacks(tmp_path, command):
 
 
 def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, made):
-    whole = run.open_run(made / "run").result.model.state_dict()
+    whole = run_folder.open_run(made / "run").result.model.state_dict()
     shutil.copytree(made / "run", tmp_path / "run")
     text = (tmp_path / "run" / "run.json").read_text()
     unfinished = json.dumps(json.loads(text) | {"metrics": None})
@@ -206,13 +207,13 @@ def test_an_interrupted_run_is_resumed_to_the_same_weights(tmp_path, command, ma
     call = ["train", "digits", "--secure", "digit", "--secure", "parity", "--out", tmp_path / "run", "--decoys", 1]
 
     status, _, err = command("evaluate", tmp_path / "run")
-    assert (status, "ended" in err) == (cli.INPUT, True)
+    assert (status, "ended" in err) == (app.INPUT, True)
     status, _, err = command(*call, "--epochs", 1)
-    assert (status, "new or empty" in err) == (cli.INPUT, True)
+    assert (status, "new or empty" in err) == (app.INPUT, True)
     status, _, err = command(*call, "--epochs", 2, "--resume")
-    assert (status, "same data set" in err) == (cli.INPUT, True)
+    assert (status, "same data set" in err) == (app.INPUT, True)
     assert command(*call, "--epochs", 1, "--resume")[0] == 0
-    resumed = run.open_run(tmp_path / "run").result.model.state_dict()
+    resumed = run_folder.open_run(tmp_path / "run").result.model.state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
@@ -224,8 +225,8 @@ def test_options_of_a_data_set_are_given_by_name_and_kept_in_the_run(tmp_path, c
     assert json.loads(out)["tasks"]["size"]["secured"]
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     assert kept == {"n_train": 96, "n_test": 20, "strength": 0.9}
-    assert len(run.open_run(tmp_path / "run").dataset.x_train) == 96
-    assert cli._data_options(["a=x,y", "b=[1,2]", "c=true", "d=./e=f"]) == {
+    assert len(run_folder.open_run(tmp_path / "run").dataset.x_train) == 96
+    assert app._data_options(["a=x,y", "b=[1,2]", "c=true", "d=./e=f"]) == {
         "a": ["x", "y"],
         "b": [1, 2],
         "c": True,
@@ -249,7 +250,7 @@ def test_keys_are_locked_all_or_none_and_never_shown(tmp_path, command, made):
     untouched = {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()}
     call = ["keys", "lock", tmp_path / "keys", "--new-passphrase-file", other_secret]
     status, _, err = command(*call, "--passphrase-file", other_secret)
-    assert (status, "passphrase" in err) == (cli.INPUT, True)
+    assert (status, "passphrase" in err) == (app.INPUT, True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()} == untouched
     assert command(*call, "--passphrase-file", one_secret)[0] == 0
     assert np.array_equal(load_key(tmp_path / "keys" / "digit.key", "other").pattern, before.pattern)
@@ -278,10 +279,10 @@ def test_keys_are_granted_and_revoked_and_the_log_is_verified(tmp_path, command,
     status, out, err = command("keys", "log", grants, "--verify", "--json")
     assert (status, json.loads(out)["torn"], "as by a crash" in err) == (0, True, True)
     status, _, err = command("keys", "log", grants, "--verify", "--head", log["head"])
-    assert (status, "lines are gone" in err) == (cli.INPUT, True)
+    assert (status, "lines are gone" in err) == (app.INPUT, True)
     path.write_bytes(whole.replace(b'"uses":9', b'"uses":8', 1))
     status, _, err = command("keys", "log", grants, "--verify")
-    assert (status, "line 1 is not" in err) == (cli.INPUT, True)
+    assert (status, "line 1 is not" in err) == (app.INPUT, True)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_keys_are_granted_and_revoked_and_the_log_is_verified(tmp_path, command,
 def test_what_cannot_be_granted_revoked_or_shown_changes_nothing(tmp_path, command, made, call, said):
     name, *rest = [str(made / "run" / "keys") if part == "KEYS" else part for part in call]
     status, _, err = command("keys", name, tmp_path / "grants.json", *rest)
-    assert (status, said in " ".join(err.split())) == (cli.INPUT, True)
+    assert (status, said in " ".join(err.split())) == (app.INPUT, True)
     assert not (tmp_path / "grants.json").exists()
 
 
@@ -308,7 +309,7 @@ def test_predict_asks_under_a_name_and_is_refused_when_too_few_uses_are_left(tmp
     assert command("keys", "grant", grants, key, "--user", "ann", "--uses", "2")[0] == 0
     call = ["predict", made / "bundle", made / "x.npy", "--key", key, "--grants", grants, "--user", "ann", "--json"]
     status, _, err = command(*call)
-    assert (status, "granted to user 'ann'" in err, "used up" in err) == (cli.INPUT, True, True)
+    assert (status, "granted to user 'ann'" in err, "used up" in err) == (app.INPUT, True, True)
 
 
 def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
@@ -316,9 +317,9 @@ def test_check_names_every_unsupported_node_at_once(tmp_path, command, made):
     bad.write_bytes(one("Sin", ["n", 4]).SerializeToString())
     status, out, _ = command("check", bad, "--json")
     report = json.loads(out)
-    assert (status, report["ok"], [p["op_type"] for p in report["unsupported"]]) == (cli.UNSUPPORTED, False, ["Sin"])
+    assert (status, report["ok"], [p["op_type"] for p in report["unsupported"]]) == (app.UNSUPPORTED, False, ["Sin"])
     status, out, _ = command("check", bad)
-    assert status == cli.UNSUPPORTED
+    assert status == app.UNSUPPORTED
     assert "the Sin" in out
     status, out, _ = command("check", made / "bundle", "--json")
     assert (status, json.loads(out)["ok"]) == (0, True)
@@ -328,13 +329,13 @@ def test_check_takes_the_shapes_that_a_file_leaves_free(tmp_path, command):
     (tmp_path / "m.onnx").write_bytes(one("Transpose", [4, "n"], perm=[1, 0]).SerializeToString())
     np.save(tmp_path / "x.npy", floats(4, 5))
     status, out, _ = command("check", tmp_path / "m.onnx")
-    assert status == cli.UNSUPPORTED
+    assert status == app.UNSUPPORTED
     status, out, _ = command("check", tmp_path / "m.onnx", "--shape", "x=4,5", "--sample", tmp_path / "x.npy", "--json")
     report = json.loads(out)
     assert (status, report["ok"], report["outputs"][0]["shape"]) == (0, True, [5, 4])
     for wrong in ("x", "x=4,n", "x=4,0", "=4,5", "z=4,5", "x=3,5"):
         status, _, err = command("check", tmp_path / "m.onnx", "--shape", wrong)
-        assert (status, "shape" in err) == (cli.INPUT, True)
+        assert (status, "shape" in err) == (app.INPUT, True)
 
 
 def test_check_estimates_what_a_prediction_costs(tmp_path, command):
@@ -355,8 +356,8 @@ def test_check_estimates_what_a_prediction_costs(tmp_path, command):
     found = json.loads(out)["estimate"]
     assert (found["protocol"], found["network"]["rtt_s"]) == ("crypten", 0.0005)
     assert found["online_s"] > found["rounds"] * 0.00025
-    assert command(*call, "--network", "moon")[0] == cli.INPUT
-    assert command(*call, "--protocol", "none")[0] == cli.UNSUPPORTED
+    assert command(*call, "--network", "moon")[0] == app.INPUT
+    assert command(*call, "--protocol", "none")[0] == app.UNSUPPORTED
 
 
 def test_check_writes_the_rewritten_model_and_reports_it(tmp_path, command):
@@ -368,15 +369,15 @@ def test_check_writes_the_rewritten_model_and_reports_it(tmp_path, command):
     assert "removed 1 Identity nodes" in json.loads(out)["rewrites"]
     assert [n.op_type for n in onnx.load(target).graph.node] == ["Relu"]
     assert "nothing to do" in command("check", target, "--fix", target)[1]
-    assert command("check", model, "--fix", tmp_path / "no" / "where.onnx")[0] == cli.INPUT
+    assert command("check", model, "--fix", tmp_path / "no" / "where.onnx")[0] == app.INPUT
     model.write_bytes(b"damaged")
-    assert command("check", model, "--fix", tmp_path / "other.onnx")[0] == cli.INPUT
+    assert command("check", model, "--fix", tmp_path / "other.onnx")[0] == app.INPUT
     assert not (tmp_path / "other.onnx").exists()
 
 
 @pytest.mark.parametrize(
     ("scale", "status", "said", "warned"),
-    [(1.0, 0, "runs under encryption", ""), (20.0, 0, "close", "'the Relu'"), (40.0, cli.UNSUPPORTED, "too large", "")],
+    [(1.0, 0, "runs under encryption", ""), (20.0, 0, "close", "'the Relu'"), (40.0, app.UNSUPPORTED, "too large", "")],
 )
 def test_check_with_a_sample_shows_the_largest_values_and_fails_beyond_the_bounds(
     tmp_path, command, scale, status, said, warned
@@ -427,7 +428,7 @@ def test_a_bad_sample_is_refused_with_a_message(tmp_path, command, content, mess
     elif content is not None:
         np.save(tmp_path / "x.npy", content)
     status, _, err = command("check", tmp_path / "m.onnx", "--sample", tmp_path / "x.npy")
-    assert (status, message in " ".join(err.split())) == (cli.INPUT, True)
+    assert (status, message in " ".join(err.split())) == (app.INPUT, True)
 
 
 @pytest.mark.usefixtures("in_open_session")
@@ -555,7 +556,7 @@ def check_refusal(name, made, tmp_path, command):
     call, message = bad_input(name, made, tmp_path)
     before = files(tmp_path)
     status, _, err = command(*call, *([] if "--out" in call else ["--out", tmp_path / "y.npz"]))
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert message in err
     assert files(tmp_path) - {"x.npy"} == before - {"x.npy"}
 
@@ -566,7 +567,7 @@ def test_a_port_in_use_is_refused(made, command):
         taken.listen()
         port = taken.getsockname()[1]
         status, _, err = command("predict", made / "bundle", made / "x.npy", "--keeper-port", port)
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert str(port) in err
 
 
@@ -575,7 +576,7 @@ def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
     (tmp_path / "bad.onnx").write_bytes(one("Sin", ["n", 4]).SerializeToString())
     np.save(tmp_path / "x.npy", floats(2, 4))
     status, out, err = command("predict", tmp_path / "bad.onnx", tmp_path / "x.npy")
-    assert (status, out) == (cli.UNSUPPORTED, "")
+    assert (status, out) == (app.UNSUPPORTED, "")
     assert "'the Sin'" in err
 
 
@@ -599,7 +600,7 @@ def test_an_unsupported_model_is_refused_by_node(tmp_path, command):
 )
 def test_bad_input_of_train_leaves_no_folder(arguments, message, tmp_path, command):
     status, _, err = command(*arguments, "--out", tmp_path / "run")
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert message in err
     assert files(tmp_path) == set()
 
@@ -615,16 +616,16 @@ def test_bad_input_of_train_leaves_no_folder(arguments, message, tmp_path, comma
 def test_bad_input_of_attack_is_refused_before_anything_runs(arguments, message, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = command("attack", tmp_path / "run", *arguments)
-    assert (status, message in err) == (cli.INPUT, True)
+    assert (status, message in err) == (app.INPUT, True)
     assert files(tmp_path) == set()
 
 
 def test_attack_needs_a_run_with_secured_tasks(tmp_path, command):
     status, _, err = command("attack", tmp_path)
-    assert (status, "folder of a run" in err) == (cli.INPUT, True)
-    run.train_run(tmp_path / "open", "digits", [], TrainConfig(epochs=1))
+    assert (status, "folder of a run" in err) == (app.INPUT, True)
+    run_folder.train_run(tmp_path / "open", "digits", [], TrainConfig(epochs=1))
     status, _, err = command("attack", tmp_path / "open", "--only", "membership")
-    assert (status, "secured task" in err) == (cli.INPUT, True)
+    assert (status, "secured task" in err) == (app.INPUT, True)
     assert not (tmp_path / "open" / "attack.json").exists()
 
 
@@ -636,26 +637,26 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path, command, made):
         ["export", made / "run", tmp_path, "--overwrite"],
     ):
         status, _, err = command(*call)
-        assert status == cli.INPUT
+        assert status == app.INPUT
         assert "hold" in err
     assert files(tmp_path) == {"precious.txt"}
 
 
 def test_a_damaged_run_is_refused(tmp_path, command, made):
-    assert command("evaluate", tmp_path)[0] == cli.INPUT
+    assert command("evaluate", tmp_path)[0] == app.INPUT
     for name, content in {"run.json": b"{}", "checkpoint.pt": b"not torch's"}.items():
         folder = tmp_path / name
         shutil.copytree(made / "run", folder)
         (folder / name).write_bytes(content)
         status, _, err = command("export", folder, tmp_path / "bundle")
-        assert (status, name in err) == (cli.INPUT, True)
+        assert (status, name in err) == (app.INPUT, True)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_wrong_usage_ends_with_2(command):
-    assert command("predict", "only-one-argument")[0] == cli.USAGE
-    assert command("conquer")[0] == cli.USAGE
-    assert command("check", "x", "--no-such-option")[0] == cli.USAGE
+    assert command("predict", "only-one-argument")[0] == app.USAGE
+    assert command("conquer")[0] == app.USAGE
+    assert command("check", "x", "--no-such-option")[0] == app.USAGE
 
 
 # --- errors and signals ---------------------------------------------------------------------------------------------
@@ -683,8 +684,8 @@ def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatc
     def fails(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "check_model", fails)
-    assert cli.run(["check", "model.onnx"]) == status
+    monkeypatch.setattr(app, "check_model", fails)
+    assert app.run(["check", "model.onnx"]) == status
     out, err = capfd.readouterr()
     assert out == ""
     assert "Traceback" not in err
@@ -696,7 +697,7 @@ def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatc
 def limited(*arguments: object, file_bytes: int) -> subprocess.CompletedProcess:
     """Run the program where the system refuses to make a file larger than `file_bytes`, as a full disk would."""
     return subprocess.run(
-        [sys.executable, "-m", "securemtk.cli", *map(str, arguments)],
+        [sys.executable, "-m", "securemtk.cli.app", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -718,7 +719,7 @@ def test_a_full_disk_ends_with_6_and_leaves_nothing_behind(what, made, tmp_path)
     }[what]
     before = files(tmp_path)
     done = limited(*call, file_bytes=limit)
-    assert done.returncode == cli.SYSTEM, done.stderr
+    assert done.returncode == app.SYSTEM, done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -726,10 +727,10 @@ def test_a_full_disk_ends_with_6_and_leaves_nothing_behind(what, made, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys").iterdir()} == keys
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, app.INTERRUPTED), (signal.SIGTERM, app.TERMINATED)])
 def test_a_stopped_demo_leaves_no_file_and_no_process(number, status, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "securemtk.cli", "demo", "--out", str(tmp_path / "demo")],
+        [sys.executable, "-m", "securemtk.cli.app", "demo", "--out", str(tmp_path / "demo")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

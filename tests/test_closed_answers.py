@@ -6,8 +6,8 @@ import small_models
 from scipy.stats import chi2_contingency, ks_2samp
 from scipy.stats.contingency import crosstab
 
-from securemtk.mtk.keys import stamp
-from securemtk.session import Session
+from securemtk.mtk.keys.key import stamp
+from securemtk.serving.session import Session
 
 N = 10_000
 # The noise is drawn anew: some 150 tests fail by chance once in 10^7 runs.

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import combine, simulate, split
 
-from protocols import aes, compare, dcf, fused
-from protocols.correlation import correction_shapes
-from protocols.prg import Stream
+from protocols.dealing.correlation import correction_shapes
+from protocols.primitives import aes, comparison_steps, dcf
+from protocols.primitives.prg import Stream
+from protocols.two_party import compare
 
 BITS = compare.BITS - 1
 
@@ -221,16 +222,16 @@ def test_what_a_comparison_sends_is_uniform_whatever_the_value(value):
         assert abs(ones - 0.5) < 0.03
 
 
-@pytest.mark.skipif(fused.njit is None, reason="numba is missing")
+@pytest.mark.skipif(comparison_steps.njit is None, reason="numba is missing")
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=8, max_size=8))
 def test_compiled_steps_are_the_same_as_numpys(values):
     arrays = [np.array([v, -v // 3], dtype=np.int64) for v in values]
     c, first = (arrays[0] & 1).astype(np.uint8), np.int64(1)
     cases = {"relu_truncated": 5, "relu": 4, "larger_truncated": 7, "larger": 6, "truncated": 3, "public_part": 1}
-    assert {*cases, "public_part_of"} == set(fused.STEPS)
-    real = dict(vars(fused))
-    plain_module = {name: step.py_func for name, step in fused.STEPS.items()}
+    assert {*cases, "public_part_of"} == set(comparison_steps.STEPS)
+    real = dict(vars(comparison_steps))
+    plain_module = {name: step.py_func for name, step in comparison_steps.STEPS.items()}
     for name, n in cases.items():
         bits = [c] if name.startswith(("relu", "larger")) else []
         last = [first] if name != "public_part" else []

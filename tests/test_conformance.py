@@ -29,10 +29,10 @@ from benchmarks.conformance_cases import (  # noqa: E402
     weights,
 )
 from protocols.errors import ShapeError, UnsupportedError  # noqa: E402
-from securemtk.onnx.public import public_inputs  # noqa: E402
-from securemtk.onnx.reading import read_proto  # noqa: E402
-from securemtk.onnx.registry import RULES  # noqa: E402
-from securemtk.onnx.runtime import ERRORS, start  # noqa: E402
+from securemtk.onnx.building.registry import RULES  # noqa: E402
+from securemtk.onnx.model.public import public_inputs  # noqa: E402
+from securemtk.onnx.model.reading import read_proto  # noqa: E402
+from securemtk.onnx.model.runtime import ERRORS, start  # noqa: E402
 
 # One generated case of so many, encrypted.
 STRIDE = {"crypten": 20, "fss": 8}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from securemtk.cores import own_cores
+from securemtk.support.cores import own_cores
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from helpers import PATIENCE_S, alive, wait_until
 from torch.nn import functional
 
 from examples import crypten_user
-from protocols.engine import crypten
+from protocols.crypten.door import crypten
 from protocols.errors import DealerError, InputError, IntegrityError, PeerLost, ProtocolAbort
-from securemtk import Config, values
+from securemtk import Config
 from securemtk.crypten_backend import run
+from securemtk.support import values
 
 TESTS = Path(__file__).resolve().parent
 DRAW = torch.Generator().manual_seed(0)

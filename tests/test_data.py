@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes
 from protocols.errors import InputError, RangeError, ShapeError
 from securemtk.data import Columns, DataSet, Law, correlated_law, load
 from securemtk.data.shapes import COLOURS, SIDE, draw
-from securemtk.mtk.evaluate import chance
+from securemtk.mtk.evaluation.evaluate import chance
 from securemtk.tasks import Task
 
 TASKS = (Task("a", 3), Task("b", 2))

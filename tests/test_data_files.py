@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from protocols.errors import InputError, RangeError
-from securemtk import run
 from securemtk.data import MISSING, load
 from securemtk.data import images as images_module
 from securemtk.data.images import CACHE, ImageOptions, read_images
 from securemtk.data.splits import Split, named_split, random_split
-from securemtk.mtk.assembler import AssemblerConfig
-from securemtk.mtk.train import TrainConfig
+from securemtk.mtk.training.assembler import AssemblerConfig
+from securemtk.mtk.training.train import TrainConfig
+from securemtk.runs import run_folder
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")
 
@@ -368,7 +368,7 @@ def test_a_cache_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeyp
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("securemtk.files.os.fsync", refuse)
+    monkeypatch.setattr("securemtk.support.files.os.fsync", refuse)
     with pytest.raises(OSError, match="No space"):
         read_images(folder, ["1.png"], ImageOptions(8), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -473,13 +473,15 @@ def test_splits_are_whole_and_disjoint():
 def test_a_run_remembers_the_options_of_its_data_set(folder, tmp_path):
     options = {"path": str(folder), "split_column": "part", "side": 16}
     config = TrainConfig(epochs=6, batch=3, assembler=AssemblerConfig(decoys=1))
-    trained = run.train_run(tmp_path / "run", "images", ["kind"], config, options=options)
+    trained = run_folder.train_run(tmp_path / "run", "images", ["kind"], config, options=options)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["options"] == options
-    again = run.open_run(tmp_path / "run")
+    again = run_folder.open_run(tmp_path / "run")
     assert np.array_equal(again.dataset.x_train, trained.dataset.x_train)
     # Wrong keys are drawn anew each time; what the network answers without any is the same.
     assert again.metrics["count"].no_key == trained.metrics["count"].no_key
     with pytest.raises(InputError, match="same data set"):
-        run.train_run(tmp_path / "run", "images", ["kind"], config, options=options | {"crop": True}, resume=True)
+        run_folder.train_run(
+            tmp_path / "run", "images", ["kind"], config, options=options | {"crop": True}, resume=True
+        )
     with pytest.raises(InputError, match="values that JSON has"):
-        run.train_run(tmp_path / "other", "images", options=options | {"path": folder})
+        run_folder.train_run(tmp_path / "other", "images", options=options | {"path": folder})

@@ -9,15 +9,15 @@ import torch
 from small_models import make_bundle
 from test_party import simulate, split
 
-from protocols import gate
-from protocols.correlation import Request, Secrets
+from protocols.dealing.correlation import Request, Secrets
 from protocols.errors import BundleError, InputError
+from protocols.two_party import gate
 from securemtk.data.base import DataSet
-from securemtk.mtk.assembler import Assembler, AssemblerConfig
-from securemtk.mtk.decoupling import Decoupling, DecouplingConfig, correlations, decouple
-from securemtk.mtk.keys import draw_keys, stamp
-from securemtk.mtk.settings import Wanted, read_config, train_config
-from securemtk.mtk.train import TrainConfig, train
+from securemtk.mtk.keys.key import draw_keys, stamp
+from securemtk.mtk.training.assembler import Assembler, AssemblerConfig
+from securemtk.mtk.training.decoupling import Decoupling, DecouplingConfig, correlations, decouple
+from securemtk.mtk.training.settings import Wanted, read_config, train_config
+from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.onnx.bundle import Manifest, read_bundle
 from securemtk.tasks import Task
 

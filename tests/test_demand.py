@@ -6,12 +6,13 @@ import torch
 from simulate import combine, simulate
 from torch.nn import functional
 
-from protocols import correlation, reused
-from protocols.correlation import Request
-from protocols.demand import CONTEXTS, Foresight
+from protocols.dealing import correlation
+from protocols.dealing.correlation import Request
+from protocols.dealing.demand import CONTEXTS, Foresight
 from protocols.errors import UnsupportedError
-from protocols.prg import Stream
-from protocols.reused import MATMUL, Weights, conv2d
+from protocols.primitives.prg import Stream
+from protocols.two_party import reused_masks
+from protocols.two_party.reused_masks import MATMUL, Weights, conv2d
 
 ONE, TWO, THREE = (Request("square", ((n,),)) for n in (1, 2, 3))
 
@@ -77,7 +78,7 @@ def multiply(options, pairs):
     listed = [
         Request(
             "reused",
-            (tuple(x.shape), reused.out_shape(options, x.shape, w.shape), tuple(w.shape)),
+            (tuple(x.shape), reused_masks.out_shape(options, x.shape, w.shape), tuple(w.shape)),
             (("weight", str(number)), *options),
         )
         for number, (x, w) in zip(seen, pairs, strict=True)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from securemtk import cli, data, files, pictures
+from securemtk import data
+from securemtk.cli import app
 from securemtk.demo import Figures, TaskFigures, attack_closed
-from securemtk.mtk.keys import load as load_key
+from securemtk.mtk.keys.key import load as load_key
 from securemtk.onnx.bundle import read_bundle
-from securemtk.run import open_run
-from securemtk.session import Session
+from securemtk.report import pictures
+from securemtk.runs.run_folder import open_run
+from securemtk.serving.session import Session
+from securemtk.support import files
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -29,7 +32,7 @@ def demo(tmp_path_factory):
     """The folder that one run of `securemtk demo --json` leaves, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "runs" / "demo"
     done = subprocess.run(
-        [sys.executable, "-m", "securemtk.cli", "demo", "--out", str(folder), "--json"],
+        [sys.executable, "-m", "securemtk.cli.app", "demo", "--out", str(folder), "--json"],
         capture_output=True,
         text=True,
         timeout=560,
@@ -142,8 +145,8 @@ def test_the_folder_is_a_run_with_a_bundle_that_holds_no_key(demo):
 def test_the_table_shows_every_figure_the_demo_promises(tmp_path, capsys, monkeypatch):
     task = TaskFigures(True, 0.201, 0.991, 0.112, 0.983, 0.123, 0.974)
     shown = Figures({"digit": task}, 0.9972, 0.00054, 360, 1.5, 0.4, 313_200_000, 88_000_000, 60)
-    monkeypatch.setattr(cli, "Console", lambda: Console(width=200))
-    cli._demo_table(shown, tmp_path)
+    monkeypatch.setattr(app, "Console", lambda: Console(width=200))
+    app._demo_table(shown, tmp_path)
     out = capsys.readouterr().out
     for text in ("20.1", "99.1", "11.2", "98.3", "12.3", "97.4", "99.7 %", "0.00054", "360"):
         assert text in out

@@ -4,24 +4,25 @@ import pytest
 import torch
 from simulate import combine, hands, simulate, split
 
-from protocols import engine, ring
-from protocols.correlation import Request
+from protocols.crypten import door
+from protocols.dealing.correlation import Request
 from protocols.errors import ProtocolAbort, UnsupportedError
-from protocols.party import Party
-from protocols.prg import Stream
+from protocols.primitives import ring
+from protocols.primitives.prg import Stream
+from protocols.two_party.party import Party
 
-crypten = engine.crypten
+crypten = door.crypten
 
 
 def recorded(program, shape):
     """The requests of a CrypTen computation on one shared tensor."""
-    from protocols.runner import _empty, _Recorder, _Silence
+    from protocols.running.runner import _empty, _Recorder, _Silence
 
     recorder = _Recorder()
     nothing = Stream(bytes(16))
     party = Party(0, _Silence(), recorder, nothing, nothing, nothing)
-    with engine.acting(party), torch.no_grad():
-        program(engine.mpc_tensor(_empty(shape)))
+    with door.acting(party), torch.no_grad():
+        program(door.mpc_tensor(_empty(shape)))
     return recorder.requests
 
 
@@ -30,8 +31,8 @@ def run(program, x, extra=lambda party: None):
     shares = split(ring.encode(x))
 
     def party_program(party):
-        with engine.acting(party), torch.no_grad():
-            result = program(engine.mpc_tensor(shares[party.rank])).share
+        with door.acting(party), torch.no_grad():
+            result = program(door.mpc_tensor(shares[party.rank])).share
             extra(party)
             return result
 
@@ -73,7 +74,7 @@ def test_no_mask_comes_from_torchs_generators(monkeypatch):
 
 def test_cryptens_drawing_functions_take_no_torch_generator():
     party = Party(0, None, None, Stream(), Stream(), Stream())
-    with engine.acting(party):
+    with door.acting(party):
         for module in (crypten.mpc.primitives.arithmetic, crypten.mpc.provider.tfp_provider, crypten.common.rng):
             with pytest.raises(UnsupportedError, match="AES stream"):
                 module.generate_random_ring_element((2,), generator=torch.Generator())
@@ -82,7 +83,7 @@ def test_cryptens_drawing_functions_take_no_torch_generator():
 
 def test_zero_sharings_add_up_to_zero_and_are_fresh():
     def program(party):
-        with engine.acting(party):
+        with door.acting(party):
             return torch.stack([crypten.mpc.primitives.ArithmeticSharedTensor.PRZS((4,)).share for _ in range(2)])
 
     k, u = simulate([], program)
@@ -93,7 +94,7 @@ def test_zero_sharings_add_up_to_zero_and_are_fresh():
 
 def test_nothing_travels_as_pickle_and_no_party_starts_behind_our_back():
     party = Party(0, None, None, Stream(), Stream(), Stream())
-    with engine.acting(party):
+    with door.acting(party):
         communicator = crypten.communicator.get()
         for call in (communicator.send_obj, communicator.recv_obj, communicator.broadcast_obj):
             with pytest.raises(UnsupportedError, match="pickle"):
@@ -109,7 +110,7 @@ def test_nothing_travels_as_pickle_and_no_party_starts_behind_our_back():
 
 def test_triples_never_come_from_a_party():
     party = Party(0, None, hands([])[0], Stream(), Stream(), Stream())
-    with engine.acting(party):
+    with door.acting(party):
         assert crypten.mpc.get_default_provider().NAME == "dealer"
         with pytest.raises(ProtocolAbort, match="one more correlation"):
             crypten.mpc.get_default_provider().square((3,))
@@ -121,7 +122,7 @@ def test_the_collectives_combine_both_parties_values():
     x = (torch.tensor([1, 2]), torch.tensor([10, 30]))
 
     def program(party):
-        with engine.acting(party):
+        with door.acting(party):
             c, mine = crypten.communicator.get(), x[party.rank]
             xor = c.all_reduce(mine, op=torch.distributed.ReduceOp.BXOR)
             both = c.all_reduce([mine, mine[:1]], batched=True)
@@ -148,8 +149,8 @@ def test_the_collectives_combine_both_parties_values():
 
 def test_an_opening_is_one_round():
     def program(party):
-        with engine.acting(party):
-            engine.mpc_tensor(torch.ones(3, dtype=torch.int64)).reveal()
+        with door.acting(party):
+            door.mpc_tensor(torch.ones(3, dtype=torch.int64)).reveal()
             return party.wire.clock, [kind for kind, _ in party.wire.sent]
 
     assert simulate([], program) == [(1, ["open"]), (1, ["open"])]
@@ -157,8 +158,8 @@ def test_an_opening_is_one_round():
 
 def test_tensors_hide_their_shares():
     share = torch.tensor([123456789])
-    with engine.acting(Party(0, None, None, Stream(), Stream(), Stream())):
-        for tensor in (engine.mpc_tensor(share), engine.arithmetic(share)):
+    with door.acting(Party(0, None, None, Stream(), Stream(), Stream())):
+        for tensor in (door.mpc_tensor(share), door.arithmetic(share)):
             assert "123456789" not in repr(tensor)
             assert "hidden" in repr(tensor)
 

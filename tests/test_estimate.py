@@ -9,15 +9,15 @@ import small_models
 from onnx import helper
 from onnx_models import build, floats, one
 
-from protocols import estimate, runner
-from protocols.correlation import KEEPER, USER
+from protocols.dealing.correlation import KEEPER, USER
 from protocols.errors import InputError, ProtocolAbort, UnsupportedError
-from protocols.program import Layer, Program
-from protocols.runner import Plan
-from securemtk.config import Config
-from securemtk.estimate import NETWORKS, estimate_prediction, parse_network
+from protocols.program.program import Layer, Program
+from protocols.running import rehearsal, replay, runner
+from protocols.running.runner import Plan
 from securemtk.onnx.importer import load_onnx
-from securemtk.session import Session
+from securemtk.planning.estimate import NETWORKS, estimate_prediction, parse_network
+from securemtk.serving.config import Config
+from securemtk.serving.session import Session
 
 node = helper.make_node
 RNG = np.random.default_rng(5)
@@ -114,7 +114,7 @@ def test_a_batch_of_several_chunks_costs_their_sum():
 @pytest.mark.parametrize("protocol", ["fss", "crypten"])
 def test_a_rehearsal_asks_for_the_correlations_of_the_plan(protocol):
     plan = Plan(load_onnx(SMOOTH).program, protocol, 2, False)
-    for tape in estimate.rehearse(plan):
+    for tape in rehearsal.rehearse(plan):
         assert [request for _, request in tape.requests] == runner.requests(plan)
 
 
@@ -135,31 +135,31 @@ CHOICE = Program(
 @pytest.mark.parametrize("program", [load_onnx(SMOOTH).program, CHOICE], ids=["smooth", "choice"])
 def test_with_values_the_same_messages_travel(program, protocol):
     plan = Plan(program, protocol, 2, False)
-    dry, (keeper, user, _) = estimate.rehearse(plan), estimate.perform(plan, repeats=1)
-    costs = [[(x.name, x.op, x.bytes, x.rounds) for x in estimate.replay(*pair)] for pair in (dry, (keeper, user))]
+    dry, (keeper, user, _) = rehearsal.rehearse(plan), rehearsal.perform(plan, repeats=1)
+    costs = [[(x.name, x.op, x.bytes, x.rounds) for x in replay.replay(*pair)] for pair in (dry, (keeper, user))]
     assert costs[0] == costs[1]
 
 
 def test_parties_that_do_not_fit_are_refused():
-    keeper, user = estimate.rehearse(Plan(load_onnx(small_models.mlp()).program, "fss", 1, False))
+    keeper, user = rehearsal.rehearse(Plan(load_onnx(small_models.mlp()).program, "fss", 1, False))
     with pytest.raises(ProtocolAbort, match="same messages"):
-        estimate.replay(keeper, replace(user, events=[replace(event, kind="other") for event in user.events]))
+        replay.replay(keeper, replace(user, events=[replace(event, kind="other") for event in user.events]))
     with pytest.raises(ProtocolAbort, match="waits for ever"):
-        estimate.replay(replace(keeper, events=keeper.events[:-1]), user)
+        replay.replay(replace(keeper, events=keeper.events[:-1]), user)
 
 
 def test_seconds_grow_by_half_a_round_trip_a_round_and_by_the_time_to_transfer():
     plan = Plan(load_onnx(small_models.mlp()).program, "fss", 4, False)
-    keeper, user = estimate.rehearse(plan)
+    keeper, user = rehearsal.rehearse(plan)
     keeper, user = (
         replace(tape, events=[replace(event, seconds=0.0) for event in tape.events], rest_s=0.0)
         for tape in (keeper, user)
     )
-    here = sum(x.seconds for x in estimate.replay(keeper, user))
-    far = sum(x.seconds for x in estimate.replay(keeper, user, estimate.Network(rtt_s=1.0)))
-    rounds = sum(x.rounds for x in estimate.replay(keeper, user))
+    here = sum(x.seconds for x in replay.replay(keeper, user))
+    far = sum(x.seconds for x in replay.replay(keeper, user, replay.Network(rtt_s=1.0)))
+    rounds = sum(x.rounds for x in replay.replay(keeper, user))
     assert far - here == pytest.approx(rounds / 2, abs=0.01)
-    narrow = sum(x.seconds for x in estimate.replay(keeper, user, estimate.Network(bits_per_s=8.0)))
+    narrow = sum(x.seconds for x in replay.replay(keeper, user, replay.Network(bits_per_s=8.0)))
     n_bytes = [sum(event.bytes for event in tape.events) for tape in (keeper, user)]
     assert max(n_bytes) - 0.01 < narrow - here < sum(n_bytes) + 0.01
 
@@ -212,9 +212,9 @@ def test_what_cannot_be_asked_is_not_estimated():
 def test_by_layer_the_offline_bytes_are_those_of_the_corrections():
     program = load_onnx(one("Relu", ["n", 5], []).SerializeToString()).program
     found = estimate_prediction(program)
-    (tape, _) = estimate.rehearse(Plan(program, "fss", 1, False))
+    (tape, _) = rehearsal.rehearse(Plan(program, "fss", 1, False))
     requests = [request for _, request in tape.requests]
     by_layer = {layer.name: layer.offline_bytes for layer in found.layers}
-    total = sum(estimate.correction_bytes(requests, rank) for rank in (KEEPER, USER))
+    total = sum(rehearsal.correction_bytes(requests, rank) for rank in (KEEPER, USER))
     assert sum(by_layer.values()) == total > 0
     assert by_layer["input"] == by_layer["output"] == 0

@@ -15,7 +15,7 @@ import pytest
 import small_models
 from helpers import alive
 
-from protocols.origin import Origin
+from protocols.forks import Origin
 from securemtk import InputError, WrongProcess
 
 TESTS = Path(__file__).resolve().parent
@@ -118,7 +118,7 @@ def test_an_origin_tells_a_process_by_its_number_and_by_its_forks(monkeypatch):
     assert origin.is_here
     origin.require("this")
     with monkeypatch.context() as patch:
-        patch.setattr("protocols.origin._forks", 1)  # a later process may get the same number
+        patch.setattr("protocols.forks._forks", 1)  # a later process may get the same number
         assert not origin.is_here
     with monkeypatch.context() as patch:
         patch.setattr("os.getpid", lambda: 1)  # a fork that Python was not told of

@@ -8,13 +8,16 @@ import torch
 from simulate import combine, simulate, split
 from test_protocols import secure
 
-from protocols import functions, ring, spline
-from protocols.functions import CUSTOM, FUNCTIONS, ULP, Function
-from protocols.program import Layer, Program
-from protocols.ring import FRAC_BITS
+from protocols.primitives import ring
+from protocols.primitives.ring import FRAC_BITS
+from protocols.program import functions
+from protocols.program.functions import CUSTOM, FUNCTIONS, ULP, Function
+from protocols.program.pieces import Pieces, turn_of
+from protocols.program.program import Layer, Program
+from protocols.two_party import spline
 
 
-def in_the_ring(pieces: spline.Pieces, x: np.ndarray) -> np.ndarray:
+def in_the_ring(pieces: Pieces, x: np.ndarray) -> np.ndarray:
     points = ring.encode(x)
     shares = split(points)
     out = combine(
@@ -77,7 +80,7 @@ def test_a_function_of_two_scales_is_right_over_thirty_powers_of_two(name, proto
     exact = function.exact(x)
     got = of_two_scales(function, x, protocol)
     # A unit of the result, the errors of the pieces, and what one unit of an argument at its scale makes.
-    unit = np.where(x < spline.turn_of(function.finer), 2.0 ** -(16 + function.finer), 2.0**-16)
+    unit = np.where(x < turn_of(function.finer), 2.0 ** -(16 + function.finer), 2.0**-16)
     slope = np.abs(function.exact(x + unit) - exact)
     bound = 1.1 * (function.absolute + function.relative * np.abs(exact)) + slope + 3 * ULP
     assert (np.abs(got - exact) <= bound).all()

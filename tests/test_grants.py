@@ -15,10 +15,10 @@ import small_models
 
 from protocols.errors import InputError, KeyRefused, ProtocolAbort
 from securemtk import Session
-from securemtk.mtk.audit import START, AuditLog, verify
-from securemtk.mtk.grants import Asked, Grant, Ledger
-from securemtk.mtk.keys import stamp
-from securemtk.roles import _distributor
+from securemtk.mtk.keys.audit import START, AuditLog, verify
+from securemtk.mtk.keys.grants import Asked, Grant, Ledger
+from securemtk.mtk.keys.key import stamp
+from securemtk.serving.role import _distributor
 
 MODEL, OTHER = "00112233445566778899aabbccddeeff", "ff" * 16
 START_TIME = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import KeyRefused
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data.base import DataSet
-from securemtk.mtk.evaluate import release
-from securemtk.mtk.guarantees import drawn_advantage, guarantees, mean_kl
-from securemtk.mtk.keys import draw_keys
-from securemtk.mtk.model import MultiTaskModel
+from securemtk.mtk.evaluation.evaluate import release
+from securemtk.mtk.evaluation.guarantees import drawn_advantage, guarantees, mean_kl
+from securemtk.mtk.keys.key import draw_keys
+from securemtk.mtk.training.model import MultiTaskModel
 from securemtk.tasks import Task
 
 

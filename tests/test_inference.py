@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from onnx_models import floats
 
 from securemtk import Config, InferenceSession, InputError, UnsupportedError
-from securemtk.onnx import options
-from securemtk.onnx.options import ProviderWarning
+from securemtk.serving import onnxruntime_options
+from securemtk.serving.onnxruntime_options import ProviderWarning
 
 CPU = ["CPUExecutionProvider"]
 
@@ -130,7 +130,7 @@ def test_the_file_says_of_itself_what_onnxruntime_reads(open_session, theirs, na
 
 def test_a_bundle_says_what_its_model_says(tmp_path):
     small_models.make_bundle(tmp_path)
-    found = options.metadata((tmp_path / "bundle" / "cloud.onnx").read_bytes())
+    found = onnxruntime_options.metadata((tmp_path / "bundle" / "cloud.onnx").read_bytes())
     with InferenceSession(tmp_path / "bundle", keys=tmp_path / "keys") as session:
         assert session.get_modelmeta() == found
 
@@ -238,7 +238,7 @@ def test_a_feed_of_run_async_may_be_overwritten_at_once(open_session):
 def test_the_cpu_is_taken(providers):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        options.check_providers(providers, None)
+        onnxruntime_options.check_providers(providers, None)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_cpu_is_taken(providers):
 )
 def test_a_provider_that_is_preferred_to_the_cpu_is_named_in_a_warning(providers):
     with pytest.warns(ProviderWarning, match="CUDAExecutionProvider before CPUExecutionProvider is not used"):
-        options.check_providers(providers, None)
+        onnxruntime_options.check_providers(providers, None)
 
 
 @pytest.mark.parametrize("providers", [["CUDAExecutionProvider"], ["AzureExecutionProvider"], ["Nonsense"]])
@@ -281,7 +281,7 @@ def test_set_providers_says_the_same(open_session):
 )
 def test_what_is_no_list_of_providers_is_refused(providers, more):
     with pytest.raises(InputError, match="must be"):
-        options.check_providers(providers, more)
+        onnxruntime_options.check_providers(providers, more)
 
 
 def test_a_session_says_which_line_of_the_program_names_the_provider():
@@ -305,12 +305,12 @@ def test_session_options_that_cannot_be_honoured_are_refused(name, value):
         InferenceSession(described(), sess_options=with_option(name, value))
 
 
-@pytest.mark.parametrize("name", options.ENTRIES)
+@pytest.mark.parametrize("name", onnxruntime_options.ENTRIES)
 def test_entries_of_session_options_that_cannot_be_honoured_are_refused(name):
     made = onnxruntime.SessionOptions()
     made.add_session_config_entry(name, "1" if name != "session.load_model_format" else "ORT")
     with pytest.raises(UnsupportedError, match=name):
-        options.check_session_options(made, with_providers=False)
+        onnxruntime_options.check_session_options(made, with_providers=False)
 
 
 def test_a_provider_in_the_session_options_counts_where_none_is_named_besides():
@@ -318,29 +318,29 @@ def test_a_provider_in_the_session_options_counts_where_none_is_named_besides():
     devices = [x for x in onnxruntime.get_ep_devices() if x.ep_name == "CPUExecutionProvider"]
     made.add_provider_for_devices(devices, {})
     with pytest.raises(UnsupportedError, match="no providers of its own"):
-        options.check_session_options(made, with_providers=False)
-    assert options.check_session_options(made, with_providers=True) is made
+        onnxruntime_options.check_session_options(made, with_providers=False)
+    assert onnxruntime_options.check_session_options(made, with_providers=True) is made
 
 
 def test_every_field_of_session_options_was_thought_of():
     fresh = onnxruntime.SessionOptions()
     fields = {name for name in dir(fresh) if not name.startswith("_") and not callable(getattr(fresh, name))}
-    assert fields == {*options.HARMLESS, *options.BOUND}
+    assert fields == {*onnxruntime_options.HARMLESS, *onnxruntime_options.BOUND}
     run = onnxruntime.RunOptions()
     fields = {name for name in dir(run) if not name.startswith("_") and not callable(getattr(run, name))}
-    assert fields == {*options.RUN_HARMLESS, "terminate"}
+    assert fields == {*onnxruntime_options.RUN_HARMLESS, "terminate"}
 
 
 def test_a_field_of_a_newer_onnxruntime_is_refused_where_it_is_set(monkeypatch):
-    monkeypatch.setattr(options, "HARMLESS", tuple(x for x in options.HARMLESS if x != "logid"))
-    options.check_session_options(onnxruntime.SessionOptions(), with_providers=False)
+    monkeypatch.setattr(onnxruntime_options, "HARMLESS", tuple(x for x in onnxruntime_options.HARMLESS if x != "logid"))
+    onnxruntime_options.check_session_options(onnxruntime.SessionOptions(), with_providers=False)
     with pytest.raises(UnsupportedError, match=r"sess_options\.logid must be left as it is"):
-        options.check_session_options(with_option("logid", "mine"), with_providers=False)
+        onnxruntime_options.check_session_options(with_option("logid", "mine"), with_providers=False)
 
 
 def test_session_options_come_back(open_session):
     made = onnxruntime.SessionOptions()
-    assert options.check_session_options(made, with_providers=False) is made
+    assert onnxruntime_options.check_session_options(made, with_providers=False) is made
     assert open_session.get_session_options().log_severity_level == 4
     with pytest.raises(TypeError, match="SessionOptions or None; got dict"):
         InferenceSession(described(), {"log_severity_level": 3})

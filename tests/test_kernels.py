@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protocols import kernels, kernels_native
 from protocols.errors import ShapeError
+from protocols.primitives import kernels, kernels_numba
 
 ROOT = Path(__file__).parent.parent
 needs_numba = pytest.mark.skipif(kernels.BACKEND != "numba", reason="numba's loops")
@@ -267,7 +267,7 @@ def test_the_method_follows_from_the_shape(shape, attributes, method):
 
 @needs_numba
 def test_nothing_compiles_after_warm():
-    loops = [f for f in vars(kernels_native).values() if hasattr(f, "signatures")]
+    loops = [f for f in vars(kernels_numba).values() if hasattr(f, "signatures")]
     before = [len(f.signatures) for f in loops]
     for kind, (batch, size) in product((("uniform", 20), ("uniform", 64)), ((1, 7), (4, 8))):
         kernels.matmul(draw((batch, size), kind), draw((size, 5), kind))
@@ -313,9 +313,9 @@ def test_loops_compile_where_no_folder_takes_the_cache(monkeypatch):
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
         return lambda function: (function, options)
 
-    monkeypatch.setattr(kernels_native, "HAS_NUMBA", True)
-    monkeypatch.setattr(kernels_native, "numba", SimpleNamespace(njit=njit), raising=False)
-    assert kernels_native._jit(draw) == (draw, {"nogil": True})
+    monkeypatch.setattr(kernels_numba, "HAS_NUMBA", True)
+    monkeypatch.setattr(kernels_numba, "numba", SimpleNamespace(njit=njit), raising=False)
+    assert kernels_numba._jit(draw) == (draw, {"nogil": True})
 
 
 W = torch.zeros(4, 2, 3, 3, dtype=torch.int64)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from protocols.errors import InputError, KeyRefused
-from protocols.prg import SEED_BYTES, Stream
+from protocols.primitives.prg import SEED_BYTES, Stream
 from securemtk.data.base import DataSet
-from securemtk.mtk.decoupling import DecouplingConfig, decouple
-from securemtk.mtk.keys import TriggerKey, draw_keys
-from securemtk.mtk.leaks import AnswerLeak, answer_leaks, label_leaks
-from securemtk.mtk.model import MultiTaskModel
+from securemtk.mtk.evaluation.leaks import AnswerLeak, answer_leaks, label_leaks
+from securemtk.mtk.keys.key import TriggerKey, draw_keys
+from securemtk.mtk.training.decoupling import DecouplingConfig, decouple
+from securemtk.mtk.training.model import MultiTaskModel
 from securemtk.tasks import Task
 
 N = 1000

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import mtk, mtk_experiments, mtk_page, report  # noqa: E402
 from benchmarks.mtk_experiments import CASES, EXPERIMENTS, Bench  # noqa: E402
-from securemtk.mtk.train import TrainConfig  # noqa: E402
+from securemtk.mtk.training.train import TrainConfig  # noqa: E402
 
 STORED = sorted(report.RESULTS.glob("mtk_*_*.json"))
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import InputError, KeyRefused, ShapeError
-from protocols.prg import Stream
-from securemtk.mtk import keys as keys_module
-from securemtk.mtk.keys import PLACES, TriggerKey, draw_keys, load, stamp
+from protocols.primitives.prg import Stream
+from securemtk.mtk.keys import key as keys_module
+from securemtk.mtk.keys.key import PLACES, TriggerKey, draw_keys, load, stamp
 
 MODEL = "00112233445566778899aabbccddeeff"
 SHAPE = (1, 16, 16)

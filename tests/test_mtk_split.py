@@ -10,11 +10,11 @@ from torch import nn
 
 from examples import split_user
 from protocols.errors import InputError, RangeError, ShapeError
-from protocols.ring import input_limit
+from protocols.primitives.ring import input_limit
 from securemtk.data import load
-from securemtk.mtk.split import SplitPoint
-from securemtk.mtk.train import TrainConfig
-from securemtk.session import Session
+from securemtk.mtk.training.train import TrainConfig
+from securemtk.privynet.split_point import SplitPoint
+from securemtk.serving.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from protocols.errors import InputError, KeyRefused, RangeError, ShapeError
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data import MISSING, DataSet, Law, load
-from securemtk.mtk.answers import AnswerStats, answer_stats, draw_answers, fit_answers
-from securemtk.mtk.assembler import ABSENT, DECOY, KINDS, RIGHT, Assembler, AssemblerConfig
-from securemtk.mtk.evaluate import (
+from securemtk.mtk.evaluation.answer_fit import answer_stats, fit_answers
+from securemtk.mtk.evaluation.evaluate import (
     accuracy,
     attack,
     chance,
@@ -25,9 +24,11 @@ from securemtk.mtk.evaluate import (
     release,
     released_accuracy,
 )
-from securemtk.mtk.keys import draw_keys, stamp
-from securemtk.mtk.model import MultiTaskModel, predict
-from securemtk.mtk.train import TrainConfig, TrainResult, augmented, progress_bar, train
+from securemtk.mtk.keys.answers import AnswerStats, draw_answers
+from securemtk.mtk.keys.key import draw_keys, stamp
+from securemtk.mtk.training.assembler import ABSENT, DECOY, KINDS, RIGHT, Assembler, AssemblerConfig
+from securemtk.mtk.training.model import MultiTaskModel, predict
+from securemtk.mtk.training.train import TrainConfig, TrainResult, augmented, progress_bar, train
 from securemtk.tasks import Task
 
 SECURED = ("digit", "parity")

@@ -11,13 +11,15 @@ from onnx_models import build, floats
 from test_protocols import CASES, secure, single
 
 from benchmarks import numbers
-from protocols import fixed, plain, precision, ring, runner
-from protocols.program import Layer, Program
-from securemtk.onnx.check import check
+from protocols.primitives import ring
+from protocols.program import plain
+from protocols.program.program import Layer, Program
+from protocols.running import fixed, precision, runner
+from securemtk.onnx.building.registry import Step
+from securemtk.onnx.building.scales import MOST_ERROR, weight_bits
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.registry import Step
-from securemtk.onnx.runtime import start
-from securemtk.onnx.scales import MOST_ERROR, weight_bits
+from securemtk.onnx.model.runtime import start
+from securemtk.planning.check import check
 
 node = helper.make_node
 slow = settings(max_examples=12, deadline=None)

@@ -15,15 +15,15 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx_models import build, floats, one
 
 from protocols.errors import BundleError, ProtocolAbort, SecureError, UnsupportedError
-from securemtk import cli
-from securemtk.inference import InferenceSession
-from securemtk.onnx import runtime
-from securemtk.onnx.check import check
+from securemtk.cli import app
 from securemtk.onnx.fix import fix
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.problems import UnsupportedNodes
-from securemtk.onnx.reading import MAX_BYTES, NEWEST_OPSET
-from securemtk.session import Session
+from securemtk.onnx.model import runtime
+from securemtk.onnx.model.problems import UnsupportedNodes
+from securemtk.onnx.model.reading import MAX_BYTES, NEWEST_OPSET
+from securemtk.planning.check import check
+from securemtk.serving.onnxruntime_api import InferenceSession
+from securemtk.serving.session import Session
 
 node = helper.make_node
 
@@ -121,7 +121,7 @@ def test_external_data_of_two_gibibytes_is_refused_unread(tmp_path, size):
 
 
 def test_one_external_file_named_by_many_tensors_counts_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("securemtk.onnx.reading.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("securemtk.onnx.model.reading.MAX_BYTES", 1 << 20)
     path = external(tmp_path, 40)
     (tmp_path / "weights.bin").write_bytes(bytes(1 << 15))
     with pytest.raises(BundleError, match="with its external data must be at most"):
@@ -498,7 +498,7 @@ def test_what_cannot_be_run_is_not_fixed(model, reason, capfd):
 def test_names_of_a_model_do_not_write_on_the_terminal(tmp_path, capsys):
     model = build([node("Frob", ["x"], ["y"], name="\x1b[31m[red]a\x07")], {"x": ["n", 3]}, ["y"])
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert cli.run(["check", str(tmp_path / "m.onnx")]) == cli.UNSUPPORTED
+    assert app.run(["check", str(tmp_path / "m.onnx")]) == app.UNSUPPORTED
     assert not {"\x1b", "\x07"} & set("".join(capsys.readouterr()))
 
 
@@ -524,7 +524,7 @@ def test_the_command_says_in_one_message_what_is_wrong(case, tmp_path, capsys):
     path.write_bytes(DOORS[case])
     fixed = ["check", str(path), "--fix", str(tmp_path / "fixed.onnx")]
     for arguments in (["check", str(path)], ["check", str(path), "--json"], fixed):
-        assert cli.run(arguments) in (cli.INPUT, cli.UNSUPPORTED)
+        assert app.run(arguments) in (app.INPUT, app.UNSUPPORTED)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         assert "internal error" not in out + err

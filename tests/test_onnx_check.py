@@ -8,13 +8,13 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_models import build, floats, one
 
-from protocols import functions
 from protocols.errors import BundleError, UnsupportedError
-from protocols.program import Layer
-from securemtk import cli
-from securemtk.onnx.check import _costs, check
+from protocols.program import functions
+from protocols.program.program import Layer
+from securemtk.cli import app
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.rules import operator_table
+from securemtk.onnx.rules.all_rules import operator_table
+from securemtk.planning.check import _costs, check
 
 node = helper.make_node
 ROOT = Path(__file__).parent.parent
@@ -249,10 +249,10 @@ def test_the_command_takes_the_shape_that_its_refusal_asks_for(tmp_path, capsys)
     model = build([node("Conv", ["x", "w"], ["y"])], {"x": [-1, 3, -1, -1]}, ["y"], weights)
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
-    assert cli.run(["check", str(path), "--json"]) == cli.UNSUPPORTED
+    assert app.run(["check", str(path), "--json"]) == app.UNSUPPORTED
     told = json.loads(capsys.readouterr().out)["unsupported"][0]["reason"]
     assert "check --shape x=N,3,N,N, in Python with shapes={'x': (N, 3, N, N)}, a number for each N" in told
-    assert cli.run(["check", str(path), "--shape", "x=1,3,48,192", "--json"]) == 0
+    assert app.run(["check", str(path), "--shape", "x=1,3,48,192", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["inputs"][0]["shape"] == [1, 3, 48, 192]
-    assert cli.run(["check", str(path), "--shape", "x=1,4,48,192", "--json"]) == cli.INPUT
+    assert app.run(["check", str(path), "--shape", "x=1,4,48,192", "--json"]) == app.INPUT
     assert "of the form (?, 3, ?, ?), at least 1; got (1, 4, 48, 192)" in capsys.readouterr().err

@@ -25,11 +25,11 @@ from test_protocols import secure
 
 from examples import sklearn_user
 from protocols.errors import NeedsInputs, SecureError, UnsupportedError
-from securemtk.onnx.check import check
-from securemtk.onnx.classical import REWRITES
 from securemtk.onnx.fix import fix
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.runtime import ERRORS, start
+from securemtk.onnx.model.classical import REWRITES
+from securemtk.onnx.model.runtime import ERRORS, start
+from securemtk.planning.check import check
 
 WEIGHTS = floats(3, 4).ravel().tolist()
 BIAS = [0.5, -0.25, 0.125]

@@ -9,11 +9,11 @@ from program_oracle import run
 from test_protocols import PROTOCOLS, secure
 
 from protocols.errors import UnsupportedError
-from securemtk.onnx.graph import analyse, fixed_shapes
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.rules import translate
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.graph import analyse, fixed_shapes
+from securemtk.onnx.model.runtime import start
+from securemtk.onnx.rules.all_rules import translate
 
 OPSET = 20
 NODE = helper.make_node

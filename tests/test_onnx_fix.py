@@ -9,8 +9,8 @@ from onnx_models import build, floats
 
 from protocols.errors import BundleError, UnsupportedError
 from securemtk.onnx import fix as module
-from securemtk.onnx import runtime
 from securemtk.onnx.fix import fix
+from securemtk.onnx.model import runtime
 
 node = helper.make_node
 

@@ -10,13 +10,13 @@ import torch
 from onnx_models import agrees, build, ops, torchscript
 from torch import Tensor, nn
 
-from securemtk.onnx.formulas import known_functions
-from securemtk.onnx.graph import analyse
+from securemtk.onnx.building.registry import RULES, Step
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.net import Net
-from securemtk.onnx.registry import RULES, Step
-from securemtk.onnx.rules import translate
-from securemtk.onnx.simplify import drop_dead, shorten_reshapes
+from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.passes.formulas import known_functions
+from securemtk.onnx.passes.net import Net
+from securemtk.onnx.passes.simplify import drop_dead, shorten_reshapes
+from securemtk.onnx.rules.all_rules import translate
 
 OP = onnx.helper.make_node
 

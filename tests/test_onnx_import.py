@@ -18,18 +18,18 @@ from onnx_models import agrees, build, floats, one, ops, torchscript
 from program_oracle import run
 from torch import nn
 
-from protocols import plain
 from protocols.errors import BundleError, InputError, NeedsInputs, RangeError, ShapeError, UnsupportedError
-from protocols.program import OPERATORS, Program
-from securemtk.onnx import runtime
-from securemtk.onnx.check import check
+from protocols.program import plain
+from protocols.program.program import OPERATORS, Program
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.export import export_onnx
 from securemtk.onnx.fix import fix
-from securemtk.onnx.graph import declared
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import NEWEST_OPSET, opset_of, read_proto
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model import runtime
+from securemtk.onnx.model.graph import declared
+from securemtk.onnx.model.reading import NEWEST_OPSET, opset_of, read_proto
+from securemtk.onnx.model.runtime import start
+from securemtk.planning.check import check
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 OPSETS = (9, 11, 13, 18, 22, 26)

@@ -19,15 +19,15 @@ from test_onnx_masks import EXPORTERS, fed
 from test_protocols import PROTOCOLS, secure
 from torch import Tensor
 
-from protocols import plain
-from securemtk.onnx.graph import analyse
+from protocols.program import plain
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.logs import logarithms
-from securemtk.onnx.net import Net
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.rules import translate
-from securemtk.onnx.runtime import start
-from securemtk.onnx.simplify import shorten_reshapes
+from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.model.runtime import start
+from securemtk.onnx.passes.logs import logarithms
+from securemtk.onnx.passes.net import Net
+from securemtk.onnx.passes.simplify import shorten_reshapes
+from securemtk.onnx.rules.all_rules import translate
 
 OP = helper.make_node
 F = torch.nn.functional

@@ -12,10 +12,10 @@ from test_protocols import PROTOCOLS, secure
 
 from benchmarks import zoo_models
 from protocols.errors import NeedsInputs, UnsupportedError
-from securemtk.inference import InferenceSession
+from securemtk.onnx.building.lookups import LARGEST
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.lookups import LARGEST
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.runtime import start
+from securemtk.serving.onnxruntime_api import InferenceSession
 
 
 def embedding(

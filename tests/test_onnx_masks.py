@@ -16,9 +16,9 @@ from test_protocols import PROTOCOLS, secure
 from torch import Tensor, nn
 
 from protocols.errors import RangeError, UnsupportedError
-from protocols.ranges import measure
+from protocols.running.ranges import measure
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.runtime import start
 
 OP = helper.make_node
 HEADS, LONG = 2, 6

@@ -10,8 +10,8 @@ from test_protocols import secure
 
 from protocols.errors import UnsupportedError
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.problems import Problem
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.problems import Problem
+from securemtk.onnx.model.runtime import start
 
 
 def wide(n: int, seed: int = 3) -> np.ndarray:

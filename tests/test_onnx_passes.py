@@ -12,21 +12,21 @@ from onnx import helper, numpy_helper
 from onnx_models import agrees, build, floats, ops
 from test_protocols import secure
 
-from protocols import plain
 from protocols.errors import RangeError
-from protocols.program import Program
-from securemtk.onnx import merge, simplify, tidy
-from securemtk.onnx.graph import analyse
+from protocols.program import plain
+from protocols.program.program import Program
+from securemtk.onnx.building.lower import lower
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import layers_of, load_onnx
-from securemtk.onnx.lower import lower
-from securemtk.onnx.net import Net, Pass
-from securemtk.onnx.reading import read_proto
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.rules import translate
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.model.reading import read_proto
+from securemtk.onnx.model.runtime import start
+from securemtk.onnx.passes import all_passes, merge, simplify
+from securemtk.onnx.passes.net import Net, Pass
+from securemtk.onnx.rules.all_rules import translate
 
 node = helper.make_node
-ALL = (*tidy.SIMPLIFY, *tidy.MERGE, simplify.share_equal)
+ALL = (*all_passes.SIMPLIFY, *all_passes.MERGE, simplify.share_equal)
 
 
 def net_of(model: onnx.ModelProto, passes: Sequence[Pass]) -> Net:
@@ -36,7 +36,7 @@ def net_of(model: onnx.ModelProto, passes: Sequence[Pass]) -> Net:
     assert not problems
     inputs = {x.name: x.shape or () for x in graph.inputs}
     merging = [p for p in passes if p is not simplify.share_equal]
-    return tidy.settle(tidy.settle(Net(tuple(steps), inputs, graph.outputs), merging), passes)
+    return all_passes.settle(all_passes.settle(Net(tuple(steps), inputs, graph.outputs), merging), passes)
 
 
 def executable(net: Net) -> tuple[Program, dict[str, np.ndarray]]:
@@ -535,4 +535,4 @@ def test_every_pass_has_a_model_here_on_which_it_applies_and_one_on_which_not():
 
 
 def test_the_table_in_the_documentation_is_that_of_the_passes():
-    assert tidy.pass_table() in (Path(__file__).parent.parent / "docs" / "onnx.md").read_text()
+    assert all_passes.pass_table() in (Path(__file__).parent.parent / "docs" / "onnx.md").read_text()

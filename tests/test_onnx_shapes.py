@@ -9,10 +9,10 @@ from onnx import helper
 from onnx_models import agrees, agrees_whole, build, fixed, floats, imported_whole, one, ops
 from test_protocols import secure
 
-from protocols import plain
 from protocols.errors import UnsupportedError
+from protocols.program import plain
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.problems import Problem
+from securemtk.onnx.model.problems import Problem
 
 
 def ints(*values: int) -> np.ndarray:

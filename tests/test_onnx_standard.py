@@ -10,8 +10,8 @@ from test_protocols import secure
 
 from protocols.errors import NeedsInputs, UnsupportedError
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.reading import read_proto
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.reading import read_proto
+from securemtk.onnx.model.runtime import start
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -7,9 +7,9 @@ from onnx_models import build, ops
 from program_oracle import run
 from test_protocols import PROTOCOLS, secure
 
-from protocols.ranges import measure
+from protocols.running.ranges import measure
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.runtime import start
 
 OP = helper.make_node
 ENDS = {

@@ -10,15 +10,15 @@ from onnx_models import agrees, build, floats, one, ops
 from program_oracle import run
 from test_protocols import secure
 
-from protocols import ranges, runner
 from protocols.errors import UnsupportedError
-from protocols.program import Program
-from securemtk.onnx.graph import analyse, fixed_shapes
+from protocols.program.program import Program
+from protocols.running import ranges, runner
+from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
-from securemtk.onnx.reading import read_proto
-from securemtk.onnx.registry import RULES
-from securemtk.onnx.rules import translate
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.graph import analyse, fixed_shapes
+from securemtk.onnx.model.reading import read_proto
+from securemtk.onnx.model.runtime import start
+from securemtk.onnx.rules.all_rules import translate
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 SIZES = {1: [9], 2: [7, 6], 3: [5, 6, 5]}

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
-from securemtk import launch
+from securemtk.serving import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,16 +190,16 @@ def test_nothing_is_imported_relatively_or_inside_a_function(name):
 
 
 DOORS = {
-    "crypten": {"protocols.engine"},
+    "crypten": {"protocols.crypten.door"},
     "onnx": {name for name in ORDER if name.startswith("securemtk.onnx.")},
     "onnxruntime": {name for name in ORDER if name.startswith("securemtk.onnx.")},
-    "socket": {"protocols.channel", "protocols.pulse", "protocols.tls"},
-    "ssl": {"protocols.tls"},
+    "socket": {"protocols.net.link", "protocols.net.pulse", "protocols.net.tls"},
+    "ssl": {"protocols.net.tls"},
     "secrets": set(),
     "random": set(),
     "pickle": set(),
-    "typer": {"securemtk.cli"},
-    "matplotlib": {"securemtk.pictures"},
+    "typer": {"securemtk.cli.app"},
+    "matplotlib": {"securemtk.report.pictures"},
     "jinja2": {"securemtk.report.page"},
     "PIL": {"securemtk.data.images"},
 }
@@ -216,7 +216,7 @@ def test_only_the_command_line_prints_and_exits(name):
     calls = [n.func for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Call)]
     printing = [f for f in calls if isinstance(f, ast.Name) and f.id in ("print", "exit", "quit")]
     leaving = [f for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f) in ("sys.exit", "os.urandom")]
-    allowed = {"securemtk.cli": {"print", "sys.exit"}, "protocols.prg": {"os.urandom"}}.get(name, set())
+    allowed = {"securemtk.cli.app": {"print", "sys.exit"}, "protocols.primitives.prg": {"os.urandom"}}.get(name, set())
     assert {ast.unparse(f) for f in printing + leaving} <= allowed
 
 
@@ -339,7 +339,7 @@ def test_a_wheel_with_a_foreign_package_is_noticed(tmp_path):
 
 def test_the_program_is_declared_and_starts():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="securemtk")
-    assert script.value == "securemtk.cli:main"
+    assert script.value == "securemtk.cli.app:main"
     assert callable(script.load())
 
 
@@ -410,7 +410,7 @@ def test_make_says_so_when_there_is_no_fitting_python(make, tmp_path, target):
 
 def test_a_role_starts_without_the_libraries_of_training():
     # They are half of the memory and time that a role would take to start.
-    code = "import sys, securemtk.roles; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, securemtk.serving.role; print(*{name.split('.')[0] for name in sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"sklearn", "accelerate", "matplotlib", "PIL", "typer"}.isdisjoint(ran.stdout.split())
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import combine, hands, simulate, split
 
-from protocols import gate, party, ring
-from protocols.correlation import USER, Request, Secrets
+from protocols.dealing.correlation import USER, Request, Secrets
 from protocols.errors import DealerError, RangeError
-from protocols.prg import Stream
+from protocols.primitives import ring
+from protocols.primitives.prg import Stream
+from protocols.two_party import gate, party
 
 EDGES = [0, 1, -1, 2**16, -(2**16), 2**61, -(2**61), 2**62 - 1, -(2**62) + 1]
 values = st.lists(st.one_of(st.sampled_from(EDGES), st.integers(-(2**62) + 1, 2**62 - 1)), min_size=1, max_size=20)

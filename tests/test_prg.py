@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.prg import Stream, fresh_seed
+from protocols.primitives.prg import Stream, fresh_seed
 
 
 def test_a_stream_is_aes_128_in_counter_mode():

@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import simulate
 
-from protocols import functions, party, plain, ring, runner, spline
-from protocols.correlation import USER, Secrets
+from protocols.dealing.correlation import USER, Secrets
 from protocols.errors import IntegrityError, UnsupportedError
-from protocols.prg import Stream
-from protocols.program import OPERATORS, Layer, Program
-from protocols.spline import Pieces, WidePieces
+from protocols.primitives import ring
+from protocols.primitives.prg import Stream
+from protocols.program import functions, plain
+from protocols.program.pieces import Pieces, WidePieces
+from protocols.program.program import OPERATORS, Layer, Program
+from protocols.running import runner
+from protocols.two_party import party, spline
 
 RNG = np.random.default_rng(0)
 PROTOCOLS = sorted(runner.PROTOCOLS)

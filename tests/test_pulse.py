@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from protocols import pulse
-from protocols.pulse import AHEAD, Pulse
+from protocols.net import pulse
+from protocols.net.pulse import AHEAD, Pulse
 
 SIZE = 75
 RUNNERS = {name: getattr(pulse, name) for name in ("_send_all", "_send_all_python")}

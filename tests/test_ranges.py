@@ -12,14 +12,15 @@ from onnx_models import build, floats
 from onnx_models import one as onnx_one
 from test_protocols import CASES, CONV, secure, single
 
-from protocols import functions, plain, ranges
 from protocols.errors import RangeError
-from protocols.program import OPERATORS, Layer, Program
-from protocols.ranges import LayerRange, headroom, measure
-from securemtk.onnx.check import check
+from protocols.program import functions, plain
+from protocols.program.program import OPERATORS, Layer, Program
+from protocols.running import ranges
+from protocols.running.ranges import LayerRange, headroom, measure
+from securemtk.onnx.building.lower import lower
+from securemtk.onnx.building.registry import Step
 from securemtk.onnx.importer import load_onnx
-from securemtk.onnx.lower import lower
-from securemtk.onnx.registry import Step
+from securemtk.planning.check import check
 
 node = helper.make_node
 WHOLE = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}

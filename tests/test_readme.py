@@ -7,7 +7,7 @@ import sys
 import pytest
 import readme
 
-from securemtk import cli
+from securemtk.cli import app
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,4 +54,4 @@ def test_every_command_of_the_readme_is_one_that_the_program_has(capsys):
     }
     assert {"train", "evaluate", "export", "predict", "keys", "check"} <= named
     for name in named:
-        assert cli.run([name, "--help"]) == 0
+        assert app.run([name, "--help"]) == 0

@@ -15,19 +15,21 @@ import pytest
 from PIL import Image
 
 from protocols.errors import InputError
-from securemtk import cli, files, run
+from securemtk.cli import app
 from securemtk.mtk.attacks.base import Finding
 from securemtk.mtk.attacks.suite import Effort, Report
-from securemtk.mtk.decoupling import Decoupling, DecouplingConfig
-from securemtk.mtk.keys import draw_keys
-from securemtk.mtk.keys import load as load_key
-from securemtk.mtk.leaks import AnswerLeak, LabelLeak
-from securemtk.mtk.train import TrainConfig
+from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak
+from securemtk.mtk.keys.key import draw_keys
+from securemtk.mtk.keys.key import load as load_key
+from securemtk.mtk.training.decoupling import Decoupling, DecouplingConfig
+from securemtk.mtk.training.train import TrainConfig
 from securemtk.report import document as document_module
 from securemtk.report import facts
 from securemtk.report.document import ATTACK_FILE, Extent, measure_report, read_attacks
 from securemtk.report.page import check_target, render, write_report
 from securemtk.report.threats import threat_model
+from securemtk.runs import run_folder
+from securemtk.support import files
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SECTIONS = ["summary", "run", "accuracy", "leaks", "attacks", "guarantees", "encrypted", "threats", "versions"]
@@ -118,7 +120,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "run"
     (path.parent / "secret").write_text(f"{PASSPHRASE}\n")
     config = TrainConfig(epochs=2)
-    run.train_run(path, "wine", ["cultivar", "proline"], config, options={"seed": 3}, passphrase=PASSPHRASE)
+    run_folder.train_run(path, "wine", ["cultivar", "proline"], config, options={"seed": 3}, passphrase=PASSPHRASE)
     return path
 
 
@@ -230,7 +232,7 @@ def test_neither_page_nor_json_tell_a_key_a_path_or_a_host(folder, document, htm
     texts = html + json.dumps(document)
     shown = set(numbers(document))
     for name in ("cultivar", "proline"):
-        key = load_key(folder / run.KEYS / f"{name}.key", PASSPHRASE)
+        key = load_key(folder / run_folder.KEYS / f"{name}.key", PASSPHRASE)
         values = key.pattern[key.mask]
         encoded = base64.b64encode(key.pattern.tobytes()).decode()
         assert encoded[48:80] not in texts
@@ -244,12 +246,13 @@ def test_neither_page_nor_json_tell_a_key_a_path_or_a_host(folder, document, htm
 
 def test_paths_among_the_options_of_a_data_set_are_left_out():
     assert facts.data_facts(
-        run.data.load("wine"), {"path": "/home/me/faces", "tasks": ["a", "b/c"], "n": 3, "deep": {"x": "C:\\faces"}}
+        run_folder.data.load("wine"),
+        {"path": "/home/me/faces", "tasks": ["a", "b/c"], "n": 3, "deep": {"x": "C:\\faces"}},
     )["options"] == {"path": facts.LEFT_OUT, "tasks": ["a", facts.LEFT_OUT], "n": 3, "deep": {"x": facts.LEFT_OUT}}
 
 
 def test_the_place_of_a_key_in_an_image_is_its_rows_and_columns():
-    digits = run.data.load("digits")
+    digits = run_folder.data.load("digits")
     key = draw_keys(["digit"], digits.shape, side=4)["digit"]
     found = facts.key_facts(key, digits)
     assert found == {"values": 16, "of": 256, "bits": 128, "rows": [12, 15], "columns": [12, 15]}
@@ -292,7 +295,7 @@ def test_what_was_not_measured_is_said_plainly(document):
 
 def test_a_run_with_nothing_secured_has_a_report_too(tmp_path):
     folder = tmp_path / "run"
-    run.train_run(folder, "wine", [], TrainConfig(epochs=1))
+    run_folder.train_run(folder, "wine", [], TrainConfig(epochs=1))
     document = measure_report(folder, extent=replace(QUICK, encrypted=False))
     found = Page(render(document))
     assert "No task of this run is secured" in found.text
@@ -303,8 +306,8 @@ def test_a_run_with_nothing_secured_has_a_report_too(tmp_path):
 
 
 def test_a_table_shows_which_features_a_key_takes(folder, page, document):
-    mask = load_key(folder / run.KEYS / "proline.key", PASSPHRASE).mask
-    columns = [f"key {i + 1}" for i in np.flatnonzero(mask) - len(run.data.load("wine").columns.names)]
+    mask = load_key(folder / run_folder.KEYS / "proline.key", PASSPHRASE).mask
+    columns = [f"key {i + 1}" for i in np.flatnonzero(mask) - len(run_folder.data.load("wine").columns.names)]
     assert document["keys"]["proline"]["features"] == columns
     assert ", ".join(columns) in page.text
     assert document["data"]["options"] == {"seed": 3}
@@ -313,7 +316,7 @@ def test_a_table_shows_which_features_a_key_takes(folder, page, document):
 def test_decoupling_is_told(tmp_path):
     folder = tmp_path / "run"
     config = TrainConfig(epochs=1, decoupling=DecouplingConfig(beta=0.25))
-    run.train_run(folder, "wine", ["cultivar"], config)
+    run_folder.train_run(folder, "wine", ["cultivar"], config)
     document = measure_report(folder, extent=replace(QUICK, encrypted=False))
     found = Page(render(document))
     assert document["leaks"]["beta"] == 0.25
@@ -395,14 +398,14 @@ def measured(monkeypatch, document):
         calls.append(options)
         return document
 
-    monkeypatch.setattr(cli, "measure_report", answer)
+    monkeypatch.setattr(app, "measure_report", answer)
     return calls
 
 
 def call(capfd, command, folder, *options):
     secret = folder.parent / "secret"
     given = ["--passphrase-file", secret] if secret.exists() and "--passphrase-file" not in options else []
-    status = cli.run([str(a) for a in (command, folder, *given, *options)])
+    status = app.run([str(a) for a in (command, folder, *given, *options)])
     out, err = capfd.readouterr()
     return status, out, " ".join(err.split())
 
@@ -467,7 +470,7 @@ def test_bad_options_are_refused_before_any_work(folder, tmp_path, capfd, measur
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     filled = [text.format(tmp=tmp_path, run=folder) for text in options]
     status, out, err = call(capfd, "report", folder, *filled)
-    assert (status, out) == (cli.INPUT, "")
+    assert (status, out) == (app.INPUT, "")
     assert message in err
     assert measured == []
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -484,14 +487,14 @@ def test_a_folder_that_may_not_be_written_is_refused(folder, tmp_path, monkeypat
 
 def test_what_is_no_run_or_has_not_ended_is_refused(folder, tmp_path, capfd):
     status, _, err = call(capfd, "report", tmp_path)
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert "must be the folder of a run" in err
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    text = replace(run.read_run(folder), metrics=None).to_json()
-    (unfinished / run.RUN).write_text(text)
+    text = replace(run_folder.read_run(folder), metrics=None).to_json()
+    (unfinished / run_folder.RUN).write_text(text)
     status, _, err = call(capfd, "report", unfinished)
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert "must be a run that has ended" in err
     assert not (unfinished / "report.html").exists()
 
@@ -521,7 +524,7 @@ def test_findings_that_attack_did_not_write_are_refused_before_any_work(folder, 
         status, _, err = call(capfd, "report", folder)
     finally:
         path.unlink()
-    assert status == cli.INPUT
+    assert status == app.INPUT
     assert "attack" in err
     assert measured == []
 
@@ -562,6 +565,6 @@ def test_another_passphrase_is_refused(folder, tmp_path, capfd):
     secret = tmp_path / "secret"
     secret.write_text("another\n")
     status, out, err = call(capfd, "report", folder, "--passphrase-file", secret, "--output", tmp_path / "page.html")
-    assert (status, out) == (cli.INPUT, "")
+    assert (status, out) == (app.INPUT, "")
     assert "passphrase" in err
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]

@@ -20,7 +20,7 @@ from helpers import PATIENCE_S, alive, wait_until
 from onnx import helper
 
 import securemtk
-from protocols.store import Store
+from protocols.dealing.store import Store
 from securemtk import (
     Config,
     InputError,
@@ -35,7 +35,7 @@ from securemtk import (
     UnmeasuredWarning,
     UnsupportedError,
 )
-from securemtk.mtk.keys import stamp
+from securemtk.mtk.keys.key import stamp
 from securemtk.onnx.bundle import MANIFEST, write_bundle
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import small_models
 from onnx import TensorProto, helper, numpy_helper
 
 from securemtk import Config, InferenceSession, InputError, NeedsInputs, RangeError, Session
-from securemtk.inference import PublicInputWarning
+from securemtk.serving.onnxruntime_api import PublicInputWarning
 
 RNG = np.random.default_rng(0)
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -12,7 +12,7 @@ import small_models
 import write_guard
 from onnx_models import floats
 
-from securemtk.silence import SILENT, silently
+from securemtk.support.silence import SILENT, silently
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "ORT_DISABLE_TELEMETRY"
@@ -70,7 +70,7 @@ def test_sessions_leave_no_file_in_an_empty_home_and_the_environment_as_it_was(a
 def test_the_command_line_leaves_fonts_alone(at_home, tmp_path):
     (tmp_path / "m.onnx").write_bytes(small_models.mlp())
     np.save(tmp_path / "x.npy", floats(2, 8))
-    cli = ("-m", "securemtk.cli")
+    cli = ("-m", "securemtk.cli.app")
     for arguments in (
         ("train", "digits", "--secure", "digit", "--epochs", "1", "--out", "run"),
         ("export", "run", "bundle"),
@@ -81,7 +81,7 @@ def test_the_command_line_leaves_fonts_alone(at_home, tmp_path):
 
 
 def test_whatever_of_ours_is_imported_leaves_no_file(at_home):
-    _, found = at_home("-c", "import securemtk.crypten_backend, securemtk.roles, securemtk.cli", xdg=True)
+    _, found = at_home("-c", "import securemtk.crypten_backend, securemtk.serving.role, securemtk.cli.app", xdg=True)
     assert without_fonts(found) == set()
     assert at_home("-c", "import benchmarks.onnx_models")[1] == found
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import combine, simulate, split
 
-from protocols import fused, spline
 from protocols.errors import IntegrityError
-from protocols.prg import Stream
+from protocols.primitives import comparison_steps
+from protocols.primitives.prg import Stream
+from protocols.program.pieces import Pieces
+from protocols.two_party import spline
 
 words = st.integers(-(2**63) + 1, 2**63 - 1)
 MOST = 2**30 - 2
@@ -23,14 +25,14 @@ def pieces(draw):
     knots = sorted(draw(st.sets(points, min_size=1, max_size=6)))
     degree = draw(st.integers(0, 2))
     rows = [[draw(words) if j <= degree and (i or j < 2) else 0 for j in range(3)] for i in range(len(knots) + 1)]
-    return spline.Pieces(tuple(knots), tuple(c for row in rows for c in row), draw(st.integers(0, 62)))
+    return Pieces(tuple(knots), tuple(c for row in rows for c in row), draw(st.integers(0, 62)))
 
 
 def wrapped(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def expected(x: int, f: spline.Pieces) -> int:
+def expected(x: int, f: Pieces) -> int:
     i = sum(x >= knot for knot in f.knots)
     c0, c1, c2 = f.coefficients[3 * i : 3 * i + 3]
     return wrapped(c0 + c1 * x + c2 * x * x)
@@ -64,13 +66,13 @@ def test_the_compiled_sum_is_the_same_as_numpys(f, seed, n):
     powers = [stream.words((m, n)).numpy() for _ in range(3)]
     outs = [np.empty_like(X), np.empty_like(X)]
     with np.errstate(over="ignore"):
-        fused._piecewise_numpy(c, X, f.table, r, *powers, r2, np.int64(1), outs[0])
-    fused._piecewise(c, X, f.table, r, *powers, r2, np.int64(1), outs[1])
+        comparison_steps._piecewise_numpy(c, X, f.table, r, *powers, r2, np.int64(1), outs[0])
+    comparison_steps._piecewise(c, X, f.table, r, *powers, r2, np.int64(1), outs[1])
     np.testing.assert_array_equal(*outs)
 
 
 def test_what_is_opened_is_uniform_whatever_the_value():
-    f = spline.Pieces((-65536, 0, 65536), (0, 0, 0, *([1, 1, 1] * 3)), 32)
+    f = Pieces((-65536, 0, 65536), (0, 0, 0, *([1, 1, 1] * 3)), 32)
     n = 4096
     for value in (0, 65536, -5 * 65536):
         shares = split(torch.full((n,), value))
@@ -110,4 +112,4 @@ def test_what_is_opened_is_uniform_whatever_the_value():
 )
 def test_what_is_no_piecewise_function_is_refused(arguments, rule):
     with pytest.raises(IntegrityError, match=rule):
-        spline.Pieces(*arguments)
+        Pieces(*arguments)

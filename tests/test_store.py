@@ -15,14 +15,14 @@ from helpers import wait_until
 from scipy import stats
 from test_channel import pair
 
-from protocols import correlation
-from protocols import store as store_module
-from protocols.correlation import Dealing, Request
-from protocols.dealer import TrustedDealer, pack, send_corrections, stream_of
+from protocols.dealing import correlation
+from protocols.dealing import store as store_module
+from protocols.dealing.correlation import Dealing, Request
+from protocols.dealing.dealer import TrustedDealer, pack, send_corrections, stream_of
+from protocols.dealing.pool import Deal, Pool
+from protocols.dealing.prediction_shares import Hand
+from protocols.dealing.store import Store, sealed_bytes
 from protocols.errors import DealerError, InputError, PeerLost, StoreError
-from protocols.party import Hand
-from protocols.pool import Deal, Pool
-from protocols.store import Store, sealed_bytes
 
 SHAPES = [(3, 5), (0,), (200_000,), (), (2, 3, 4)]
 # Several pieces for the large one.

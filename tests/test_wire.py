@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import small_models
 
-from protocols import channel
-from securemtk import Session, roles, session
-from securemtk.launch import RoleProcess
+from protocols.net.link import Link
+from securemtk import Session
+from securemtk.serving import role as roles
+from securemtk.serving import session
+from securemtk.serving.launch import RoleProcess
 
 PRECISIONS = (16, 32)
 
@@ -79,13 +81,13 @@ def run(folder, x) -> None:
 def test_no_frame_between_roles_holds_a_weight_an_input_or_a_key(bundle, monkeypatch):
     folder, keys, weights = bundle
     frames: list[tuple[str, str, bytes]] = []
-    real = channel.Link.send
+    real = Link.send
 
     def record(link, kind, meta=None, arrays=(), **how):
         frames.append((threading.current_thread().name, kind, b"".join(np.asarray(a).tobytes() for a in arrays)))
         real(link, kind, meta, arrays, **how)
 
-    monkeypatch.setattr(channel.Link, "send", record)
+    monkeypatch.setattr(Link, "send", record)
     monkeypatch.setattr(session, "RoleProcess", RoleThread)
     monkeypatch.setattr(roles, "end_timer", lambda: threading.Timer(0, lambda: None))
     x = np.random.default_rng(3).uniform(-1, 1, (3, *small_models.SHAPE)).astype(np.float32)

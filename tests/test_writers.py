@@ -20,14 +20,17 @@ from torch import nn
 
 from benchmarks import report
 from protocols.errors import BundleError, InputError, KeyRefused
-from securemtk import cli, data, demo, files, run
-from securemtk.mtk import train
-from securemtk.mtk.audit import AuditLog
-from securemtk.mtk.grants import Ledger
-from securemtk.mtk.keys import draw_keys, load
+from securemtk import data, demo
+from securemtk.cli import app
+from securemtk.mtk.keys.audit import AuditLog
+from securemtk.mtk.keys.grants import Ledger
+from securemtk.mtk.keys.key import draw_keys, load
+from securemtk.mtk.training import train
 from securemtk.onnx import export
 from securemtk.onnx.bundle import check_bundle_target
 from securemtk.report.page import check_target
+from securemtk.runs import run_folder
+from securemtk.support import files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +96,7 @@ def model(path: Path, op: str = "Relu") -> Path:
 
 
 def command(*arguments: object) -> None:
-    if status := cli.run([str(x) for x in arguments]):
+    if status := app.run([str(x) for x in arguments]):
         raise InputError(f"exit status {status}")
 
 
@@ -110,7 +113,7 @@ def predict_out(target: Path) -> None:
 def some_run(where: Path) -> Path:
     """Make the folder of a run that has not been trained."""
     where.mkdir()
-    (where / run.RUN).write_text(run.Run("digits", (), train.TrainConfig()).to_json())
+    (where / run_folder.RUN).write_text(run_folder.Run("digits", (), train.TrainConfig()).to_json())
     return where
 
 
@@ -147,22 +150,26 @@ FILES = {
     "checkpoint": ("a", checkpoint, (train._Training, "_epoch")),
     "report": ("a.html", check_target, None),
     "report's JSON": ("a.json", lambda target: check_target(target.with_suffix(".html")), None),
-    "report --output": ("a.html", report_output, (cli, "measure_report")),
-    "check --fix": ("a.onnx", check_fix, (cli, "fix_model")),
-    "predict --out": ("a.npz", predict_out, (cli, "Session")),
-    "attack --out": ("a.json", attack_out, (cli, "run_attacks")),
-    "attack's picture": ("a.png", lambda target: attack_out(target.with_suffix(".json")), (cli, "run_attacks")),
+    "report --output": ("a.html", report_output, (app, "measure_report")),
+    "check --fix": ("a.onnx", check_fix, (app, "fix_model")),
+    "predict --out": ("a.npz", predict_out, (app, "Session")),
+    "attack --out": ("a.json", attack_out, (app, "run_attacks")),
+    "attack's picture": ("a.png", lambda target: attack_out(target.with_suffix(".json")), (app, "run_attacks")),
     "benchmarks": ("a.json", lambda target: report.check_outputs(target), None),
     "benchmarks write": ("a.json", lambda target: report.write_json(target, {}), None),
 }
 # These take a folder that is empty.
 FOLDERS = {
     "demo": ("a", demo.run_demo, (demo, "train_run")),
-    "train": ("a", lambda target: run.train_run(target, "digits"), (run, "train")),
+    "train": ("a", lambda target: run_folder.train_run(target, "digits"), (run_folder, "train")),
     "new_folder": ("a", lambda target: files.new_folder(target).__enter__(), None),
     "bundle": ("a", check_bundle_target, None),
     "bundle, overwrite": ("a", lambda target: check_bundle_target(target, overwrite=True), None),
-    "export": ("a", lambda target: command("export", some_run(target.parent.parent / "run"), target), (run, "export")),
+    "export": (
+        "a",
+        lambda target: command("export", some_run(target.parent.parent / "run"), target),
+        (run_folder, "export"),
+    ),
 }
 CASES = [(name, thing) for name in FILES for thing in THINGS]
 CASES += [(name, thing) for name in FOLDERS for thing in THINGS if thing is not folder]
@@ -265,8 +272,8 @@ def test_check_writes_no_model_that_does_not_run(tmp_path, capsys):
     target = tmp_path / "fixed.onnx"
     source = model(tmp_path / "m.onnx", op="Det" if onnx.defs.has("Det") else "Erf")
     for more in ([], ["--json"]):
-        status = cli.run(["check", str(source), "--fix", str(target), *more])
-        assert status == cli.UNSUPPORTED
+        status = app.run(["check", str(source), "--fix", str(target), *more])
+        assert status == app.UNSUPPORTED
         assert "written to" not in capsys.readouterr().out.replace("not written", "")
     assert sorted(os.listdir(tmp_path)) == ["m.onnx"]
 
@@ -277,7 +284,7 @@ def test_check_writes_no_model_whose_values_leave_the_range(tmp_path):
     source.write_bytes(build(nodes, {"x": ["n", 4]}, ["y"], weights).SerializeToString())
     np.save(tmp_path / "x.npy", np.full((2, 4), 1600, dtype=np.float32))
     call = ["check", str(source), "--sample", str(tmp_path / "x.npy"), "--fix", str(tmp_path / "fixed.onnx")]
-    assert cli.run(call) == cli.UNSUPPORTED
+    assert app.run(call) == app.UNSUPPORTED
     assert not (tmp_path / "fixed.onnx").exists()
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.peers.crypten_peer cnn 4 --repeats 3
 
 Prints one JSON line: seconds of each encrypted forward pass with its reveal, as party 0 saw them, and the largest error
-against float. Runs in securemtk's environment but imports nothing of ours: `protocols.engine` would replace CrypTen's
-communicator, provider and randomness. The one change is an alias for a module that torch has moved.
+against float. Runs in securemtk's environment but imports nothing of ours: `protocols.crypten.door` would replace
+CrypTen's communicator, provider and randomness. The one change is an alias for a module that torch has moved.
 """
 
 import argparse

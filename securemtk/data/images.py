@@ -23,7 +23,7 @@ from rich.progress import Progress
 from protocols.errors import InputError
 from securemtk.data.base import DataSet, Images, Labels
 from securemtk.data.splits import Split, as_path, check_flag, check_whole, few
-from securemtk.files import whole_file
+from securemtk.support.files import whole_file
 from securemtk.tasks import Task
 
 CACHE = ".securemtk-cache"

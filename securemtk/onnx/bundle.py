@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols import ranges
 from protocols.errors import BundleError, InputError, RangeError, RangeWarning
-from protocols.program import Shape
-from protocols.ranges import Headroom
-from securemtk.files import replaced_folder, write_whole
-from securemtk.inputs import input_arrays
+from protocols.program.program import Shape
+from protocols.running import ranges
+from protocols.running.ranges import Headroom
 from securemtk.onnx.examine import examine
 from securemtk.onnx.export import writing
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import MAX_BYTES, read_proto, self_contained
+from securemtk.onnx.model.inputs import input_arrays
+from securemtk.onnx.model.reading import MAX_BYTES, read_proto, self_contained
+from securemtk.support.files import replaced_folder, write_whole
 from securemtk.tasks import Task
 
 FORMAT = 1
@@ -68,7 +68,7 @@ class Manifest:
         decoupling: "beta" and "leaks", secured task -> unprotected tasks that tell of it: while it is closed, each row
             of theirs is answered with probability beta and is noise otherwise. None where all of them always answer.
         headroom: step -> layer -> how many times its values on sample data may double within fixed point, as
-            `protocols.ranges.headroom` says; None where nobody measured.
+            `protocols.running.ranges.headroom` says; None where nobody measured.
         format: version of this format.
 
     Raises:

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from protocols import precision, ranges, ring
-from protocols.precision import MOST_ERROR, LayerError
-from protocols.ranges import LayerRange
-from protocols.runner import protocol_module
-from securemtk.onnx import runtime
-from securemtk.onnx.graph import ValueInfo, bound
+from protocols.primitives import ring
+from protocols.running import precision, ranges
+from protocols.running.precision import MOST_ERROR, LayerError
+from protocols.running.ranges import LayerRange
+from protocols.running.runner import protocol_module
+from securemtk.onnx.building.scales import LossyConstant, lossy
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.reading import read_proto
-from securemtk.onnx.scales import LossyConstant, lossy
+from securemtk.onnx.model import runtime
+from securemtk.onnx.model.graph import ValueInfo, bound
+from securemtk.onnx.model.reading import read_proto
 
 Arrays = Mapping[str, NDArray[np.floating]]
 _SHOWN = 5

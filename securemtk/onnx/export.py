@@ -15,8 +15,8 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from protocols.errors import BundleError, InputError, ShapeError, UnsupportedError
-from securemtk.files import check_file, write_whole
-from securemtk.onnx.runtime import start
+from securemtk.onnx.model.runtime import start
+from securemtk.support.files import check_file, write_whole
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -85,7 +85,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all, for its owner alone: weights are the keeper's secret.
 
     Raises:
-        BundleError: it cannot be written, or as `securemtk.files.check_file`.
+        BundleError: it cannot be written, or as `securemtk.support.files.check_file`.
     """
     with writing(path):
         write_whole(path, data, private=True)

@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from protocols.errors import BundleError, SecureError, UnsupportedError
-from securemtk.onnx import runtime
-from securemtk.onnx.classical import standardised
-from securemtk.onnx.graph import MOST_NUMBERS, Graph
 from securemtk.onnx.importer import understand
-from securemtk.onnx.opsets import opset_of, settle_opsets
-from securemtk.onnx.problems import foreseen
-from securemtk.onnx.reading import MAX_BYTES, OLDEST_OPSET, Source, captured, free_sizes, read_proto, self_contained
+from securemtk.onnx.model import runtime
+from securemtk.onnx.model.classical import standardised
+from securemtk.onnx.model.graph import MOST_NUMBERS, Graph
+from securemtk.onnx.model.opsets import opset_of, settle_opsets
+from securemtk.onnx.model.problems import foreseen
+from securemtk.onnx.model.reading import (
+    MAX_BYTES,
+    OLDEST_OPSET,
+    Source,
+    captured,
+    free_sizes,
+    read_proto,
+    self_contained,
+)
 
 # Outputs of both files may differ by so much, for constants are computed in another order.
 TOLERANCE = 1e-4

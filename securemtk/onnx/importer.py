@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from protocols.errors import BundleError, InputError, NeedsInputs, RangeError
-from protocols.precision import Exact
-from protocols.program import OPERATORS, Layer, Program, Shape
-from securemtk.onnx.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
-from securemtk.onnx.lower import lower
-from securemtk.onnx.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
-from securemtk.onnx.public import public_inputs
-from securemtk.onnx.reading import Source, read_proto
-from securemtk.onnx.registry import LIMIT, RULES, Step, affine, param, reshaped
-from securemtk.onnx.rules import translate
-from securemtk.onnx.scales import weight_bits
-from securemtk.onnx.tidy import tidy
+from protocols.program.program import OPERATORS, Layer, Program, Shape
+from protocols.running.precision import Exact
+from securemtk.onnx.building.lower import lower
+from securemtk.onnx.building.registry import LIMIT, RULES, Step, affine, param, reshaped
+from securemtk.onnx.building.scales import weight_bits
+from securemtk.onnx.model.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
+from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
+from securemtk.onnx.model.public import public_inputs
+from securemtk.onnx.model.reading import Source, read_proto
+from securemtk.onnx.passes.all_passes import tidy
+from securemtk.onnx.rules.all_rules import translate
 
 Params = dict[str, NDArray[np.float32]]
 
@@ -30,7 +30,7 @@ class Imported:
 
     Args:
         program: what is computed; public.
-        params: name -> float32 array, in the layout that `protocols.program.OPERATORS` documents; the keeper's secret.
+        params: name -> float32 array, in the layout that `program.OPERATORS` documents; the keeper's secret.
         inputs: the model's inputs; shapes are of one sample, without the batch.
         outputs: the model's outputs.
         batch: the batch that the file fixes, None when it leaves it free; the program takes any.

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import InputError
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Progress, Victim, stream_of
 from securemtk.mtk.attacks.suite import FORMAT as ATTACK_FORMAT
 from securemtk.mtk.attacks.suite import Effort, run_attacks
-from securemtk.mtk.evaluate import Release, accuracy, attack, release, released_accuracy
-from securemtk.mtk.guarantees import guarantees
-from securemtk.mtk.keys import stamp
-from securemtk.mtk.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
-from securemtk.mtk.model import Scores, predict
+from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
+from securemtk.mtk.evaluation.guarantees import guarantees
+from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
+from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.training.model import Scores, predict
 from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
-from securemtk.run import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
+from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
 
 KIND, FORMAT = "securemtk report", 1
 ATTACK_FILE = "attack.json"

@@ -11,12 +11,12 @@ import numpy as np
 from protocols.errors import InputError
 from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Progress
-from securemtk.mtk.evaluate import accuracy
-from securemtk.mtk.keys import stamp
-from securemtk.mtk.model import Scores, predict
+from securemtk.mtk.evaluation.evaluate import accuracy
+from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.training.model import Scores, predict
 from securemtk.onnx.bundle import MODEL
-from securemtk.run import KEYS, Trained, export
-from securemtk.session import Model, Session
+from securemtk.runs.run_folder import KEYS, Trained, export
+from securemtk.serving.session import Model, Session
 
 
 @dataclass(frozen=True)

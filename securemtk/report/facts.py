@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from securemtk.data.base import DataSet
-from securemtk.mtk.keys import TriggerKey
-from securemtk.mtk.model import MultiTaskModel
-from securemtk.mtk.train import TrainResult
+from securemtk.mtk.keys.key import TriggerKey
+from securemtk.mtk.training.model import MultiTaskModel
+from securemtk.mtk.training.train import TrainResult
 
 LIBRARIES = ("securemtk", "torch", "onnx", "onnxruntime", "numpy", "scikit-learn", "crypten")
 LEFT_OUT = "(a path, left out)"

@@ -10,9 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from protocols.errors import InputError
-from securemtk.files import check_file, whole_file
-from securemtk.pictures import draw_attacks, draw_leaks, draw_states
 from securemtk.report.document import KIND
+from securemtk.report.pictures import draw_attacks, draw_leaks, draw_states
+from securemtk.support.files import check_file, whole_file
 
 TEMPLATE = "page.html.j2"
 PAGE, SUFFIX = "report.html", ".html"
@@ -22,8 +22,8 @@ def check_target(page: Path) -> Path:
     """Return where the JSON of a page goes: beside it.
 
     Raises:
-        InputError: the page is not to be an .html file, as `securemtk.files.check_file` for it or its JSON, or a file
-            that is no report of ours stands in the place of its JSON.
+        InputError: the page is not to be an .html file, as `securemtk.support.files.check_file` for it or its JSON, or
+            a file that is no report of ours stands in the place of its JSON.
         OSError: the folder takes no new file.
     """
     beside = page.with_suffix(".json")

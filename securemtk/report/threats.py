@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from securemtk.mtk.decoupling import Decoupling
-from securemtk.mtk.leaks import AnswerLeak, LabelLeak
+from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak
+from securemtk.mtk.training.decoupling import Decoupling
 
 ADVERSARY = (
     "The adversary is semi-honest: it follows the protocol and then looks at all that it has seen. It corrupts at most "

@@ -17,11 +17,11 @@ from scipy.stats import beta
 from threadpoolctl import threadpool_limits
 
 from protocols.errors import InputError, KeyRefused
-from protocols.prg import SEED_BYTES, Stream
+from protocols.primitives.prg import SEED_BYTES, Stream
 from securemtk.data.base import DataSet, Labels, Part, Samples
-from securemtk.mtk.evaluate import released_accuracy
-from securemtk.mtk.keys import TriggerKey, stamp
-from securemtk.mtk.model import MultiTaskModel, Scores
+from securemtk.mtk.evaluation.evaluate import released_accuracy
+from securemtk.mtk.keys.key import TriggerKey, stamp
+from securemtk.mtk.training.model import MultiTaskModel, Scores
 
 # What an attack tells while it runs: what it does, and the share of it that is done.
 Progress = Callable[[str, float], None]

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from protocols.errors import InputError
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent
-from securemtk.mtk.model import MultiTaskModel
+from securemtk.mtk.training.model import MultiTaskModel
 
 NAME = "finetune"
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import InputError
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
@@ -28,8 +28,8 @@ from securemtk.mtk.attacks.base import (
     stream_of,
     task_scores,
 )
-from securemtk.mtk.evaluate import probabilities
-from securemtk.mtk.keys import TriggerKey, plane, stamp
+from securemtk.mtk.evaluation.evaluate import probabilities
+from securemtk.mtk.keys.key import TriggerKey, plane, stamp
 
 NAME = "guess"
 # Shares of places that are wrong, standard deviations of noise as shares of the range, and draws for each of them.

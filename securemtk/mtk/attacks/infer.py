@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent, stream_of
-from securemtk.mtk.evaluate import Floats, Release, attack, release
-from securemtk.mtk.keys import TriggerKey, stamp
-from securemtk.mtk.model import Scores, predict
+from securemtk.mtk.evaluation.evaluate import Floats, Release, attack, release
+from securemtk.mtk.keys.key import TriggerKey, stamp
+from securemtk.mtk.training.model import Scores, predict
 
 NAME = "infer"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from protocols.errors import InputError
-from protocols.prg import Stream
+from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
@@ -31,9 +31,9 @@ from securemtk.mtk.attacks.base import (
     silent,
     stream_of,
 )
-from securemtk.mtk.evaluate import Release, release
-from securemtk.mtk.keys import TriggerKey, plane
-from securemtk.mtk.model import MultiTaskModel
+from securemtk.mtk.evaluation.evaluate import Release, release
+from securemtk.mtk.keys.key import TriggerKey, plane
+from securemtk.mtk.training.model import MultiTaskModel
 
 NAME = "invert"
 BLACK_BOX: tuple[Release, ...] = ("sampled", "rounded")

@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Finding, Progress, Victim, silent
-from securemtk.mtk.evaluate import Floats, probabilities
-from securemtk.mtk.model import Scores, predict
+from securemtk.mtk.evaluation.evaluate import Floats, probabilities
+from securemtk.mtk.training.model import Scores, predict
 
 NAME = "membership"
 

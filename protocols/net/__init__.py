@@ -1,0 +1,1 @@
+"""Connections between roles: mutual TLS, frames, links, heartbeats; no arithmetic."""

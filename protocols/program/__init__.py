@@ -1,0 +1,1 @@
+"""What is computed: programs, piecewise functions, and their meaning in the clear."""

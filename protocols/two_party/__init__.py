@@ -1,0 +1,1 @@
+"""The protocols between keeper and user, one file for each."""

@@ -1,0 +1,199 @@
+"""The two parties of a CrypTen program, and their dealer. Run as `python -m securemtk.crypten_backend.roles`.
+
+Each process reads its settings and credentials as one line of JSON from its standard input, announces its address as
+one line on its standard output, hears the others' addresses, connects, and does its part until the caller leaves.
+What a program prints goes to the caller's standard error.
+"""
+
+import functools
+import gc
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from protocols.crypten.eager import EagerParty, using
+from protocols.dealing.dealer import receive_seed
+from protocols.dealing.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
+from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError, place_of
+from protocols.net.frames import Message
+from protocols.net.listener import Listener, connect
+from protocols.net.tls import Credentials
+from protocols.net.watch import Watch
+from protocols.primitives import kernels
+from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
+from protocols.two_party.reused_masks import Weights
+from securemtk.serving.config import WATCH_PURPOSES
+from securemtk.serving.process import Hear, Links, Say, end_timer, run, sort_links
+from securemtk.support import values
+
+PARTIES = ("party0", "party1")
+DEALER, CALLER = "dealer", "caller"
+# Each role listens for those after it.
+ROLES = (*PARTIES, DEALER, CALLER)
+# "supply" is what the dealer sends ahead.
+PURPOSES = ("data", *WATCH_PURPOSES, "supply")
+
+
+def open_links(
+    role: str, credentials: Credentials, addresses: Mapping[str, Sequence[Any]], timeout_s: float, opening_s: float
+) -> Links:
+    """Connect to every role before `role` in the order of `ROLES`; limits as of `channel.connect`."""
+    return {
+        (other, purpose): connect(credentials, (str(host), int(port)), other, purpose, timeout_s, opening_s=opening_s)
+        for other, (host, port) in addresses.items()
+        if ROLES.index(other) < ROLES.index(role)
+        for purpose in PURPOSES
+    }
+
+
+# --- a party --------------------------------------------------------------------------------------------------------
+
+
+def load_program(meta: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the function that the caller named: a file or module, and a name in it.
+
+    A function that CrypTen's `run_multiprocess` decorates is taken without that decorator.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    sys.path[:] = [str(path) for path in meta["sys_path"]]
+    if meta["path"] is None:
+        module = importlib.import_module(str(meta["module"]))
+    else:
+        # Under another name than "__main__", so that the script's own start does not run again.
+        spec = importlib.util.spec_from_file_location("__securemtk_program__", str(meta["path"]))
+        if spec is None or spec.loader is None:
+            raise InputError(f"a program must lie in a Python file; got {Path(str(meta['path'])).name!r}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    found: Any = module
+    for name in str(meta["name"]).split("."):
+        found = getattr(found, name, None)
+    if not callable(found):
+        raise InputError(f"the program must be a function of its file; {meta['name']!r} is not")
+    function: Callable[..., Any] = inspect.unwrap(found)
+    return function
+
+
+def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
+    meta = message.meta
+    path = None
+    try:
+        with using(party, str(meta["protocol"])):
+            program = load_program(meta)
+            path = inspect.getsourcefile(program)
+            arguments = values.unpack(meta["arguments"], message.arrays)
+            return program(*arguments["args"], **arguments["kwargs"])
+    except SecureError:
+        if watch.failure is None:
+            traceback.print_exc()
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise ProtocolAbort(f"the program failed: {place_of(error, path)}") from None
+
+
+def be_party(rank: int, links: Links, watch: Watch) -> None:
+    """Run the caller's program as one party and send its result to the caller."""
+    caller, dealer, peer = (links[role, "data"] for role in (CALLER, DEALER, PARTIES[1 - rank]))
+
+    def enter(step: str) -> None:
+        watch.step = peer.step = dealer.step = step
+
+    seed, own = receive_seed(dealer), fresh_seed()
+    peer.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
+    other = peer.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
+    message = caller.recv("program", timeout_s=None)
+    for link in (peer, dealer):
+        link.enter("online")
+    supply = Supply(links[DEALER, "supply"], rank, seed)
+    supply.start()
+    wire = NumberedWire(peer)
+    demand = Demand(dealer, supply, peer, wire, enter)
+    weights = Weights(functools.partial(mask_of, seed))
+    enter("program")
+    party = EagerParty(rank, wire, demand, Stream(other), Stream(own), Stream(), weights=weights)
+    result, arrays = values.pack(_run_program(message, party, watch), "the program's result")
+    enter("end of the program")
+    demand.end()
+    wire.exchange("end", torch.zeros(1, dtype=torch.int64))
+    caller.send("result", {"result": result}, arrays)
+
+
+# --- a process ------------------------------------------------------------------------------------------------------
+
+
+def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
+    credentials = Credentials.from_json(settings["credentials"])
+    timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
+    listener = Listener(credentials, settings["host"], 0, timeout_s)
+    try:
+        say({"address": listener.address})
+        links = open_links(role, credentials, hear(), timeout_s, start_s)
+        after = ROLES[ROLES.index(role) + 1 :]
+        expected = [(other, purpose) for other in after for purpose in PURPOSES]
+        return links | listener.accept(expected, start_s)
+    finally:
+        listener.close()
+
+
+def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
+    """Be a role until the caller leaves.
+
+    Args:
+        settings: role, credentials and limits, as `crypten_backend.run` writes them.
+        say: tells the starter where this role listens.
+        hear: returns what the starter says later.
+
+    Returns:
+        The process's exit status.
+    """
+    role = str(settings["role"])
+    torch.set_num_threads(int(settings["threads"]))
+    kernels.warm()
+    links = _connect(role, settings, say, hear)
+    guarded, watched, pulses = sort_links(links)
+    end = end_timer()
+    silence_s = float(settings["timeout_s"])
+    watch = Watch(role, watched, guarded, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
+    watch.start()
+    gc.freeze()
+    try:
+        if role == DEALER:
+            wants, supplies = (
+                (links[PARTIES[0], purpose], links[PARTIES[1], purpose]) for purpose in ("data", "supply")
+            )
+            DemandDealer(wants, supplies, functools.partial(setattr, watch, "step")).serve()
+        else:
+            be_party(PARTIES.index(role), links, watch)
+        links[CALLER, "data"].recv("bye", timeout_s=None)
+    except PeerLost:
+        watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
+    except SecureError as error:
+        watch.abort(error)
+        return 5
+    except Exception as error:
+        watch.abort(ProtocolAbort(f"internal error: {place_of(error)}"))
+        return 5
+    finally:
+        for link in guarded:
+            link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    announce = os.fdopen(os.dup(1), "w")
+    # From here on what the program prints goes elsewhere: the pipe is for the address.
+    os.dup2(2, 1)
+    os._exit(run(serve, sys.stdin, announce))

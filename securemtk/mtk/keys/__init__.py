@@ -1,0 +1,1 @@
+"""Trigger-keys, who may use them, and the log of who did: what a role needs, without any training library."""

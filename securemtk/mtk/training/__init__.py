@@ -1,0 +1,1 @@
+"""Multi-trigger-key training: keyed samples, decoupling, the multi-task model."""

@@ -1,0 +1,1 @@
+"""ONNX files: reading them, running them in the clear, and what is known of their values."""

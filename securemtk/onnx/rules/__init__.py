@@ -1,0 +1,1 @@
+"""How each family of ONNX operators becomes steps of a program."""

@@ -1,0 +1,1 @@
+"""Networks split into a local and a cloud part."""

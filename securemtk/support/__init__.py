@@ -1,0 +1,1 @@
+"""Small things that all of securemtk uses: files, cores, values that travel."""
