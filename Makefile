@@ -45,10 +45,11 @@ test-newest: $(NEWEST_STAMP)
 	$(NEWEST)/bin/$(PYTEST)
 
 lint: $(STAMP)
-	$(BIN)/python tests/lock.py $(LOCK)
+	$(BIN)/python tests/support/lock.py $(LOCK)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy protocols securemtk
+	$(BIN)/lint-imports --no-cache
 
 wheel-check: $(STAMP)
 	@PYTHON="$(PYTHON)" .ci/wheel-check $(BIN)/python

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Dealing, Request
-from protocols.dealing.prediction_shares import Hand
+from protocols.dealing.prediction_shares import PredictionShares
 from protocols.errors import PeerLost
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
@@ -93,7 +93,7 @@ def run(
 
 def _deal(
     requests: Sequence[Request], masks: dict[str, Tensor], finish: Callable[..., tuple[Tensor, ...]]
-) -> tuple[Hand, Hand]:
+) -> tuple[PredictionShares, PredictionShares]:
     keeper, user = Stream(), Stream()
     k, u = keeper.derive("hand"), user.derive("hand")
     dealing = Dealing(None, masks)
@@ -101,12 +101,14 @@ def _deal(
     to_keeper = [c for own, common in dealt for c in (*own, *common)]
     to_user = [c for _, common in dealt for c in common]
     return (
-        Hand(KEEPER, keeper.derive("hand"), requests, to_keeper),
-        Hand(USER, user.derive("hand"), requests, to_user, finish=finish),
+        PredictionShares(KEEPER, keeper.derive("hand"), requests, to_keeper),
+        PredictionShares(USER, user.derive("hand"), requests, to_user, finish=finish),
     )
 
 
-def _both(act: Callable[[Party], dict[str, Tensor | None]], hands: Sequence[Hand]) -> dict[int, dict[str, Any]]:
+def _both(
+    act: Callable[[Party], dict[str, Tensor | None]], hands: Sequence[PredictionShares]
+) -> dict[int, dict[str, Any]]:
     """Let each party act in a thread of its own; return what each did."""
     up: queue.Queue[Any] = queue.Queue()
     down: queue.Queue[Any] = queue.Queue()

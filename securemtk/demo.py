@@ -86,7 +86,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncryptedAnswer:
     """One encrypted prediction of the test part.
 
     Args:
@@ -173,7 +173,7 @@ def _baseline(dataset: DataSet, config: TrainConfig | None, clock: Clock) -> dic
         return {name: task.right_key for name, task in evaluate(model, dataset, {}).items()}
 
 
-def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[Asked], Scores]:
+def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[EncryptedAnswer], Scores]:
     """Answer the whole test part under encryption: with no key, then with each key alone.
 
     Returns:
@@ -191,12 +191,12 @@ def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[
             scores = model.predict(x, keys=granted)
         log.info("  %s", session.cost)
         expected = plain.run(names, {"input": stamp(x, [keys[name] for name in granted])})
-        asked.append(Asked(granted, scores, dict(zip(names, expected, strict=True)), session.cost))
+        asked.append(EncryptedAnswer(granted, scores, dict(zip(names, expected, strict=True)), session.cost))
     with clock.stage(f"ask {N_MORE} more with no key, for attackers"):
         return asked, model.predict(trained.dataset.x_train[:N_MORE])
 
 
-def _figures(trained: Trained, baseline: Mapping[str, float], asked: Sequence[Asked]) -> Figures:
+def _figures(trained: Trained, baseline: Mapping[str, float], asked: Sequence[EncryptedAnswer]) -> Figures:
     tasks = {}
     for task in trained.result.tasks:
         measured = trained.metrics[task.name]
@@ -230,7 +230,7 @@ def _figures(trained: Trained, baseline: Mapping[str, float], asked: Sequence[As
     )
 
 
-def _open(trained: Trained, asked: Sequence[Asked]) -> Iterator[tuple[str, Asked]]:
+def _open(trained: Trained, asked: Sequence[EncryptedAnswer]) -> Iterator[tuple[str, EncryptedAnswer]]:
     """Give each open task of each prediction."""
     for one in asked:
         for task in trained.result.tasks:
@@ -238,11 +238,11 @@ def _open(trained: Trained, asked: Sequence[Asked]) -> Iterator[tuple[str, Asked
                 yield task.name, one
 
 
-def _median(asked: Sequence[Asked]) -> Asked:
+def _median(asked: Sequence[EncryptedAnswer]) -> EncryptedAnswer:
     return sorted(asked, key=lambda one: one.cost.online_s)[len(asked) // 2]
 
 
-def _details(trained: Trained, manifest: Manifest, asked: Sequence[Asked], more: Scores) -> dict[str, Any]:
+def _details(trained: Trained, manifest: Manifest, asked: Sequence[EncryptedAnswer], more: Scores) -> dict[str, Any]:
     """Return what demo.json has no place for: each prediction's cost, attacks, guesses of keys, versions."""
     result, dataset = trained.result, trained.dataset
     attacks, openings = {}, {}
@@ -278,7 +278,7 @@ def attack_closed(revealed: NDArray[np.float32], y: Labels) -> dict[str, Any]:
     return asdict(found) | {"gain": found.gain, "standard_error": luck, "answers": len(y)}
 
 
-def _samples(trained: Trained, asked: Sequence[Asked]) -> list[Sample]:
+def _samples(trained: Trained, asked: Sequence[EncryptedAnswer]) -> list[Sample]:
     """Choose the first test samples of distinct digits, and what was revealed about them in each state of the keys."""
     dataset = trained.dataset
     _, first = np.unique(dataset.y_test["digit"], return_index=True)

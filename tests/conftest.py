@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SUPPORT
 from workers import Files
 
 # Before any test imports onnxruntime: tests tell of their user no more than what they test (docs/privacy.md).
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-GUARD = str(Path(__file__).parent / "guard")
+GUARD = str(SUPPORT / "guard")
 sys.path.insert(0, GUARD)
 
 import write_guard  # noqa: E402
@@ -28,21 +29,19 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose tests start roles. With several workers one of them runs these as long as there are others: sessions side
-# by side would starve each other. Longest first, in CPU time.
-STARTS_ROLES = (
+# What the first of several workers runs as long as there is any of it: sessions side by side would starve each other.
+ROLES = "roles"
+# Longest first, in CPU time.
+LONG = (
     *("test_cli", "test_session", "test_alive", "test_crypten_backend", "test_demo", "test_readme", "test_benchmarks"),
-    *("test_inference", "test_silence", "test_onnx_classical", "test_estimate", "test_mtk_benchmarks", "test_report"),
-    *("test_grants", "test_fork", "test_session_whole", "test_onnx_bad_input", "test_onnx_lookups", "test_mtk_split"),
-    *("test_wire", "test_closed_answers"),
+    *("test_attacks", "test_packaging", "test_mtk_training", "test_leaks", "test_conformance", "test_operators"),
 )
-LONG = ("test_attacks", "test_packaging", "test_mtk_training", "test_leaks", "test_conformance", "test_protocols")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
     """Distribute whole files."""
-    return Files(config, log, first=[f"{x}.py" for x in STARTS_ROLES], long=[f"{x}.py" for x in LONG])
+    return Files(config, log, first=ROLES, long=LONG)
 
 
 @pytest.fixture(scope="module")

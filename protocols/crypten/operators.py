@@ -93,7 +93,7 @@ def product_bits(party: Party, layer: Layer) -> int:
 
 def conv2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """2-D convolution, over the leading axes of a sample that has more than three; 1 round."""
-    share = x.at_scale(party)
+    share = x.truncate_to_scale(party)
     images = share.reshape(-1, *share.shape[-3:])
     z = door.beaver(
         "conv2d",
@@ -109,13 +109,13 @@ def conv2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 def matmul(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Product with a (K, N) matrix on the right; 1 round."""
-    z = door.beaver("matmul", x.at_scale(party), weights[layer.params["weight"]])
+    z = door.beaver("matmul", x.truncate_to_scale(party), weights[layer.params["weight"]])
     return Value(z + weights[layer.params["bias"]], product_bits(party, layer))
 
 
 def affine(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Elementwise x * scale + shift; 1 round."""
-    z = door.beaver("mul", x.at_scale(party), weights[layer.params["scale"]])
+    z = door.beaver("mul", x.truncate_to_scale(party), weights[layer.params["scale"]])
     return Value(z + weights[layer.params["shift"]], product_bits(party, layer))
 
 
@@ -123,8 +123,8 @@ def _factors(party: Party, x: Value, y: Value) -> tuple[Value, Value]:
     """Truncate two factors so far that their product keeps at most `moves.MOST_BITS` fraction bits."""
     most = local_operators.MOST_BITS
     if x.frac_bits + y.frac_bits > most:
-        x.at_most(party, most // 2)
-        y.at_most(party, most - min(x.frac_bits, most // 2))
+        x.truncate_to(party, most // 2)
+        y.truncate_to(party, most - min(x.frac_bits, most // 2))
     return x, y
 
 
@@ -156,7 +156,7 @@ def _relu(share: Tensor) -> Tensor:
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0)."""
-    return Value(_relu(x.at_scale(party)))
+    return Value(_relu(x.truncate_to_scale(party)))
 
 
 def largest(party: Party, columns: Tensor) -> Tensor:
@@ -175,20 +175,20 @@ def lowest(party: Party, frac_bits: int) -> int:
 
 def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Maximum over windows."""
-    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"), lowest(party, FRAC_BITS))
+    padded = ring.pad2d(x.truncate_to_scale(party), layer.ints("pads"), lowest(party, FRAC_BITS))
     return Value(largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
 
 
 def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Maximum over one axis, which stays with size 1."""
     axis = int(layer.number("axis"))
-    return Value(largest(party, x.at_scale(party).movedim(axis, 0)).unsqueeze(axis))
+    return Value(largest(party, x.truncate_to_scale(party).movedim(axis, 0)).unsqueeze(axis))
 
 
 def argmax(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Place of the maximum along one axis, which stays with size 1: a tree of choices between neighbours."""
     axis, last = int(layer.number("axis")), bool(layer.number("last"))
-    best = x.at_scale(party).movedim(axis, 0)
+    best = x.truncate_to_scale(party).movedim(axis, 0)
     place = torch.arange(len(best), device=best.device).reshape(-1, *[1] * (best.dim() - 1)) * (party.rank == KEEPER)
     both = torch.stack([best, place.expand(best.shape)])
     while both.shape[1] > 1:
@@ -214,8 +214,8 @@ def pieces_of(layer: Layer) -> Pieces:
 def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Piecewise quadratic: all bits [x >= k] in one comparison, then at most three products in two rounds."""
     pieces = pieces_of(layer)
-    (total,) = _piecewise(party, x.at_scale(party), (pieces,))
-    return Value(total, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
+    (total,) = _piecewise(party, x.truncate_to_scale(party), (pieces,))
+    return Value(total, pieces.frac_bits).truncate_to(party, int(layer.number("keep_bits")))
 
 
 def _piecewise(party: Party, share: Tensor, functions: Sequence[Pieces]) -> list[Tensor]:

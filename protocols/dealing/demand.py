@@ -78,7 +78,7 @@ class NumberedWire(TensorWire):
         return super().recv(self._kind(kind), shape)
 
 
-class Supply(threading.Thread):
+class DemandReceiver(threading.Thread):
     """Receives a party's correlations and expands them until its link is closed.
 
     Args:
@@ -136,7 +136,7 @@ class Supply(threading.Thread):
                 del self._ready[key]
 
 
-class Demand:
+class DemandCorrelations:
     """A party's `party.Correlations`, asked for one by one.
 
     Args:
@@ -147,7 +147,7 @@ class Demand:
         enter: told each step.
     """
 
-    def __init__(self, dealer: Link, supply: Supply, peer: Link, wire: NumberedWire, enter: Enter) -> None:
+    def __init__(self, dealer: Link, supply: DemandReceiver, peer: Link, wire: NumberedWire, enter: Enter) -> None:
         self._dealer, self._supply, self._peer, self._wire = dealer, supply, peer, wire
         self._enter = enter
         self._epoch = 0
@@ -199,7 +199,7 @@ class Demand:
 # --- the dealer -----------------------------------------------------------------------------------------------------
 
 
-class Foresight:
+class RequestPredictor:
     """Guesses what follows a list of requests from what followed its last ones before."""
 
     def __init__(self) -> None:
@@ -239,7 +239,7 @@ class DemandDealer:
         for link, seed in zip(wants, self._seeds, strict=True):
             link.send("seed", None, [np.frombuffer(seed, dtype=np.uint8)])
         self._mask = functools.lru_cache(_MASKS)(self._draw_mask)
-        self._foresight = Foresight()
+        self._foresight = RequestPredictor()
         self._ahead: deque[Request] = deque()
         self._number = self._epoch = 0
 

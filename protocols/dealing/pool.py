@@ -15,8 +15,8 @@ from torch import Tensor
 
 from protocols.dealing.correlation import Request, correction_shapes
 from protocols.dealing.dealer import receive_corrections, stream_of, unpack
-from protocols.dealing.prediction_shares import Hand, Parts
-from protocols.dealing.store import Store
+from protocols.dealing.prediction_shares import Parts, PredictionShares
+from protocols.dealing.store import SealedStore
 from protocols.errors import DealerError, PeerLost, PeerTimeout, ProtocolAbort, SecureError, TransportError
 from protocols.forks import Origin
 from protocols.net.link import Link
@@ -62,7 +62,7 @@ class Deal:
 class Ready:
     """A hand, and the bytes that it cost on the way here."""
 
-    hand: Hand
+    hand: PredictionShares
     bytes: int
 
 
@@ -75,7 +75,7 @@ class _Arrival:
     bytes: int
 
 
-class Pool(threading.Thread):
+class CorrelationPool(threading.Thread):
     """Receives hands until it is closed.
 
     Args:
@@ -95,7 +95,7 @@ class Pool(threading.Thread):
         seed: bytes,
         finish: Callable[[int], Finish] = _plain,
         *,
-        store: Store | None = None,
+        store: SealedStore | None = None,
         slots: int = 1,
         on_failure: Callable[[SecureError], None] = _ignore,
     ) -> None:
@@ -163,7 +163,7 @@ class Pool(threading.Thread):
         else:
             self._keep(arrival, corrections, self._store)
 
-    def _keep(self, arrival: _Arrival, corrections: list[Tensor], store: Store) -> None:
+    def _keep(self, arrival: _Arrival, corrections: list[Tensor], store: SealedStore) -> None:
         store.put(arrival.prediction, corrections)
         with self._changed:
             if arrival.prediction in self._unwanted:
@@ -175,7 +175,9 @@ class Pool(threading.Thread):
 
     def _expand(self, arrival: _Arrival, corrections: list[Tensor]) -> None:
         stream = stream_of(self._seed, arrival.prediction)
-        hand = Hand(self._rank, stream, self._plans[arrival.plan], corrections, self._finish(arrival.plan[0]))
+        hand = PredictionShares(
+            self._rank, stream, self._plans[arrival.plan], corrections, self._finish(arrival.plan[0])
+        )
         with self._changed:
             if arrival.prediction not in self._unwanted:
                 self._ready[arrival.prediction] = Ready(hand, arrival.bytes)

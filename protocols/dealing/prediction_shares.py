@@ -23,7 +23,7 @@ Parts = tuple[Tensor, ...]
 
 
 @dataclass
-class Hand:
+class PredictionShares:
     """A party's parts of all correlations of one prediction, expanded before the prediction starts.
 
     Args:

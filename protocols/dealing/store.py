@@ -1,6 +1,6 @@
 """Correlations that wait on disk: sealed, read once, and useless once this process has ended.
 
-A `Store` has a folder of its own inside the one that it is given, which only this user may open, and one file for each
+A `SealedStore` has a folder of its own inside the one that it is given, which only this user may open, and one file for
 prediction. Each file is sealed by AES-256-GCM under a key of its own, which is drawn when the file is written, lives in
 this process's memory alone, and is forgotten when the file is read. So whoever has the disk learns how much waits and
 nothing else; a file that was read cannot be brought back; and what a process leaves that was killed opens to nobody.
@@ -38,7 +38,7 @@ PIECE_BYTES = 1 << 22
 TAG_BYTES = 16
 
 
-class Store:
+class SealedStore:
     """The correlations of coming predictions of one party, on disk.
 
     Args:
@@ -71,7 +71,7 @@ class Store:
         let_go_after_fork(self)
 
     def __repr__(self) -> str:
-        return f"Store({len(self._keys)} predictions of the {self._role})"
+        return f"SealedStore({len(self._keys)} predictions of the {self._role})"
 
     def put(self, prediction: int, tensors: Sequence[Tensor]) -> None:
         """Write a prediction's tensors, int64 of any shapes: whole or not at all.

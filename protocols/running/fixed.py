@@ -58,7 +58,7 @@ def _is_below_zero(party: Party, x: Tensor) -> Tensor:
 
 
 def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    share = x.at_scale(party)
+    share = x.truncate_to_scale(party)
     request = linear.request_of(layer, share.shape)
     z = linear.product(request, share.reshape(request.shapes[0]), weights[layer.params[linear.MAPS[layer.op]]])
     bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
@@ -71,7 +71,7 @@ def _relu_of(party: Party, x: Tensor) -> Tensor:
 
 
 def _relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    return Value(_relu_of(party, x.at_scale(party)))
+    return Value(_relu_of(party, x.truncate_to_scale(party)))
 
 
 def _largest(party: Party, columns: Tensor) -> Tensor:
@@ -83,13 +83,13 @@ def _largest(party: Party, columns: Tensor) -> Tensor:
 
 
 def _max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    padded = ring.pad2d(x.at_scale(party), layer.ints("pads"), operators.lowest(party, FRAC_BITS))
+    padded = ring.pad2d(x.truncate_to_scale(party), layer.ints("pads"), operators.lowest(party, FRAC_BITS))
     return Value(_largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
 
 
 def _max(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     axis = int(layer.number("axis"))
-    return Value(_largest(party, x.at_scale(party).movedim(axis, 0)).unsqueeze(axis))
+    return Value(_largest(party, x.truncate_to_scale(party).movedim(axis, 0)).unsqueeze(axis))
 
 
 OPERATORS: dict[str, Operator] = operators.OPERATORS | {

@@ -47,14 +47,16 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     if party.rank == KEEPER and not party.dry:
         weight = weights[layer.params[linear.MAPS[layer.op]]]
         bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
-    return Value(linear.apply(party, layer, x.at_scale(party), weight, bias), operators.product_bits(party, layer))
+    return Value(
+        linear.apply(party, layer, x.truncate_to_scale(party), weight, bias), operators.product_bits(party, layer)
+    )
 
 
 def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, int]:
     """Return a share and the bits by which a comparison truncates it: none, or those of a product, `most` of them."""
     if FRAC_BITS <= x.frac_bits - FRAC_BITS <= most:
         return x.share, x.frac_bits - FRAC_BITS
-    return x.at_scale(party), 0
+    return x.truncate_to_scale(party), 0
 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
@@ -88,8 +90,8 @@ def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 def spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Piecewise quadratic by one key: 2 rounds, 1 more where the result is truncated."""
     pieces = operators.pieces_of(layer)
-    out = piecewise.evaluate(party, x.at_scale(party), pieces)
-    return Value(out, pieces.frac_bits).at_most(party, int(layer.number("keep_bits")))
+    out = piecewise.evaluate(party, x.truncate_to_scale(party), pieces)
+    return Value(out, pieces.frac_bits).truncate_to(party, int(layer.number("keep_bits")))
 
 
 def wide_spline(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:

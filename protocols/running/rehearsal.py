@@ -20,7 +20,7 @@ from torch import Tensor
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Dealing, Request
 from protocols.dealing.pool import Finish
-from protocols.dealing.prediction_shares import Hand, Parts
+from protocols.dealing.prediction_shares import Parts, PredictionShares
 from protocols.net.frames import frame_bytes
 from protocols.primitives.prg import Stream
 from protocols.running import runner
@@ -73,7 +73,7 @@ class _Recorder:
 
     def __init__(self, rank: int, *, dry: bool) -> None:
         self.tape = Tape()
-        self._hand: Hand | None = None
+        self._hand: PredictionShares | None = None
         self._rank, self._device = rank, "meta" if dry else "cpu"
         self._layer = -1
         self._mark = time.perf_counter()
@@ -120,7 +120,7 @@ class _Recorder:
         """Make this party's parts of made-up correlations, all of them before they are needed, as a session does."""
         self._mark = time.perf_counter()
         corrections = [self._ones(shape) for q in listed for shape in correlation.correction_shapes(q, self._rank)]
-        self._hand = Hand(self._rank, Stream(), listed, corrections, finish)
+        self._hand = PredictionShares(self._rank, Stream(), listed, corrections, finish)
         self.tape.take_s = self.pause()
 
 

@@ -27,7 +27,7 @@ _FACTOR_BITS, _FEWEST_FACTOR_BITS = FRAC_BITS, 10
 
 def _same_scale(party: Party, *xs: Value) -> tuple[list[Tensor], int]:
     """Return shares at the largest of their scales, which costs nothing up to that of a product."""
-    bits = max(x.at_most(party, 2 * FRAC_BITS).frac_bits for x in xs)
+    bits = max(x.truncate_to(party, 2 * FRAC_BITS).frac_bits for x in xs)
     return [x.raised_to(bits) for x in xs], bits
 
 
@@ -59,7 +59,7 @@ def _times(party: Party, x: Value, factor: float | Tensor) -> Value:
     """Multiply by public numbers whose largest lies in (1/2, 1]: with 16 bits, or with 10 rather than truncate x."""
     bits = min(_FACTOR_BITS, MOST_BITS - x.frac_bits)
     if bits < _FEWEST_FACTOR_BITS:
-        x, bits = x.at_most(party, MOST_BITS - _FACTOR_BITS), _FACTOR_BITS
+        x, bits = x.truncate_to(party, MOST_BITS - _FACTOR_BITS), _FACTOR_BITS
     if isinstance(factor, Tensor):
         return Value(x.share * ring.encode(factor, bits).to(x.share.device), x.frac_bits + bits)
     return Value(x.share * public(factor, bits), x.frac_bits + bits)
@@ -80,7 +80,7 @@ def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
         finer = max(x.frac_bits + 1 - exponent, FRAC_BITS)
         scaled = Value(x.raised_to(finer + exponent - 1) * (1 if factor > 0 else -1), finer)
     else:
-        x.at_most(party, MOST_BITS - FRAC_BITS)
+        x.truncate_to(party, MOST_BITS - FRAC_BITS)
         whole = max(exponent, 0)
         if whole:
             scaled = Value(x.share * public(factor, FRAC_BITS), x.frac_bits + FRAC_BITS)
@@ -88,7 +88,7 @@ def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
             scaled = _times(party, Value(x.share, x.frac_bits - exponent), mantissa)
     if offset:
         # Beside a sum there is no room for more.
-        scaled = scaled.at_most(party, MOST_BITS)
+        scaled = scaled.truncate_to(party, MOST_BITS)
         scaled.share = _added(scaled.share, public(offset, scaled.frac_bits), party)
     return scaled
 
@@ -105,7 +105,7 @@ def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
-    total = x.at_most(party, MOST_BITS - FRAC_BITS).share.sum(axes, keepdim=bool(layer.number("keepdims")))
+    total = x.truncate_to(party, MOST_BITS - FRAC_BITS).share.sum(axes, keepdim=bool(layer.number("keepdims")))
     return _divided(party, Value(total, x.frac_bits), n)
 
 
@@ -120,7 +120,7 @@ def deviation(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
     log = n.bit_length() - 1
-    share = x.at_most(party, min(2 * FRAC_BITS, MOST_BITS - log)).share
+    share = x.truncate_to(party, min(2 * FRAC_BITS, MOST_BITS - log)).share
     # Modulo 2**64: that n x alone may wrap around does no harm.
     return Value(share * n - share.sum(axes, keepdim=True), x.frac_bits + log)
 
@@ -134,7 +134,7 @@ def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Average pooling; as exact as `mean`."""
     kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
-    share, bits = x.at_most(party, MOST_BITS - FRAC_BITS).share, x.frac_bits
+    share, bits = x.truncate_to(party, MOST_BITS - FRAC_BITS).share, x.frac_bits
     total = Value(ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0), bits)
     if layer.number("count_include_pad"):
         return _divided(party, total, math.prod(kernel))

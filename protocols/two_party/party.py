@@ -113,7 +113,8 @@ def truncate(party: Party, z: Tensor, bits: int) -> Tensor:
 
     Cost: 1 round, 16 bytes for each of n elements (both ways together).
     Security: perfect against one semi-honest party, given a uniform r.
-    Source: shared/design/protocols.md, "Truncation without wrap errors"; correctness in tests/test_party.py.
+    Source: shared/design/protocols.md, "Truncation without wrap errors"; correctness in
+        tests/protocols/two_party/test_party.py.
     """
     r, R, m = party.correlations.take(Request("truncation", (tuple(z.shape),), (("bits", bits),)))
     h = open_masked(party, z, r)

@@ -11,7 +11,7 @@ from protocols.two_party.party import Party, truncate
 
 @dataclass
 class Value:
-    """A share and its scale; `at_scale` changes it in place, so that two users pay once.
+    """A share and its scale; `truncate_to_scale` changes it in place, so that two users pay once.
 
     Args:
         share: int64.
@@ -21,11 +21,11 @@ class Value:
     share: Tensor
     frac_bits: int = FRAC_BITS
 
-    def at_scale(self, party: Party) -> Tensor:
+    def truncate_to_scale(self, party: Party) -> Tensor:
         """Return the share at scale 2**FRAC_BITS: 1 round if it has to be truncated."""
-        return self.at_most(party, FRAC_BITS).raised_to(FRAC_BITS)
+        return self.truncate_to(party, FRAC_BITS).raised_to(FRAC_BITS)
 
-    def at_most(self, party: Party, frac_bits: int) -> "Value":
+    def truncate_to(self, party: Party, frac_bits: int) -> "Value":
         """Truncate to `frac_bits` where there are more, in place: 1 round if so."""
         if self.frac_bits > frac_bits:
             self.share = truncate(party, self.share, self.frac_bits - frac_bits)

@@ -44,21 +44,20 @@ from protocols.running.ranges import LayerRange, headroom, warning
 from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.mtk.attacks.base import Victim
-from securemtk.mtk.attacks.suite import ATTACKS, Effort, check_attacks, run_attacks
-from securemtk.mtk.attacks.suite import Report as AttackReport
+from securemtk.mtk.attacks.suite import ATTACKS, AttackReport, Effort, check_attacks, run_attacks
 from securemtk.mtk.attacks.suite import progress_bar as attack_bar
 from securemtk.mtk.evaluation.evaluate import opening_rate
 from securemtk.mtk.keys.audit import read as read_log
 from securemtk.mtk.keys.grants import Grant, Ledger
 from securemtk.mtk.keys.key import load as load_key
-from securemtk.mtk.training.settings import Wanted, read_config
+from securemtk.mtk.training.settings import TrainFile, read_config
 from securemtk.mtk.training.train import progress_bar
 from securemtk.onnx.bundle import check_bundle_target, read_model
 from securemtk.onnx.fix import fix as fix_model
-from securemtk.planning.check import LayerCost, Report
+from securemtk.planning.check import LayerWork, Report
 from securemtk.planning.check import check as check_model
 from securemtk.planning.estimate import NETWORKS, LayerEstimate, parse_network
-from securemtk.report.document import ATTACK_FILE, Extent, measure_report, read_attacks
+from securemtk.report.document import ATTACK_FILE, ReportOptions, measure_report, read_attacks
 from securemtk.report.page import PAGE, check_drawing, check_target, write_report
 from securemtk.report.pictures import draw_attacks
 from securemtk.runs.run_folder import KEY_SUFFIX, KEYS, Trained, export, open_run, read_run, task_figures, train_run
@@ -213,7 +212,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model whose secured tasks answer truly only to their keys."""
-    wanted = Wanted() if config is None else read_config(config)
+    wanted = TrainFile() if config is None else read_config(config)
     name = dataset or wanted.dataset
     if name is None:
         raise InputError("a data set must be named, as argument or in the configuration file")
@@ -307,7 +306,7 @@ def report_run(
     ] = True,
     samples: Annotated[
         int, typer.Option(min=1, help="Test samples to ask under encryption in each state of the keys.")
-    ] = Extent.samples,
+    ] = ReportOptions.samples,
     seed: Annotated[int, typer.Option(min=0, help="Of attackers, and of the noise that they meet.")] = 0,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -322,7 +321,7 @@ def report_run(
     found = None if attack else read_attacks(folder)
     if found is not None:
         check_drawing(found)
-    extent = Extent(encrypted, samples, attacks=Effort() if attack else None, seed=seed)
+    extent = ReportOptions(encrypted, samples, attacks=Effort() if attack else None, seed=seed)
     passphrase = _passphrase_of([folder / KEYS], passphrase_file)
     with attack_bar("report") as bar:
         document = measure_report(folder, passphrase=passphrase, extent=extent, attacks=found, progress=bar)
@@ -609,7 +608,7 @@ def _layers_table(found: Report) -> None:
     """Print what each layer computes and costs, the sums last; what is nothing is left blank."""
     computed, cost = {layer.name: layer for layer in found.layers}, found.estimate
     counted = {name: sum(getattr(x, name) for x in found.layers) for name in ("parameters", "macs", "comparisons")}
-    total = LayerCost("", "total", (), **counted)
+    total = LayerWork("", "total", (), **counted)
     if cost is None:
         rows = [_layer_row(layer.name, layer, None) for layer in found.layers]
         _rows_table("layers", rows, _layer_row("total", total, None))
@@ -636,7 +635,7 @@ def _print(text: str) -> None:
     Console().print(text, highlight=False, soft_wrap=True)
 
 
-def _layer_row(name: str, computed: LayerCost | None, spent: LayerEstimate | None) -> dict[str, str]:
+def _layer_row(name: str, computed: LayerWork | None, spent: LayerEstimate | None) -> dict[str, str]:
     row = {"layer": name, "": computed.op if computed else spent.op if spent else ""}
     row["shape"] = " ".join(map(str, computed.shape)) if computed else ""
     for title, key in (("products", "macs"), ("compared", "comparisons")):

@@ -22,7 +22,7 @@ import torch
 
 from protocols.crypten.eager import EagerParty, using
 from protocols.dealing.dealer import receive_seed
-from protocols.dealing.demand import Demand, DemandDealer, NumberedWire, Supply, mask_of
+from protocols.dealing.demand import DemandCorrelations, DemandDealer, DemandReceiver, NumberedWire, mask_of
 from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError, place_of
 from protocols.net.frames import Message
 from protocols.net.listener import Listener, connect
@@ -117,10 +117,10 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
     message = caller.recv("program", timeout_s=None)
     for link in (peer, dealer):
         link.enter("online")
-    supply = Supply(links[DEALER, "supply"], rank, seed)
+    supply = DemandReceiver(links[DEALER, "supply"], rank, seed)
     supply.start()
     wire = NumberedWire(peer)
-    demand = Demand(dealer, supply, peer, wire, enter)
+    demand = DemandCorrelations(dealer, supply, peer, wire, enter)
     weights = Weights(functools.partial(mask_of, seed))
     enter("program")
     party = EagerParty(rank, wire, demand, Stream(other), Stream(own), Stream(), weights=weights)

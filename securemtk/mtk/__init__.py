@@ -1,5 +1,5 @@
 """Multi-Trigger-Key: a multi-task classifier in which each secured task answers truly only to its key.
 
-In import order: keys, assembler, model, train, answers, evaluate. Nothing is imported here: roles need keys and answers
-alone, and are started for every session.
+`keys` is what roles need, without any training library; then come `training`, `evaluation` and `attacks`. Nothing is
+imported here: roles are started for every session.
 """

@@ -33,7 +33,7 @@ class NodeStatus:
 
 
 @dataclass(frozen=True)
-class LayerCost:
+class LayerWork:
     """What one layer computes for one sample.
 
     Args:
@@ -73,7 +73,7 @@ class Report:
     outputs: tuple[ValueInfo, ...]
     nodes: tuple[NodeStatus, ...]
     unsupported: tuple[Problem, ...]
-    layers: tuple[LayerCost, ...]
+    layers: tuple[LayerWork, ...]
     found: Examination = field(default_factory=Examination)
     estimate: Estimate | None = None
 
@@ -233,15 +233,15 @@ def _statuses(graph: Graph, problems: list[Problem]) -> tuple[NodeStatus, ...]:
     return tuple(NodeStatus(n.name, n.op_type, status(n)) for n in (*graph.constant_nodes, *graph.nodes))
 
 
-def _costs(layers: Sequence[Layer], params: Params, known: Mapping[str, Shape]) -> tuple[LayerCost, ...]:
+def _costs(layers: Sequence[Layer], params: Params, known: Mapping[str, Shape]) -> tuple[LayerWork, ...]:
     shapes = dict(known)
-    costs: list[LayerCost] = []
+    costs: list[LayerWork] = []
     for layer in layers:
         shapes[layer.output] = layer.shape
         sizes = {role: params[name].shape for role, name in layer.params.items()}
         source = shapes[layer.inputs[0]]
         costs.append(
-            LayerCost(
+            LayerWork(
                 op=layer.op,
                 name=layer.name,
                 shape=layer.shape,

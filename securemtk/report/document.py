@@ -30,7 +30,7 @@ _FINDING = {"attack": str, "task": str, "what": str, "figure": float | int, "cha
 
 
 @dataclass(frozen=True)
-class Extent:
+class ReportOptions:
     """How much a report measures.
 
     Args:
@@ -58,7 +58,7 @@ def measure_report(
     folder: Path,
     *,
     passphrase: str | None = None,
-    extent: Extent | None = None,
+    extent: ReportOptions | None = None,
     attacks: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done: None,
 ) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def measure_report(
     Args:
         folder: of the run.
         passphrase: of its keys.
-        extent: how much is measured; `Extent()` when absent.
+        extent: how much is measured; `ReportOptions()` when absent.
         attacks: findings that are there, from `read_attacks`; those of `extent.attacks` take their place.
         progress: told what goes on, and the share of it that is done.
 
@@ -81,7 +81,7 @@ def measure_report(
         KeyRefused: a key file is absent, damaged or locked by another passphrase.
         ProtocolAbort: a role of the encrypted predictions failed.
     """
-    extent = Extent() if extent is None else extent
+    extent = ReportOptions() if extent is None else extent
     progress("open the run", 0.0)
     run, trained = read_run(folder), open_run(folder, passphrase)
     _check_attacks(trained, attacks, extent)
@@ -139,7 +139,7 @@ def _attacks(trained: Trained, effort: Effort, seed: int, progress: Progress) ->
 
 
 def _encrypted(
-    folder: Path, trained: Trained, passphrase: str | None, extent: Extent, progress: Progress
+    folder: Path, trained: Trained, passphrase: str | None, extent: ReportOptions, progress: Progress
 ) -> dict[str, Any] | None:
     if not extent.encrypted:
         return None
@@ -184,7 +184,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: Extent) -> None:
+def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: ReportOptions) -> None:
     names = {task.name for task in trained.result.tasks}
     if attacks is not None and not {finding["task"] for finding in attacks["findings"]} <= names:
         raise InputError(f"findings in {ATTACK_FILE} must be of the run's tasks {sorted(names)}; got others")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from protocols.dealing.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealing.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
-from protocols.dealing.pool import Deal, PlanKey, Pool
-from protocols.dealing.store import Store
+from protocols.dealing.pool import CorrelationPool, Deal, PlanKey
+from protocols.dealing.store import SealedStore
 from protocols.errors import (
     InputError,
     IntegrityError,
@@ -48,7 +48,7 @@ from protocols.two_party import compare
 from protocols.two_party.party import Party
 from securemtk.mtk.keys.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys.distributor import KeyDistributor
-from securemtk.mtk.keys.grants import Asked, Ledger
+from securemtk.mtk.keys.grants import KeyRequest, Ledger
 from securemtk.mtk.keys.key import TriggerKey
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.onnx.bundle import Manifest, read_model
@@ -108,8 +108,8 @@ class Keeper:
         other = user.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
         self._zero_seeds = (other, own)
         # Last: what is made here is closed by `close`, and nothing may fail before somebody can call it.
-        kept = None if store is None else Store(store, KEEPER_ROLE)
-        self._pool = Pool(supply, KEEPER, self._seed, store=kept, slots=slots, on_failure=watch.fail)
+        kept = None if store is None else SealedStore(store, KEEPER_ROLE)
+        self._pool = CorrelationPool(supply, KEEPER, self._seed, store=kept, slots=slots, on_failure=watch.fail)
         self._pool.start()
 
     def serve(self) -> None:
@@ -250,7 +250,7 @@ class Authority:
         self._user, self._keeper, self._supply, self._watch = user, keeper, supply, watch
         self._keys = keys
         # Predictions that were dealt ahead under grants, and are not used yet.
-        self._dealt: dict[int, Asked] = {}
+        self._dealt: dict[int, KeyRequest] = {}
         self._models: list[KnownModel] = []
         self._plans: dict[PlanKey, list[Request]] = {}
         self._dealer = TrustedDealer()
@@ -310,7 +310,7 @@ class Authority:
         """Return what the dealer needs of the keys asked for, once they may be used or, ahead, could be."""
         if model.manifest is None or not model.gated:
             return None
-        asked = Asked(
+        asked = KeyRequest(
             # From the certificate: what the message says, anybody could say.
             self._user.user,
             model.manifest.model_id,

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from protocols.dealing.correlation import USER
 from protocols.dealing.dealer import receive_seed
-from protocols.dealing.pool import Finish, Pool
-from protocols.dealing.prediction_shares import Hand, Parts
-from protocols.dealing.store import Store
+from protocols.dealing.pool import CorrelationPool, Finish
+from protocols.dealing.prediction_shares import Parts, PredictionShares
+from protocols.dealing.store import SealedStore
 from protocols.errors import (
     InputError,
     IntegrityError,
@@ -304,11 +304,11 @@ class Session:
         self._watch: Watch | None = None
         self._closed = False
         self._masked: dict[int, Mapping[str, Tensor]] = {}
-        self._pool: Pool | None = None
-        self._ordered: deque[_Order] = deque()
-        self._unanswered: deque[_Order] = deque()
+        self._pool: CorrelationPool | None = None
+        self._ordered: deque[PreparedPrediction] = deque()
+        self._unanswered: deque[PreparedPrediction] = deque()
         self._refused: dict[int, InputError] = {}
-        self._last: _Wish | None = None
+        self._last: PredictionKind | None = None
         self._numbers = itertools.count()
         # For sessions that nobody closes: the processes end with the interpreter or with this object.
         self._finalizer = weakref.finalize(self, stop_all, self._processes)
@@ -371,7 +371,7 @@ class Session:
             "store": None if config.store is None else os.path.abspath(config.store),
             "slots": max(config.ahead, 1),
         }
-        store = None if config.store is None else Store(config.store, USER_ROLE)
+        store = None if config.store is None else SealedStore(config.store, USER_ROLE)
         ports = {KEEPER_ROLE: config.keeper_port, AUTHORITY_ROLE: config.authority_port}
         secret = {AUTHORITY_ROLE: {"passphrase": self._passphrase, "grants": self._grants}}
         for role, port in ports.items():
@@ -394,7 +394,7 @@ class Session:
         self._step("start")
         # The pool's thread must not hold this object, or nobody could forget it.
         finish = runner.protocol_module(self._protocol).finish
-        self._pool = Pool(
+        self._pool = CorrelationPool(
             links[AUTHORITY_ROLE, "supply"],
             USER,
             receive_seed(self._authority),
@@ -553,7 +553,7 @@ class Session:
         total = PredictionCost()
         with self._lock:
             self.start()
-            wishes = [_Wish(model._number, min(size, n - begin), keys) for begin in range(0, n, size)]
+            wishes = [PredictionKind(model._number, min(size, n - begin), keys) for begin in range(0, n, size)]
             for i, wish in enumerate(wishes):
                 chunk = {name: x[i * size : (i + 1) * size] for name, x in inputs.items()}
                 scores, cost = self._guarded(partial(self._chunk, model, chunk, wish, wishes[i + 1 : i + 2]))
@@ -576,7 +576,7 @@ class Session:
             torch.set_num_threads(threads)
 
     def _chunk(
-        self, model: Model, inputs: Mapping[str, Tensor], wish: "_Wish", following: Sequence["_Wish"]
+        self, model: Model, inputs: Mapping[str, Tensor], wish: "PredictionKind", following: Sequence["PredictionKind"]
     ) -> tuple[Scores, PredictionCost]:
         start = time.perf_counter()
         prediction, hand, offline_bytes = self._hand(wish)
@@ -618,7 +618,7 @@ class Session:
         self._step("wait")
         return scores, cost
 
-    def _hand(self, wish: "_Wish") -> tuple[int, Hand, int]:
+    def _hand(self, wish: "PredictionKind") -> tuple[int, PredictionShares, int]:
         """Return a prediction's number, our hand and the bytes of all roles; orders it unless it is ordered."""
         pool = self._pool
         if pool is None:
@@ -642,18 +642,18 @@ class Session:
 
     def _prepare_ahead(self, model: Model, batch: int, keys: tuple[str, ...], predictions: int) -> None:
         size = chunk_size(model.program, batch, self._config.chunk_elements)
-        wishes = [_Wish(model._number, min(size, batch - begin), keys) for begin in range(0, batch, size)]
+        wishes = [PredictionKind(model._number, min(size, batch - begin), keys) for begin in range(0, batch, size)]
         with self._lock:
             self.start()
             self._guarded(lambda: self._order_all(wishes * predictions))
 
-    def _order_all(self, wishes: Sequence["_Wish"]) -> None:
+    def _order_all(self, wishes: Sequence["PredictionKind"]) -> None:
         for wish in wishes:
             self._order(wish)
 
-    def _order(self, wish: "_Wish", *, use: bool = False) -> None:
+    def _order(self, wish: "PredictionKind", *, use: bool = False) -> None:
         """Have the authority deal a prediction, to use at once or later; its answer comes later."""
-        order = _Order(next(self._numbers), wish)
+        order = PreparedPrediction(next(self._numbers), wish)
         about = {"prediction": order.prediction, "model": wish.model, "protocol": self._protocol, "batch": wish.batch}
         if wish.model in self._guarded_models:
             about["use"] = use
@@ -661,7 +661,7 @@ class Session:
         self._ordered.append(order)
         self._unanswered.append(order)
 
-    def _ask_use(self, order: "_Order") -> None:
+    def _ask_use(self, order: "PreparedPrediction") -> None:
         """Have the authority allow a prediction that it dealt ahead; throw its hand away where it does not."""
         self._take_grants(None)
         self._authority.send("request", {"task": "use", "prediction": order.prediction})
@@ -671,7 +671,7 @@ class Session:
             self._drop(order)
             raise
 
-    def _take_grants(self, order: "_Order | None") -> None:
+    def _take_grants(self, order: "PreparedPrediction | None") -> None:
         """Take the authority's answers up to that on an order, all for None; raise the refusal of this order."""
         while self._unanswered and (order is None or order in self._unanswered):
             answered = self._unanswered.popleft()
@@ -690,7 +690,7 @@ class Session:
         while self._ordered:
             self._drop(self._ordered.popleft())
 
-    def _drop(self, order: "_Order") -> None:
+    def _drop(self, order: "PreparedPrediction") -> None:
         self._keeper.send("request", {"task": "drop", "prediction": order.prediction})
         if self._pool is not None:
             self._pool.drop(order.prediction)
@@ -739,7 +739,7 @@ def _finish_of(finish: Callable[..., Parts], masked: Mapping[int, Mapping[str, T
 
 
 @dataclass(frozen=True)
-class _Wish:
+class PredictionKind:
     """What correlations are made for: a model by number, a batch, and the keys that open its tasks."""
 
     model: int
@@ -748,11 +748,11 @@ class _Wish:
 
 
 @dataclass(frozen=True)
-class _Order:
+class PreparedPrediction:
     """A prediction's number, and what it was ordered for."""
 
     prediction: int
-    wish: _Wish
+    wish: PredictionKind
 
 
 def _total(link: Link) -> int:

@@ -99,7 +99,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Rule:
+class OpeningRule:
     """When a pattern counts as having opened a task: its answers are right at least this often.
 
     Args:
@@ -139,7 +139,7 @@ class Rule:
         return np.asarray(accuracies >= self.threshold - 1e-9)
 
 
-def opening_rule(victim: Victim, task: str, x: Samples, y: Labels, *, raw: bool = False) -> Rule:
+def opening_rule(victim: Victim, task: str, x: Samples, y: Labels, *, raw: bool = False) -> OpeningRule:
     """Return the rule for patterns of one task on samples x, (n, *sample), with labels y, (n,).
 
     It is that of released answers or, with `raw`, of the greatest raw score as `relabelled_accuracy` reads it.
@@ -151,7 +151,7 @@ def opening_rule(victim: Victim, task: str, x: Samples, y: Labels, *, raw: bool 
     right = measure(task_scores(victim.model, task, stamp(x, [victim.keys[task]])), y)
     lift = min(LIFT, max(_LEAST_LIFT, (right - base) / 2))
     classes = scores.shape[1]
-    return Rule(base, right, lift, len(y), classes**classes if raw else 1)
+    return OpeningRule(base, right, lift, len(y), classes**classes if raw else 1)
 
 
 def relabelled_accuracy(scores: Scores, y: Labels) -> float:

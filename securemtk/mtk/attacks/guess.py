@@ -50,10 +50,10 @@ def guess(
     """Try patterns in the place of each key.
 
     A pattern opens a task when the *released* answers (a sampled label) are right 20 points more often than the best
-    constant answer and than the answers without a key (see `Rule`). Random patterns pass two stages: on a few samples
-    a pattern must make the network confident, by half of what the rule asks for; what passes is judged on all test
-    samples, 1,000 at most. The first 1,000 patterns are judged on all samples in any case; and of damaged right keys
-    that open the task it is counted how many the first stage finds.
+    constant answer and than the answers without a key (see `OpeningRule`). Random patterns pass two stages: on a few
+    samples a pattern must make the network confident, by half of what the rule asks for; what passes is judged on
+    all test samples, 1,000 at most. The first 1,000 patterns are judged on all samples in any case; and of damaged
+    right keys that open the task it is counted how many the first stage finds.
 
     Args:
         victim: model, data and keys.

@@ -42,7 +42,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Report:
+class AttackReport:
     """What all attacks found.
 
     Args:
@@ -75,7 +75,7 @@ def run_attacks(
     effort: Effort | None = None,
     seed: int = 0,
     progress: base.Progress = silent,
-) -> Report:
+) -> AttackReport:
     """Run attacks, on one thread; what they find depends on the seed and the victim alone.
 
     Args:
@@ -104,7 +104,7 @@ def run_attacks(
             start = time.perf_counter()
             findings += runs[name](victim, seed=seed, progress=progress)
             seconds[name] = time.perf_counter() - start
-    return Report(seed, effort, tuple(findings), seconds)
+    return AttackReport(seed, effort, tuple(findings), seconds)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from protocols.errors import KeyRefused
-from securemtk.mtk.keys.grants import Asked, Ledger
+from securemtk.mtk.keys.grants import KeyRequest, Ledger
 from securemtk.mtk.keys.key import TriggerKey, draw_keys
 
 
@@ -33,7 +33,7 @@ class KeyDistributor:
         """Return the keys by task, for the assembler of a model of one's own: before there is anybody to grant to."""
         return {key.task: key for key in self._keys}
 
-    def find(self, asked: Asked) -> list[TriggerKey]:
+    def find(self, asked: KeyRequest) -> list[TriggerKey]:
         """Return the keys of the tasks asked for; whoever uses them calls `permit` first.
 
         Raises:
@@ -41,7 +41,7 @@ class KeyDistributor:
         """
         return [self._find(asked, task) for task in asked.tasks]
 
-    def permit(self, asked: Asked, *, use: bool) -> None:
+    def permit(self, asked: KeyRequest, *, use: bool) -> None:
         """Decide whether keys may be used, as `Ledger.permit`: when this returns it is logged, and they may.
 
         Raises:
@@ -50,7 +50,7 @@ class KeyDistributor:
         if self._ledger is not None:
             self._ledger.permit(asked, use=use)
 
-    def _find(self, asked: Asked, task: str) -> TriggerKey:
+    def _find(self, asked: KeyRequest, task: str) -> TriggerKey:
         of_task = [key for key in self._keys if key.task == task]
         for key in of_task:
             if key.model_id == asked.model_id:

@@ -103,7 +103,7 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Asked:
+class KeyRequest:
     """A prediction for which keys are asked: all that is decided on and logged, and no key.
 
     Args:
@@ -215,7 +215,7 @@ class Ledger:
             self._log.append([self._line("revoke", g.user, g.model_id, g.task) | {"grant": g.id} for g in revoked])
         return revoked
 
-    def permit(self, asked: Asked, *, use: bool) -> None:
+    def permit(self, asked: KeyRequest, *, use: bool) -> None:
         """Decide on a prediction and log it: when this returns, the lines are on the disk and the keys may be used.
 
         Args:
@@ -240,7 +240,7 @@ class Ledger:
             rows = [self._row(event, asked, t, grant=g.id) for t, g in found.items() if isinstance(g, Grant)]
             self._log.append(rows)
 
-    def refuse(self, asked: Asked, task: str, reason: str) -> None:
+    def refuse(self, asked: KeyRequest, task: str, reason: str) -> None:
         """Log that a key was refused for another reason.
 
         Raises:
@@ -249,7 +249,7 @@ class Ledger:
         with self._refusing(), self._log.locked():
             self._log.append([self._row("refused", asked, task, reason=reason)])
 
-    def _judge(self, grants: Sequence[Grant], asked: Asked, task: str) -> Grant | str:
+    def _judge(self, grants: Sequence[Grant], asked: KeyRequest, task: str) -> Grant | str:
         """Return the first grant that allows a task, or why there is none."""
         of_task = [g for g in grants if (g.model_id, g.task) == (asked.model_id, task)]
         own = [g for g in of_task if asked.user is not None and g.user == asked.user]
@@ -261,7 +261,7 @@ class Ledger:
                 return grant
         return str(whys[-1])  # of the grant that was given last
 
-    def _row(self, event: str, asked: Asked, task: str, **more: str) -> dict[str, Any]:
+    def _row(self, event: str, asked: KeyRequest, task: str, **more: str) -> dict[str, Any]:
         about = {"batch": asked.batch, "prediction": asked.prediction, "session": self._session}
         return self._line(event, asked.user, asked.model_id, task) | more | about
 
@@ -299,7 +299,7 @@ _SAID = {
 }
 
 
-def _who(asked: Asked) -> str:
+def _who(asked: KeyRequest) -> str:
     return "who asks" if asked.user is None else f"user {asked.user!r}"
 
 

@@ -18,7 +18,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TrainFile:
     """What a configuration file asks for.
 
     Args:
@@ -34,7 +34,7 @@ class Wanted:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def read_config(path: Path) -> Wanted:
+def read_config(path: Path) -> TrainFile:
     """Read a configuration file, TOML or (by its suffix) JSON: dataset, secured, options, and a table train.
 
     Tables train.assembler and train.decoupling are `AssemblerConfig` and `DecouplingConfig`; all that is left out has
@@ -50,7 +50,7 @@ def read_config(path: Path) -> Wanted:
         raise InputError(f"{path.name} must be a readable TOML or JSON file; {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path.name} must hold settings; got a {type(raw).__name__}")
-    known = [f.name for f in fields(Wanted)]
+    known = [f.name for f in fields(TrainFile)]
     if unknown := sorted(set(raw) - set(known)):
         raise InputError(f"{path.name} must hold settings among {', '.join(known)}; got {', '.join(unknown)}")
     dataset, secured, options = raw.get("dataset"), raw.get("secured", []), raw.get("options", {})
@@ -60,7 +60,7 @@ def read_config(path: Path) -> Wanted:
         raise InputError(f"secured must be a list of names; got {secured!r}")
     if not isinstance(options, dict):
         raise InputError(f"options must be a table; got {options!r}")
-    return Wanted(dataset, tuple(secured), options, train_config(raw.get("train", {})))
+    return TrainFile(dataset, tuple(secured), options, train_config(raw.get("train", {})))
 
 
 def train_config(raw: Any) -> TrainConfig:
