@@ -27,7 +27,7 @@ TAG = re.compile(r"(?<![\w\])`])\[([A-Z][A-Za-z]+[0-9][0-9A-Z-]*[a-z]?)\](?!\()"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # A path from the root of the repository, with an anchor or without.
 FROM_ROOT = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)(?:#([\w-]+))?(?![\w/*{{<])")
-# The end of a path to a module or page: "compare.py", "mtk/keys.py".
+# The end of a path to a module or page, such as "test_docs.py" or "docs/protocols.md".
 FILE = re.compile(r"(?<![\w./{*<-])((?:[\w-]+/)*[\w-]+\.(?:py|md|j2))\b(?![\w/(])")
 # What only those who were there can read; the parts keep this file from speaking of it.
 ABSENT = re.compile(r"\bissue \d|\b(?:the|this|our|each) issue\b|\bissue's\b|_issues?_|\bsha" + "red/|the dig" + "est")
@@ -120,7 +120,7 @@ def where(path: Path, place: str) -> str:
 def is_missing(name: str, anchor: str | None) -> bool:
     """Return whether a path from the root, or its heading, is absent.
 
-    A decision may be named by its number, what is in a module as in "protocols/ring.encode".
+    A decision may be named by its number, what is in a module by a dot behind its path.
     """
     target = ROOT / name
     if target.exists():
