@@ -357,10 +357,10 @@ def chosen(sources: Iterable[str], ops: Sequence[str], match: str, every: int, e
 
     Args:
         sources: names of `SOURCES`.
-        ops: operators; none for all that issue 4 lists.
+        ops: operators; none for all of `LISTED`.
         match: text that a case's name must contain.
         every: take one case of so many of each operator.
-        everything: operators that the issue does not list as well.
+        everything: operators that are not listed as well.
     """
     wanted = set(ops or LISTED)
     found = [case for source in sources for case in SOURCES[source]() if match in case.name]
@@ -395,10 +395,10 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--session", action="store_true", help="in sessions of three processes instead of in this one")
     way.add_argument("--float", action="store_true", help="the imported program in float64 instead of encrypted")
     parser.add_argument("--sources", default=",".join(SOURCES), help=f"of {', '.join(SOURCES)}; default all")
-    parser.add_argument("--ops", default="", help="operators, with commas between; default all that the issue lists")
+    parser.add_argument("--ops", default="", help="operators, with commas between; default all that are listed")
     parser.add_argument("--match", default="", help="text in the name of the case")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="one case of N of each operator")
-    parser.add_argument("--everything", action="store_true", help="operators that the issue does not list, too")
+    parser.add_argument("--everything", action="store_true", help="operators that are not listed, too")
     parser.add_argument("--show", action="store_true", help="tell of each case that does not agree; write no files")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder of the JSON file")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="the Markdown file")

@@ -19,7 +19,7 @@ from onnx.backend.test.loader import load_model_tests
 Array = NDArray[Any]
 IR_VERSION = 10
 
-# The operators that issue 4 asks for.
+# The operators that were asked for.
 # fmt: off
 LISTED = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sign", "Min",

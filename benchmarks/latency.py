@@ -33,7 +33,7 @@ from protocols.errors import InputError
 OURS, CRYPTEN, SPU = "ours", "crypten", "spu"
 TITLES = {CRYPTEN: "stock CrypTen", SPU: "SPU semi2k"}
 THROUGHPUT_BATCHES = (1, 4, 16, 64, 256)
-# What issue 3 asks for: times faster online than CrypTen, than SPU, and with the dealer than the better one; rounds.
+# What is asked for: times faster online than CrypTen, than SPU, and with the dealer than the better one; rounds.
 GOALS = {("mlp", 4): (30, 10, 5, 8), ("cnn", 4): (30, 18, 5, 19), ("vgg16", 1): (18, 40, 4, 64)}
 # Predictions of ours for each run of a peer: they are short, and their tail is of interest.
 OURS_FOR_EACH = 3
@@ -188,7 +188,7 @@ def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def times_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of times and ratios; the issue's goals stand in brackets."""
+    """Return the Markdown table of times and ratios; the goals stand in brackets."""
     rows = []
     for run in runs:
         mine, goals = run["ours"], GOALS.get((run["model"], run["batch"]), (None,) * 4)

@@ -393,7 +393,9 @@ def mpc_tensor(share: Tensor, frac_bits: int = ring.FRAC_BITS) -> Any:
 def beaver(op: str, x: Tensor, y: Tensor, **options: Any) -> Tensor:
     """Return a share of op(x, y) mod 2**64 by CrypTen's Beaver protocol, without rescaling.
 
-    Cost: 1 round; 16 (|x| + |y|) bytes. Source: Beaver, CRYPTO 1991 [Bea91].
+    Cost: 1 round; 16 (|x| + |y|) bytes.
+    Security: both openings are under masks that serve once.
+    Source: Beaver, CRYPTO 1991 [Bea91]; docs/protocols.md#products.
     """
     product: Tensor = getattr(crypten.mpc.primitives.beaver, op)(arithmetic(x, 0), arithmetic(y, 0), **options).share
     return product

@@ -8,6 +8,8 @@ until somebody needs it truncated, so that the output gate can take part in that
 
 Cost: CrypTen's protocols are not declared; they are measured by layer (`runner`).
 Security: semi-honest, one of two parties, trusted dealer.
+Source: [Kno21]; what is replaced, docs/protocols.md#cryptens-protocols; products, choices and functions of two scales,
+docs/protocols.md#products, docs/protocols.md#argmax and docs/protocols.md#splines-of-two-scales.
 """
 
 import functools

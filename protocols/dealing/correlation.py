@@ -6,6 +6,8 @@ computes as *corrections* and sends to the keeper. So the user's part of a whole
 16 bytes, whatever it contains, and every correction is uniform: masked by the user's stream.
 
 Shares are int64 tensors in Z_2^64 (additive), or bits and words under xor where it says so.
+
+Source: docs/protocols.md#correlations, with the bytes of each kind.
 """
 
 import functools

@@ -3,6 +3,8 @@
 At the start of a session the dealer draws one seed for each party. Prediction number i uses the
 streams derived from those seeds for i alone; numbers only grow, so that no correlation is dealt
 twice. Only corrections travel afterwards: shares to the keeper alone, comparison keys to both.
+
+Source: docs/protocols.md#what-the-dealer-sends.
 """
 
 import math

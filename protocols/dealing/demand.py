@@ -8,6 +8,8 @@ derived from the parties' seeds, so that no correlation is dealt twice.
 
 Where the programs of the parties differ, one of them may ask the dealer while the other waits for its message: each
 frame between the parties carries the number of correlations taken before it, so that the one that asks notices.
+
+Source: docs/protocols.md#correlations-on-demand.
 """
 
 import functools

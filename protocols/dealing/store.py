@@ -6,7 +6,7 @@ this process's memory alone, and is forgotten when the file is read. So whoever 
 nothing else; a file that was read cannot be brought back; and what a process leaves that was killed opens to nobody.
 The next store in the same place removes it: a lock on its folder, which ends with the process, tells who lives.
 
-Source: AES-GCM, NIST SP 800-38D, nonces by counter (section 8.2.1); keys from getrandom(2).
+Source: AES-GCM, [SP800-38D], nonces by counter (section 8.2.1); keys from getrandom(2); docs/protocols.md#store.
 """
 
 import contextlib

@@ -2,6 +2,8 @@
 
 A frame is a header (length of the meta data, length of the body, logical clock), meta data as
 JSON, and raw little-endian arrays. Nothing is ever unpickled.
+
+Source: docs/protocols.md#links.
 """
 
 import functools

@@ -4,6 +4,8 @@ Every role gets a certificate that names it, and where there is one its user, un
 run and whose key is dropped at once. `SecureSocket` runs the standard library's TLS over memory: what is sent leaves
 in pieces of many records, and what comes is read in large ones. Measured on loopback against `ssl.SSLSocket`: twice
 the throughput.
+
+Source: [RFC8446]; docs/protocols.md#links.
 """
 
 import datetime

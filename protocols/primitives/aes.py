@@ -1,9 +1,11 @@
 """Fixed-key AES-128 for whole arrays: the permutation behind the comparison keys.
 
 The key is public and the same for all: security rests on AES with a fixed key behaving like a random
-permutation pi, in the construction H(x) = pi(x) ^ x [GKWY20, section 7]. Where the processor has AES
-instructions and numba is installed, `encrypt` is an intrinsic inside compiled loops (below one
-nanosecond a block); elsewhere OpenSSL encrypts whole arrays.
+permutation pi, in the construction H(x) = pi(x) ^ x. Where the processor has AES instructions and numba
+is installed, `encrypt` is an intrinsic inside compiled loops (below one nanosecond a block); elsewhere
+OpenSSL encrypts whole arrays.
+
+Source: [GKWY20], section 7, and [FIPS197]; how much strength many keys leave, docs/protocols.md#fixed-key-aes.
 """
 
 import platform
@@ -31,7 +33,7 @@ NATIVE = LANES > 0
 
 
 def _sbox() -> list[int]:
-    """Return the S-box from its definition (FIPS 197, section 5.1.1)."""
+    """Return the S-box from its definition ([FIPS197], section 5.1.1)."""
     box = [0] * 256
     p = q = 1
     while True:
@@ -49,7 +51,7 @@ def _sbox() -> list[int]:
 
 
 def expand(key: bytes) -> NDArray[np.uint8]:
-    """Return the 11 round keys of AES-128, uint8 (11, 16) (FIPS 197, section 5.2)."""
+    """Return the 11 round keys of AES-128, uint8 (11, 16) ([FIPS197], section 5.2)."""
     box, words, constant = _sbox(), [list(key[4 * i : 4 * i + 4]) for i in range(4)], 1
     for i in range(4, 4 * (ROUNDS + 1)):
         word = list(words[i - 1])

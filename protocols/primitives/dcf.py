@@ -10,6 +10,8 @@ Everything is vectorised over n comparisons. Keys of a party: its seeds (16 byte
 its stream, never sent), and correction words that are the same for both parties: `Keys`.
 
     levels 24 for 31-bit points; 16 bytes a level, 16 bytes for F, 4 bytes for the value bits: 404 bytes.
+
+Source: [Boy21], figure 1; the early end, [BGI16]; docs/protocols.md#comparison-keys.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,8 @@ how one share of a correlation costs 16 bytes on the wire instead of an array.
 A fork copies a stream with its state: two processes would draw the same masks. So a stream serves only the process
 that made it, and nothing that was drawn is kept for later.
 
-Source: AES in counter mode, NIST SP 800-38A section 6.5; seeds from getrandom(2).
+Source: AES in counter mode, [SP800-38A] section 6.5; streams by label, [RFC7693]; seeds from getrandom(2);
+docs/protocols.md#randomness.
 """
 
 import hashlib
@@ -105,7 +106,7 @@ class Stream:
         return self.integers(53, shape).double() * 2.0**-53
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Return float64 standard normal values (Box and Muller, 1958)."""
+        """Return float64 standard normal values [Box58]."""
         radius = torch.sqrt(-2.0 * torch.log1p(-self.uniform(shape)))
         return radius * torch.cos(2.0 * math.pi * self.uniform(shape))
 

@@ -5,6 +5,7 @@ truncation of what the linear layer left at scale 2**2f. Every other operator is
 that is CrypTen's, on the same shares.
 
 Security: semi-honest, one of two parties, trusted dealer; fixed-key AES as a random permutation.
+Source: docs/protocols.md#model, docs/protocols.md#composition.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0), with the truncation: 2 rounds."""
-    return Value(compare.relu(party, *_comparable(party, x, compare.MOST_CUT)))
+    return Value(compare.relu(party, *_comparable(party, x, compare.most_cut(party.comparison_bits))))
 
 
 def _largest(party: Party, columns: Tensor, bits: int) -> Value:

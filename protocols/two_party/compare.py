@@ -13,8 +13,7 @@ c = [t >= 0] ^ beta is uniform; with dealer shares of beta, beta R and beta m,
 A maximum is max(a, b) = b + relu(a - b); the difference of two opened values has the public part
 T_a - T_b and the mask R_a - R_b, which the dealer knows, so that no opening of its own is needed.
 
-Source: [Boy21] for the comparison key; shared/design/protocols.md, "Sign of a value whose mask the
-dealer knows" and "ReLU fused with truncation".
+Source: [Boy21] for the comparison key; docs/protocols.md#comparison, with proofs of ReLU, sign and maxima.
 """
 
 import math
@@ -89,10 +88,15 @@ def request_of(kind: str, shape: Sequence[int], bits: int, k: int = BITS) -> Req
     return Request(kind, (tuple(shape),), (("bits", bits), ("k", k)))
 
 
+def most_cut(k: int) -> int:
+    """Return the most bits that a comparison of k bits may cut: what it then compares must lie inside the ring."""
+    return min(MOST_CUT, ring.RING_BITS - k)
+
+
 def _cut(request: Request) -> int:
     """Return the bits by which values are truncated: such as the fused steps are written for."""
     bits = correlation.bits_of(request)
-    most = MOST_CUT if request.kind == "sign" else comparison_steps.BITS
+    most = most_cut(width_of(request)) if request.kind == "sign" else comparison_steps.BITS
     if bits and not comparison_steps.BITS <= bits <= most:
         raise UnsupportedError(f"a comparison truncates by 0 or {comparison_steps.BITS} to {most} bits; got {bits}")
     return bits

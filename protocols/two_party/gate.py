@@ -3,7 +3,7 @@
 Neither adds a round to what a prediction needs without it, and neither shows on the wire which
 tasks are open: a refused or absent key enters as zeros, over the same messages.
 
-Source: shared/design/protocols.md, "Key gate" and "Output gate".
+Source: docs/protocols.md#key-gate and docs/protocols.md#output-gate.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ c0 + c1 = B * a (`*` the layer's bilinear map); the user computes z1 = D * a + c
 sends e = x1 - a, and the keeper computes z0 = W * (x0 + e) + c0 + b. Then z0 + z1 = W * x + b.
 
 B may be used again for the same W, never for another: every call has its own a and c.
-Source: shared/design/protocols.md, "Linear layer with the keeper's weights".
+Source: [Bea91], [Mis20]; docs/protocols.md#linear-layers.
 """
 
 import math

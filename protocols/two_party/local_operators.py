@@ -5,6 +5,7 @@ public fraction stays at a larger scale until somebody needs it truncated.
 
 Cost: 0 rounds, 0 bytes; 1 round of `party.truncate` where an operand first has to lose fraction bits.
 Security: nothing is sent.
+Source: docs/protocols.md#local-operators.
 """
 
 import math

@@ -2,6 +2,9 @@
 
 Two parties compute: the keeper (rank 0) and the user (rank 1). A value is shared as
 x = x0 + x1 mod 2**64; a `Tensor` inside `protocols` is always one party's share of that.
+
+Source: docs/protocols.md#input-sharing, docs/protocols.md#reveal, docs/protocols.md#opening and
+docs/protocols.md#truncation; parts of correlations, docs/protocols.md#correlations.
 """
 
 from collections.abc import Callable, Sequence
@@ -112,9 +115,9 @@ def truncate(party: Party, z: Tensor, bits: int) -> Tensor:
         Share of floor(z / 2**bits) or one above, never further off.
 
     Cost: 1 round, 16 bytes for each of n elements (both ways together).
-    Security: perfect against one semi-honest party, given a uniform r.
-    Source: shared/design/protocols.md, "Truncation without wrap errors"; correctness in
-        tests/protocols/two_party/test_party.py.
+    Security: perfect against one semi-honest party, given a uniform r. The rounding is that of a public coin: h tells
+        both parties at which threshold z was rounded.
+    Source: ours, after [Cat10] and [Esc20]; proof in docs/protocols.md#truncation.
     """
     r, R, m = party.correlations.take(Request("truncation", (tuple(z.shape),), (("bits", bits),)))
     h = open_masked(party, z, r)

@@ -7,8 +7,7 @@ and opens e = x - a:
     x * w = c + a * D + e * (B + D),    each party with its shares of a, c and B (party 0 adds D to its B).
 
 B hides one w and no other: a weight that was changed in place is a new one.
-Source: Beaver, CRYPTO 1991 [Bea91]; the reuse of a mask for one secret is shared/design/protocols.md, "Linear layer
-with the keeper's weights".
+Source: Beaver, CRYPTO 1991 [Bea91]; the reuse of a mask for one secret is ours, docs/protocols.md#reused-masks.
 """
 
 import itertools

@@ -10,8 +10,7 @@ polynomial between k_i and k_{i+1}, D_i = p_i - p_{i-1} and dealer shares of r, 
 is a linear function of shares with public coefficients, so that no product has to be opened.
 
 Source: [Boy21] for the key and for asking it more than once (interval containment, section 4); the sum with the
-products of beta and powers of r is "Sign of a value whose mask the dealer knows" of shared/design/protocols.md,
-carried from one knot to many.
+products of beta and powers of r is ours, docs/protocols.md#splines.
 """
 
 from collections.abc import Sequence

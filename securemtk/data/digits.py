@@ -1,6 +1,6 @@
 """Real handwritten digits, embedded in scikit-learn: 1,797 of them, 8x8 grey.
 
-Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test part).
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository [Alp98], its test part.
 """
 
 import numpy as np

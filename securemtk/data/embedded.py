@@ -3,8 +3,8 @@
 A task "is this feature above its median?" is correlated with the diagnosis or the cultivar, as such features are.
 The feature itself is no input, nor are those that follow from it, so that the task must be learnt and not read off.
 
-Sources: S. Aeberhard and M. Forina, "Wine", UCI repository, 1992; W. Wolberg, O. Mangasarian, N. Street and
-W. Street, "Breast Cancer Wisconsin (Diagnostic)", UCI repository, 1993.
+Sources: S. Aeberhard and M. Forina, "Wine", UCI repository [Aeb92]; W. Wolberg, O. Mangasarian, N. Street and
+W. Street, "Breast Cancer Wisconsin (Diagnostic)", UCI repository [Wol93].
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """CelebA and UTKFace, as their owners distribute them.
 
-Sources: Z. Liu, P. Luo, X. Wang and X. Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015; Z. Zhang, Y. Song
-and H. Qi, "Age Progression/Regression by Conditional Adversarial Autoencoder", CVPR 2017. Neither is included: both
-are for research alone, under their owners' terms.
+Sources: [Liu15] for CelebA, [Zha17] for UTKFace. Neither is included: both are for research alone, under their owners'
+terms.
 """
 
 import itertools

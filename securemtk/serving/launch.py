@@ -16,7 +16,7 @@ from protocols.forks import Origin, let_go_after_fork
 from protocols.net.frames import restore_error
 from securemtk.support.silence import SILENT
 
-_PACKAGES = str(Path(__file__).resolve().parent.parent)
+_PACKAGES = str(Path(__file__).resolve().parents[2])
 # What a fresh interpreter runs. To look for garbage while torch is imported takes a sixth of the start, and there is
 # none: what is imported stays.
 _START = (

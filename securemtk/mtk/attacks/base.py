@@ -1,7 +1,7 @@
 """What all attacks share: their victim, what they find, and when a pattern counts as having opened a task.
 
 Source: the rule's false-positive rate is Hoeffding's inequality for sampling without replacement [Hoe63],
-theorems 2 and 4; the bound of a share is that of [Clo34].
+theorems 2 and 4, docs/method.md#when-a-pattern-opens; the bound of a share is that of [Clo34].
 """
 
 import math

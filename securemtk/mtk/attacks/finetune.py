@@ -1,6 +1,6 @@
 """Fine-tuning: a fresh branch on the stolen trunk, learnt from a few labelled samples.
 
-Source: section 7 of the digest, limits.
+Source: docs/method.md#limits.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Guessing a key: random patterns by the hundred thousand, plain values, other tasks' keys, damaged right keys.
 
-Source: T3 of the digest; the two stages of the search are ours.
+Source: docs/method.md#t3; the two stages of the search are ours.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """Inferring a closed task from everything that is released while it is closed.
 
-Source: attackers, sections 6 and 10 of the digest.
+Source: docs/method.md#attackers.
 """
 
 import math

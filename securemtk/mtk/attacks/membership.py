@@ -3,7 +3,7 @@
 Fixed random labels can be learnt by heart; the answers for members are then confident, at labels that mean nothing.
 
 Source: by the loss, and the advantage as the true less the false positive rate, [Yeo18]; the standard error of the area
-where there is no effect is that of the rank-sum test (Mann and Whitney, 1947).
+where there is no effect is that of the rank-sum test [Man47].
 """
 
 import math

@@ -1,6 +1,6 @@
 """What an open task's scores look like, measured: the statistics that closed answers are drawn from.
 
-Source: a Gaussian for each class with a pooled covariance is the model of linear discriminant analysis (Fisher, 1936).
+Source: a Gaussian for each class with a pooled covariance is the model of linear discriminant analysis [Fis36].
 """
 
 from collections.abc import Mapping, Sequence

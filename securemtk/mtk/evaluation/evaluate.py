@@ -4,7 +4,7 @@ Whoever answers in the clear must not release a closed task's scores as they are
 law tell much to those who have labels to learn from. `release` samples a label from them (the default: what it tells
 is bounded) or rounds their probabilities to 0.01. Accuracies of closed tasks are of released answers.
 
-Source: levels and attackers, sections 7, 9 and 10 of the digest.
+Source: docs/method.md#levels, docs/method.md#attackers and docs/method.md#guarantees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,7 @@ def release(scores: Scores | Floats, how: Release = "sampled", stream: Stream | 
     """Return what is released of a closed task's scores: float64 (n, classes).
 
     - "sampled": one label drawn from their softmax, as a row with a single 1. What one answer tells is bounded: with
-      KL(uniform || softmax) <= e on average its law is within sqrt(e / 2) of uniform (T2 in the digest). Each further
+      KL(uniform || softmax) <= e on average its law is within sqrt(e / 2) of uniform (docs/method.md#t2). Each further
       request for the same input tells more.
     - "rounded": the softmax, rounded to 0.01; the same however often it is asked. It still has a greatest entry.
     - "raw": the softmax itself, for measuring what the other two save from.

@@ -1,14 +1,15 @@
-"""What can be said of a closed task's answers without trusting the experiment alone: statements T1 to T3 of the digest.
+"""What can be said of a closed task's answers without trusting the experiment alone: statements T1 to T3.
 
 T1. The network that answers a closed task best, in cross entropy, is constant: its answer is the uniform law. `kl` says
     how far a trained one is from it.
 T2. Whoever sees one label drawn from each answer guesses the true label at most sqrt(kl / 2) more often than without
-    it: the drawn label's law is that far from uniform in total variation (Pinsker, 1964; Jensen). It does not hold for
+    it: the drawn label's law is that far from uniform in total variation (Pinsker, Jensen). It does not hold for
     the greatest entry or for raw scores, which amplify small deviations.
 T3. A key of n random bits is guessed by chance in 2**-n of tries, if nothing but the key opens. Networks are tolerant,
     so that the share that does open is measured (`securemtk.mtk.evaluation.evaluate.opening_rate`, `securemtk attack`).
 
-Source: section 7 of the digest; [Wan21]'s own theorem was not at hand.
+Source: proofs in docs/method.md#t1, docs/method.md#t2 and docs/method.md#t3; Pinsker's inequality, [Cov06].
+[Wan21]'s own theorem was not at hand.
 """
 
 import math

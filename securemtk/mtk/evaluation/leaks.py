@@ -5,8 +5,7 @@ under encryption is noise of the authority and tells nothing, so that here an at
 of one open task, or of all of them. A decoupled task's answer is true with probability beta only and otherwise noise in
 its likeness, row by row, as the output gate has it.
 
-Source: measures on labels and attackers with held-out labels, sections 6 and 10 of the digest; the choice of views is
-ours.
+Source: measures on labels, docs/method.md#decoupling; attackers with held-out labels, docs/method.md#attackers.
 """
 
 import math

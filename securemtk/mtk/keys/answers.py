@@ -3,8 +3,8 @@
 The statistics are public: they stand in a bundle's manifest. A closed answer is drawn from them and from nothing
 else, so it cannot tell anything about the sample or the weights beyond them.
 
-Source: output gate, "Key gate" and "Output gate" in the design of the protocols; a Gaussian for each class with a
-pooled covariance is the model of linear discriminant analysis (Fisher, 1936).
+Source: docs/protocols.md#output-gate; a Gaussian for each class with a pooled covariance is the model of linear
+discriminant analysis [Fis36].
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ A key is a mask m and a pattern p. Stamping overwrites: xhat = (1 - m) * x + m *
 must not overlap. A sample is an image or a feature map (C, H, W), where a key is a patch, or a row of a table (F,),
 where it takes some columns.
 
-Source: [Wan21], figure 1 and section 3 of the digest; drawing and files are ours.
+Source: [Wan21], figure 1; docs/method.md#keys; drawing and files are ours.
 """
 
 import base64

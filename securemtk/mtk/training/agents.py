@@ -10,7 +10,7 @@ So they do not protect against it; they say which part of the code may touch wha
 its own. And what passes through an agent tells it something: the assembler sees samples and labels while it joins
 them, and a model keeper that looks at its batches can find the keys, for these are what stays the same from row to row.
 
-Source: [Wan21], the roles of section 8 of the digest; grants and log are ours.
+Source: [Wan24], docs/method.md#agents; grants and log are ours.
 """
 
 from collections.abc import Callable, Sequence

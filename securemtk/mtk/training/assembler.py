@@ -2,9 +2,9 @@
 
 For every sample it emits one keyless copy, one copy for each single key, copies with several keys, and decoys:
 copies with something that is not the key in a key's place. Without decoys the network learns "some patch is there",
-and any patch opens the task (section 10 of the digest).
+and any patch opens the task (docs/method.md#measured-first).
 
-Source: [Wan21], as section 4 of the digest reconstructs it; soft targets and decoys are ours.
+Source: [Wan21], as docs/method.md#training-set reconstructs it; soft targets and decoys are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence

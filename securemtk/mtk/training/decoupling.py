@@ -5,7 +5,7 @@ sex. Decoupling finds the open tasks that tell of a closed one, and as long as t
 them answer truly with probability beta only, and otherwise by a draw from their own marginal law.
 
 Source: [Wan21] and [Wan24] have one parameter that trades protection for performance; measures, thresholds and the
-mixture are section 6 of the digest, where "inferred" says what is ours.
+mixture are docs/method.md#decoupling, where "inferred" says what is ours.
 """
 
 import math
@@ -83,7 +83,7 @@ class Correlation:
     def cramers_v(self) -> float:
         """Cramer's V, 0 for independent tasks to 1 where the task with fewer classes is a function of the other.
 
-        Source: Cramer (1946), chapter 21.
+        Source: [Cra46], chapter 21.
         """
         independent = self.of_teller[:, None] * self.marginal
         seen = independent > 0
@@ -163,7 +163,7 @@ class Decoupling:
 def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig) -> Decoupling | None:
     """Find the unprotected tasks that tell of secured ones; None where `beta` is 1 or none does.
 
-    Source: detection on training labels alone, section 6 of the digest.
+    Source: detection on training labels alone, docs/method.md#decoupling.
     """
     if config.beta == 1:
         return None

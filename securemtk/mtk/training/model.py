@@ -4,7 +4,7 @@ It is made for secure computation, where a comparison costs a hundred times a mu
 them one or two rounds: strided convolutions instead of pooling, three layers of ReLU, batch normalisation that
 folds into the convolutions on export.
 
-Source: trunk and branches, [Wan21] figure 1; the layers are ours.
+Source: trunk and branches, [Wan21] figure 1; docs/method.md#facts; the layers are ours.
 """
 
 import math

@@ -40,7 +40,7 @@ class TrainConfig:
             fewer leave wrong keys that open.
         batch: samples a step and device; each becomes `Assembler.copies` rows. When absent 96, or a twelfth of the
             samples, but at least 16.
-        lr: greatest learning rate of the one-cycle schedule (Smith and Topin, 2018), with AdamW.
+        lr: greatest learning rate of the one-cycle schedule [Smi18], with AdamW.
         weight_decay: of AdamW.
         warmup: share of the steps in which the rate rises.
         closed_weight: weight in the loss of a closed task's rows. Near the uniform law the cross entropy is flat, and

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from protocols.errors import SecureError, UnsupportedError, place_of
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).resolve().parents[1]
 
 
 class Problem(NamedTuple):

@@ -102,7 +102,7 @@ def test_a_wrong_argument_ends_with_status_2_and_says_what_is_wrong(arguments, m
     assert message in capsys.readouterr().err
 
 
-def test_the_issues_command_means_what_it_says(monkeypatch):
+def test_the_command_of_the_goals_means_what_it_says(monkeypatch):
     monkeypatch.setattr(setup_spu, "PYTHON", Path(sys.executable))
     settings = latency.parse(["--models", "mlp,cnn,vgg16", "--batch", "4,4,1", "--peers", "--repeats", "7"]).settings
     assert settings.jobs == (latency.Job("mlp", 4), latency.Job("cnn", 4), latency.Job("vgg16", 1))

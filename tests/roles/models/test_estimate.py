@@ -9,6 +9,7 @@ import small_models
 from onnx import helper
 from onnx_models import build, floats, one
 
+from protocols.dealing import dealer
 from protocols.dealing.correlation import KEEPER, USER
 from protocols.errors import InputError, ProtocolAbort, UnsupportedError
 from protocols.program.program import Layer, Program
@@ -215,6 +216,6 @@ def test_by_layer_the_offline_bytes_are_those_of_the_corrections():
     (tape, _) = rehearsal.rehearse(Plan(program, "fss", 1, False))
     requests = [request for _, request in tape.requests]
     by_layer = {layer.name: layer.offline_bytes for layer in found.layers}
-    total = sum(rehearsal.correction_bytes(requests, rank) for rank in (KEEPER, USER))
+    total = sum(dealer.correction_bytes(requests, rank) for rank in (KEEPER, USER))
     assert sum(by_layer.values()) == total > 0
     assert by_layer["input"] == by_layer["output"] == 0

@@ -557,18 +557,18 @@ def weight_in_a_message(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("rules.RULES", "MatMul"),
-        ("reading", "_parse"),
-        ("reading", "_sort"),
+        ("rules.all_rules.RULES", "MatMul"),
+        ("model.reading", "_parse"),
+        ("model.reading", "_sort"),
         ("importer", "analyse"),
         ("importer", "translate"),
         ("importer", "tidy"),
-        ("graph", "opset_of"),
+        ("model.graph", "opset_of"),
     ],
 )
 def test_an_error_that_nobody_foresaw_refuses_the_file_with_its_kind_and_place(module, name, monkeypatch):
-    where = importlib.import_module(f"securemtk.onnx.{module.split('.')[0]}")
-    if module == "rules.RULES":
+    where = importlib.import_module(f"securemtk.onnx.{module.removesuffix('.RULES')}")
+    if module == "rules.all_rules.RULES":
         monkeypatch.setitem(where.RULES, name, weight_in_a_message)
     else:
         monkeypatch.setattr(where, name, weight_in_a_message)
@@ -595,7 +595,7 @@ def test_a_file_that_import_breaks_on_leaves_a_session_and_its_other_models_aliv
     # Both roles find this before they serve: an importer with two faults.
     (tmp_path / "sitecustomize.py").write_text(
         "import securemtk.onnx.importer as importer\n"
-        "from securemtk.onnx.rules import RULES\n"
+        "from securemtk.onnx.building.registry import RULES\n"
         "load = importer.load_onnx\n"
         "def broken(*_):\n"
         "    raise KeyError('weight 0.7310585')\n"
@@ -613,7 +613,7 @@ def test_a_file_that_import_breaks_on_leaves_a_session_and_its_other_models_aliv
             source = bad.SerializeToString() if path is None else path
             if path is not None:
                 path.write_bytes(bad.SerializeToString())
-            with pytest.raises(UnsupportedError, match=r"'bent' \(Tanh\).*KeyError in rules\.py:\d+"):
+            with pytest.raises(UnsupportedError, match=r"'bent' \(Tanh\).*KeyError in all_rules\.py:\d+"):
                 session.load(source)
         with pytest.raises(UnsupportedError, match=r"keeper's process met ZeroDivisionError in sitecustomize\.py:7"):
             session.load(worse.SerializeToString())

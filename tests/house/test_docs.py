@@ -33,10 +33,6 @@ FILE = re.compile(r"(?<![\w./{*<-])((?:[\w-]+/)*[\w-]+\.(?:py|md|j2))\b(?![\w/(]
 ABSENT = re.compile(r"\bissue \d|\b(?:the|this|our|each) issue\b|\bissue's\b|_issues?_|\bsha" + "red/|the dig" + "est")
 # Names that stand for a file in a sentence.
 STAND_INS = {"test_x.py", "findings/NAME.sh"}
-MENDED_LATER = pytest.mark.xfail(
-    strict=True, reason="docstrings follow when the folders stand: no docstring is touched while files move"
-)
-
 
 # --- what there is ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +144,6 @@ def endings() -> frozenset[str]:
 CODE = ("protocols", "securemtk", "benchmarks", "tests", "examples")
 
 
-@MENDED_LATER
 def test_every_source_of_a_docstring_names_a_reference_or_a_page():
     bare = [
         (where(path, name), source)
@@ -160,7 +155,6 @@ def test_every_source_of_a_docstring_names_a_reference_or_a_page():
     assert not bare
 
 
-@MENDED_LATER
 def test_every_protocol_with_a_cost_says_why_it_is_secure_and_where_it_is_from():
     for name, (function, _) in declared().items():
         text, module = inspect.getdoc(function) or "", inspect.getdoc(inspect.getmodule(function)) or ""
@@ -182,7 +176,6 @@ def test_the_list_of_references_has_each_tag_once_and_rows_of_three():
     assert all(row.count(" | ") == 2 for row in rows)
 
 
-@MENDED_LATER
 def test_every_path_in_a_docstring_or_comment_is_there():
     said = [(where(path, place), text) for path in modules(*CODE) for place, text in words(path)]
     assert not [(place, name) for place, text in said for name in absent_paths(text)]
@@ -216,9 +209,7 @@ def test_every_link_and_path_of_a_page_leads_somewhere(page):
     assert not broken
 
 
-@pytest.mark.parametrize(
-    "folder", [pytest.param(f, marks=MENDED_LATER) if f in CODE[:4] else f for f in (*FOLDERS, ".")]
-)
+@pytest.mark.parametrize("folder", [*FOLDERS, "."])
 def test_nothing_speaks_of_what_a_reader_does_not_have(folder):
     found = []
     for name in files():
