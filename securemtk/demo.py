@@ -24,7 +24,7 @@ from securemtk.data.base import Labels
 from securemtk.mtk.evaluation.evaluate import accuracy, attack, evaluate, opening_rate
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.train import TrainConfig, progress_bar, train
-from securemtk.onnx.bundle import MODEL, Manifest
+from securemtk.onnx.manifest import MODEL, Manifest
 from securemtk.onnx.model.runtime import start
 from securemtk.report.pictures import Sample, draw_demo
 from securemtk.runs.run_folder import KEYS, Trained, export, task_figures, train_run

@@ -14,7 +14,7 @@ from securemtk.mtk.attacks.base import Progress
 from securemtk.mtk.evaluation.evaluate import accuracy
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.model import Scores, predict
-from securemtk.onnx.bundle import MODEL
+from securemtk.onnx.manifest import MODEL
 from securemtk.runs.run_folder import KEYS, Trained, export
 from securemtk.serving.session import Model, Session
 

@@ -37,7 +37,9 @@ from securemtk.mtk.training.train import Epoch
 from securemtk.mtk.training.train import TrainConfig
 from securemtk.mtk.training.train import TrainResult
 from securemtk.mtk.training.train import train
-from securemtk.onnx.bundle import Manifest, check_bundle_target, write_bundle
+from securemtk.onnx.manifest import Manifest
+from securemtk.onnx.bundle import check_bundle_target
+from securemtk.onnx.bundle import write_bundle
 from securemtk.onnx.export import export_onnx
 
 FORMAT = 1

@@ -51,8 +51,9 @@ from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.grants import KeyRequest, Ledger
 from securemtk.mtk.keys.key import TriggerKey
 from securemtk.mtk.keys.key import load as load_key
-from securemtk.onnx.bundle import Manifest, read_model
+from securemtk.onnx.bundle import read_model
 from securemtk.onnx.importer import load_onnx
+from securemtk.onnx.manifest import Manifest
 from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE

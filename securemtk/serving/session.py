@@ -48,8 +48,9 @@ from protocols.program.program import Program, chunk_size
 from protocols.running import ranges, runner
 from protocols.running.runner import LayerCost, Plan, Probe
 from protocols.two_party.party import Party
-from securemtk.onnx.bundle import Manifest, read_model
+from securemtk.onnx.bundle import read_model
 from securemtk.onnx.examine import Examiner
+from securemtk.onnx.manifest import Manifest
 from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.inputs import KnownInputs, input_arrays
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, WATCH_PURPOSES, Config

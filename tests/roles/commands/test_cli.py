@@ -40,8 +40,9 @@ from securemtk.mtk.keys.key import draw_keys
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.assembler import AssemblerConfig
 from securemtk.mtk.training.train import TrainConfig
-from securemtk.onnx.bundle import MANIFEST, read_bundle
+from securemtk.onnx.bundle import read_bundle
 from securemtk.onnx.export import export_onnx
+from securemtk.onnx.manifest import MANIFEST
 from securemtk.runs import run_folder
 from securemtk.serving.session import Session
 

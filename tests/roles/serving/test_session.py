@@ -36,7 +36,8 @@ from securemtk import (
     UnsupportedError,
 )
 from securemtk.mtk.keys.key import stamp
-from securemtk.onnx.bundle import MANIFEST, write_bundle
+from securemtk.onnx.bundle import write_bundle
+from securemtk.onnx.manifest import MANIFEST
 
 RNG = np.random.default_rng(0)
 

@@ -18,7 +18,8 @@ from securemtk.mtk.training.assembler import Assembler, AssemblerConfig
 from securemtk.mtk.training.decoupling import Decoupling, DecouplingConfig, correlations, decouple
 from securemtk.mtk.training.settings import TrainFile, read_config, train_config
 from securemtk.mtk.training.train import TrainConfig, train
-from securemtk.onnx.bundle import Manifest, read_bundle
+from securemtk.onnx.bundle import read_bundle
+from securemtk.onnx.manifest import Manifest
 from securemtk.tasks import Task
 
 

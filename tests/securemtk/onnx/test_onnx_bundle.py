@@ -24,9 +24,10 @@ from torch import nn
 from protocols.errors import BundleError, RangeError, RangeWarning, ShapeError, UnsupportedError
 from protocols.running.ranges import measure
 from securemtk.onnx import bundle
-from securemtk.onnx.bundle import MANIFEST, MODEL, Manifest, read_bundle, read_model, write_bundle
+from securemtk.onnx.bundle import read_bundle, read_model, write_bundle
 from securemtk.onnx.export import OPSET, export_onnx, write_file
 from securemtk.onnx.importer import load_onnx
+from securemtk.onnx.manifest import MANIFEST, MODEL, Manifest
 from securemtk.onnx.model.runtime import start
 from securemtk.tasks import Task
 
