@@ -618,5 +618,5 @@ def test_a_file_that_import_breaks_on_leaves_a_session_and_its_other_models_aliv
         with pytest.raises(UnsupportedError, match=r"keeper's process met ZeroDivisionError in sitecustomize\.py:7"):
             session.load(worse.SerializeToString())
         np.testing.assert_allclose(model.predict(x)["y"], before, atol=1e-3)
-        with pytest.raises(UnsupportedError, match="KeyError in rules"):
+        with pytest.raises(UnsupportedError, match="KeyError in all_rules"):
             InferenceSession(bad.SerializeToString())
