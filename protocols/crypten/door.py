@@ -8,7 +8,6 @@ by 2**48, and prints shares. Importing this module mends all of that for the who
 - CrypTen's generators are the AES streams of that party, and its drawing functions take no others;
 - the default tuple provider takes every triple from that party's correlations, made by the dealer;
 - division by a public integer is `party.truncate`, which errs by one unit in the last place at most;
-- its comparisons are those of the party's protocol, where that has better ones;
 - CrypTen's settings are kept by thread;
 - `repr` of CrypTen's tensors shows no share;
 - `crypten.nn.from_pytorch` exports with the arguments that current torch knows.
@@ -316,18 +315,6 @@ def _div_(self: Any, y: Any) -> Any:
     return self.mul_(torch.as_tensor(y, dtype=torch.float).reciprocal())
 
 
-def _ltz(self: Any) -> Any:
-    """Stands in for MPCTensor._ltz, on which all of CrypTen's comparisons rest."""
-    party = current()
-    if party.is_negative is None:
-        return _circuit_ltz(self)
-    result = mpc_tensor(party.is_negative(party, self.share), 0)
-    return result
-
-
-_circuit_ltz = crypten.mpc.MPCTensor._ltz
-
-
 def _hidden(self: Any) -> str:
     return f"{type(self).__name__}(<share hidden>, shape={tuple(self.share.shape)})"
 
@@ -368,7 +355,6 @@ def _install() -> None:
     provider = DealerProvider()
     crypten.mpc.get_default_provider = lambda: provider
     ArithmeticSharedTensor.div_ = ArithmeticSharedTensor.__itruediv__ = _div_
-    crypten.mpc.MPCTensor._ltz = _ltz
     crypten.nn.onnx_converter._export_pytorch_model = _export_pytorch_model
     for kind in (ArithmeticSharedTensor, BinarySharedTensor, crypten.mpc.MPCTensor):
         kind.__repr__ = _hidden

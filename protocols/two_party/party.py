@@ -45,7 +45,7 @@ class Party:
         previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
         local: this party's own randomness.
         dry: whether this is a recorder's run, on tensors that have shapes and no values.
-        is_negative: how CrypTen's comparisons are made; None leaves them to its binary circuits.
+        is_negative: how the party's protocol compares: share -> share of the bit [x < 0]; set by `runner.run`.
         comparison_bits: bits k of comparisons by keys: values at scale 2**f must stay below 2**(k-1).
     """
 

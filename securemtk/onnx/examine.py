@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from protocols.primitives import ring
-from protocols.running import precision, ranges
+from protocols.running import backend, precision, ranges
 from protocols.running.precision import MOST_ERROR, LayerError
 from protocols.running.ranges import LayerRange
-from protocols.running.runner import protocol_module
+from protocols.two_party.weights import parameter_bits
 from securemtk.onnx.building.scales import LossyConstant, lossy
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
@@ -138,7 +138,7 @@ def examine(
     Raises:
         UnsupportedError: an unknown protocol.
     """
-    protocol_module(protocol)
+    backend.require(protocol)
     program, params = imported.program, imported.params
     errors, answers = precision.measure(program, params, [inputs], imported.exact, protocol, comparison_bits)
     wanted = expected(model, imported, inputs)
@@ -158,7 +158,7 @@ def _answer(name: str, got: NDArray[np.float64], wanted: NDArray[np.float64]) ->
 
 def lossy_constants(imported: Imported, comparison_bits: int = ring.COMPARISON_BITS) -> tuple[LossyConstant, ...]:
     """Return the parameters of which rows, columns or elements are too small for the fraction bits that they have."""
-    bits = protocol_module("fss").parameter_bits(imported.program, comparison_bits)
+    bits = parameter_bits(imported.program, comparison_bits)
     return tuple(
         found
         for layer in imported.program.layers

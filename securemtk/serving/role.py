@@ -42,7 +42,7 @@ from protocols.net.wire import TensorWire
 from protocols.primitives import ring
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program
-from protocols.running import ranges, runner
+from protocols.running import backend, ranges, runner
 from protocols.running.runner import Plan, Probe
 from protocols.two_party import compare
 from protocols.two_party.party import Party
@@ -151,7 +151,7 @@ class Keeper:
                 ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])), bits)
             imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
-            protocol = runner.protocol_module(str(meta["protocol"]))
+            protocol = backend.find(str(meta["protocol"]))
             weights = protocol.share_weights(program, imported.params, bits)
             protocol.pack_weights(program, weights)
         except NeedsInputs as error:
@@ -282,7 +282,7 @@ class Authority:
         manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
         program = Program.from_json(str(meta["program"]))
         masks = self._dealer.masks(int(meta["model"]), program)
-        runner.protocol_module(str(meta["protocol"])).pack_weights(program, masks)
+        backend.find(str(meta["protocol"])).pack_weights(program, masks)
         self._models.append(KnownModel(program, manifest, int(meta["comparison_bits"]), masks))
         self._user.send("loaded")
 
@@ -434,7 +434,7 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     """
     role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
-    runner.protocol_module(str(settings["protocol"])).warm()
+    backend.find(str(settings["protocol"])).warm()
     distributor = _distributor(settings) if role == AUTHORITY_ROLE else None
     links = _connect(role, settings, say, hear)
     guarded, watched, pulses = sort_links(links)

@@ -45,7 +45,7 @@ from protocols.net.wire import TensorWire
 from protocols.primitives import ring
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program, chunk_size
-from protocols.running import ranges, runner
+from protocols.running import backend, ranges, runner
 from protocols.running.runner import LayerCost, Plan, Probe
 from protocols.two_party.party import Party
 from securemtk.onnx.bundle import read_model
@@ -125,7 +125,7 @@ class Model:
     ) -> None:
         self._session = session
         self._number = number
-        self._weights = runner.protocol_module(session._protocol).share_weights(program, None)
+        self._weights = backend.find(session._protocol).share_weights(program, None)
         self.program = program
         self.manifest = manifest
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
@@ -285,7 +285,7 @@ class Session:
         user: str | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        runner.protocol_module(protocol)
+        backend.require(protocol)
         if user is not None:
             check_user(user)
         self._config = config or Config()
@@ -378,7 +378,7 @@ class Session:
         for role, port in ports.items():
             own = {"port": port, "credentials": credentials[role].to_json()} | secret.get(role, {})
             self._processes.append(RoleProcess(role, common | own))
-        runner.protocol_module(self._protocol).warm()
+        backend.find(self._protocol).warm()
         addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
         self._processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
         limits = {"timeout_s": config.timeout_s, "opening_s": config.start_timeout_s}
@@ -394,7 +394,7 @@ class Session:
         self._watch.start()
         self._step("start")
         # The pool's thread must not hold this object, or nobody could forget it.
-        finish = runner.protocol_module(self._protocol).finish
+        finish = backend.find(self._protocol).finish
         self._pool = CorrelationPool(
             links[AUTHORITY_ROLE, "supply"],
             USER,
@@ -539,12 +539,12 @@ class Session:
             link.reset_counters()
 
     def _masked_weights(self, program: Program) -> dict[str, Tensor]:
-        names = runner.protocol_module(self._protocol).masked_names(program)
+        names = backend.find(self._protocol).masked_names(program)
         arrays = self._keeper.recv("weights").arrays
         if [a.shape for a in arrays] != [program.params[name] for name in names]:
             raise IntegrityError("the keeper must send the masked weights of its program; their shapes differ")
         masked = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
-        runner.protocol_module(self._protocol).pack_weights(program, masked)
+        backend.find(self._protocol).pack_weights(program, masked)
         return masked
 
     def _predict(self, model: Model, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:

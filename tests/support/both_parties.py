@@ -11,10 +11,10 @@ from protocols.primitives.prg import Stream
 from protocols.program import functions
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Layer, Program
-from protocols.running import runner
+from protocols.running import backend, runner
 
 RNG = np.random.default_rng(0)
-PROTOCOLS = sorted(runner.PROTOCOLS)
+PROTOCOLS = sorted(backend.PROTOCOLS)
 LOCAL = {"add", "sub", "shift", "scale", "sum", "sum_pool2d"} | {"reshape", "transpose", "concat", "take", "expand"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
@@ -145,7 +145,7 @@ def secure(protocol, program, params, inputs, gated=False, secrets=None):
     """Run a program as two parties; the user's outputs as float32, the rounds, and what each party sent."""
     batch = len(next(iter(inputs.values())))
     plan = runner.Plan(program, protocol, batch, gated)
-    module = runner.protocol_module(protocol)
+    module = backend.find(protocol)
     masks = {name: Stream().words(shape) for name, shape in program.params.items()}
     own = module.share_weights(program, params)
     masked = {name: own[name] - masks[name] for name in module.masked_names(program)}

@@ -12,7 +12,7 @@ from program_oracle import run
 
 from protocols.errors import UnsupportedError
 from protocols.program.program import Program
-from protocols.running import ranges, runner
+from protocols.running import backend, ranges
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
 from securemtk.onnx.model.analyse import analyse
@@ -324,7 +324,7 @@ def test_places_of_maxima_are_refused_where_the_batch_is_free():
 # --- encrypted --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", sorted(runner.PROTOCOLS))
+@pytest.mark.parametrize("protocol", sorted(backend.PROTOCOLS))
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
     "model",
