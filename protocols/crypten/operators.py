@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.crypten import door
 from protocols.dealing.correlation import KEEPER, Request
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Layer, Program
 from protocols.two_party import local_operators
@@ -31,7 +32,7 @@ from protocols.two_party.value import Operator, Value, Weights
 
 
 def share_weights(
-    program: Program, params: Mapping[str, np.ndarray] | None, comparison_bits: int = ring.COMPARISON_BITS
+    program: Program, params: Mapping[str, np.ndarray] | None, comparison_bits: int = limits.COMPARISON_BITS
 ) -> dict[str, Tensor]:
     """Share the keeper's parameters: encoded at the keeper, zero at the user; nothing is sent.
 
@@ -53,7 +54,7 @@ def share_weights(
     return {name: ring.encode(params[name], bits[name], what=f"parameter {name!r}") for name in program.params}
 
 
-def parameter_bits(program: Program, comparison_bits: int = ring.COMPARISON_BITS) -> dict[str, int]:
+def parameter_bits(program: Program, comparison_bits: int = limits.COMPARISON_BITS) -> dict[str, int]:
     """Return parameter -> its fraction bits."""
     bits = dict.fromkeys(program.params, FRAC_BITS)
     for layer in program.layers:
@@ -122,8 +123,8 @@ def affine(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 
 def _factors(party: Party, x: Value, y: Value) -> tuple[Value, Value]:
-    """Truncate two factors so far that their product keeps at most `moves.MOST_BITS` fraction bits."""
-    most = local_operators.MOST_BITS
+    """Truncate two factors so far that their product keeps at most `limits.MOST_FRAC_BITS` fraction bits."""
+    most = limits.MOST_FRAC_BITS
     if x.frac_bits + y.frac_bits > most:
         x.truncate_to(party, most // 2)
         y.truncate_to(party, most - min(x.frac_bits, most // 2))

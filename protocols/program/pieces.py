@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols import limits
 from protocols.errors import IntegrityError
-from protocols.primitives import ring
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def turn_of(finer: int) -> float:
 
     That is where this becomes a quarter of what comparisons on 32 bits decide, or half of it between two signs.
     """
-    return 2.0 ** (ring.COMPARISON_BITS - 3 - ring.FRAC_BITS - finer)
+    return 2.0 ** (limits.COMPARISON_BITS - 3 - limits.FRAC_BITS - finer)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class WidePieces:
     finer: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.finer <= 30 or round(turn_of(self.finer) * 2**ring.FRAC_BITS) not in self.knots:
+        if not 1 <= self.finer <= 30 or round(turn_of(self.finer) * 2**limits.FRAC_BITS) not in self.knots:
             raise IntegrityError("a function of two scales must turn from one to the other at one of its knots")
         _ = self.coarse, self.fine, self.turned
 
@@ -102,7 +102,7 @@ class WidePieces:
     @functools.cached_property
     def turned(self) -> Pieces:
         """1 where x itself counts, 0 where x * 2**finer does: a whole number."""
-        turn = round(turn_of(self.finer) * 2**ring.FRAC_BITS)
+        turn = round(turn_of(self.finer) * 2**limits.FRAC_BITS)
         least = -turn if -turn in self.knots else self.knots[0]
         edges = [self.knots[0] - 1, *self.knots]
         counts = [int(k >= turn or k < least) for k in edges]

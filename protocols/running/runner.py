@@ -9,16 +9,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.crypten import door
 from protocols.crypten import operators as stock
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
 from protocols.errors import UnsupportedError
+from protocols.limits import FRAC_BITS
 from protocols.primitives.prg import Stream
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
 from protocols.running import fss
-from protocols.two_party import compare, gate
+from protocols.two_party import gate
 from protocols.two_party.party import Party, reveal_to_user, share_input
 from protocols.two_party.value import Value
 
@@ -48,7 +49,7 @@ class Plan:
     protocol: str
     batch: int
     gated: bool
-    comparison_bits: int = compare.BITS
+    comparison_bits: int = limits.COMPARISON_BITS
 
 
 @dataclass(frozen=True)

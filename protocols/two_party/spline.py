@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocols import limits
 from protocols.cost import Cost, costs
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
@@ -31,7 +32,7 @@ from protocols.two_party.compare import key_shapes, width_of
 from protocols.two_party.party import Party, open_many
 
 
-def request_of(shape: Sequence[int], pieces: Pieces, k: int = compare.BITS) -> Request:
+def request_of(shape: Sequence[int], pieces: Pieces, k: int = limits.COMPARISON_BITS) -> Request:
     """Return the correlation that one evaluation on values of `shape`, compared on k bits, needs."""
     return Request("spline", (tuple(shape),), (("knots", len(pieces.knots)), ("degree", pieces.degree), ("k", k)))
 
