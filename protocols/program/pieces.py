@@ -44,6 +44,11 @@ class Pieces:
         return max((i % 3 for i, c in enumerate(self.coefficients) if c), default=0)
 
     @functools.cached_property
+    def fewest_bits(self) -> int:
+        """The fewest bits k of comparisons that decide between 0 and every knot: |k_i| < 2**(k-1)."""
+        return max(abs(self.knots[0]), abs(self.knots[-1])).bit_length() + 1
+
+    @functools.cached_property
     def table(self) -> NDArray[np.int64]:
         """Return p_0 and the steps D_i as rows of (c0, c1, c2), int64 (m + 1, 3), mod 2**64."""
         rows = np.array(self.coefficients, dtype=object).reshape(-1, 3)
@@ -98,6 +103,11 @@ class WidePieces:
     def fine(self) -> Pieces:
         """The function of x * 2**finer."""
         return Pieces(self.knots, self.low_coefficients, self.low_frac_bits)
+
+    @functools.cached_property
+    def fewest_bits(self) -> int:
+        """The fewest bits of comparisons that it is right on: those that the choice between its scales is made for."""
+        return max(limits.COMPARISON_BITS, self.coarse.fewest_bits)
 
     @functools.cached_property
     def turned(self) -> Pieces:

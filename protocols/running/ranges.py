@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import limits
-from protocols.errors import RangeError
+from protocols.crypten.operators import pieces_of, wide_pieces_of
+from protocols.errors import RangeError, UnsupportedError
 from protocols.primitives import ring
 from protocols.program import plain
 from protocols.program.program import Layer, Program
@@ -100,6 +101,8 @@ def measure(
             inputs, output = [values[x] for x in layer.inputs], values[layer.output]
             for step, largest, bound in _loads(layer, scales[layer.name], inputs, output):
                 wider = comparison_bits - limits.COMPARISON_BITS if step == "comparison" else 0
+                if layer.op == "wide_spline" and wider < 0:
+                    largest = max(largest, COMPARED)  # such a function is not made for fewer bits, whatever the values
                 found = LayerRange(layer.name, layer.op, step, largest, bound * 2.0**wider)
                 if layer.name not in most or found.share > most[layer.name].share:
                     most[layer.name] = found
@@ -120,6 +123,28 @@ def require(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int
         raise RangeError(
             f"values must stay within the bounds of fixed point; on sample data those of {beyond} do not, and answers"
             " would be wrong: scale the model or its input down"
+        )
+
+
+def require_width(program: Program, protocol: str, comparison_bits: int) -> None:
+    """Raise UnsupportedError, with the layers' names, where `comparison_bits` are too few for a function's knots.
+
+    Args:
+        program: the network.
+        protocol: "fss" or "crypten", whose comparisons take all 64 bits.
+        comparison_bits: as in `Party`.
+    """
+    fewest = {
+        layer.name: (pieces_of(layer) if layer.op == "spline" else wide_pieces_of(layer)).fewest_bits
+        for layer in program.layers
+        if layer.op in ("spline", "wide_spline")
+    }
+    beyond = [name for name, bits in fewest.items() if bits > comparison_bits]
+    if beyond and protocol == "fss":
+        most = max(fewest.values())
+        raise UnsupportedError(
+            f"comparison_bits must be {most} or more for the functions {', '.join(map(repr, beyond))}; "
+            f"got {comparison_bits}"
         )
 
 

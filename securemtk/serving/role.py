@@ -151,6 +151,7 @@ class Keeper:
                 ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])), bits)
             imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
+            ranges.require_width(program, str(meta["protocol"]), bits)
             protocol = runner.protocol_module(str(meta["protocol"]))
             weights = protocol.share_weights(program, imported.params, bits)
             protocol.pack_weights(program, weights)
