@@ -25,9 +25,9 @@ import torch
 import torch.onnx._internal.torchscript_exporter.registration as _registration
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import Request
 from protocols.errors import DealerError, ProtocolAbort, UnsupportedError
-from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.two_party.party import Party, truncate
 
@@ -366,12 +366,12 @@ _install()
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
-def arithmetic(share: Tensor, frac_bits: int = ring.FRAC_BITS) -> Any:
+def arithmetic(share: Tensor, frac_bits: int = limits.FRAC_BITS) -> Any:
     """Return a share as CrypTen's arithmetic shared tensor at scale 2**frac_bits."""
     return ArithmeticSharedTensor.from_shares(share, precision=frac_bits)
 
 
-def mpc_tensor(share: Tensor, frac_bits: int = ring.FRAC_BITS) -> Any:
+def mpc_tensor(share: Tensor, frac_bits: int = limits.FRAC_BITS) -> Any:
     """Return a share as CrypTen's MPCTensor at scale 2**frac_bits."""
     return crypten.mpc.MPCTensor.from_shares(share, precision=frac_bits)
 

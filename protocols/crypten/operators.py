@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from protocols.crypten import door
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer
 from protocols.two_party import operators
 from protocols.two_party.party import Party

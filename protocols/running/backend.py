@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import Request
 from protocols.errors import UnsupportedError
-from protocols.primitives import ring
 from protocols.program.program import Program
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Weights
@@ -33,7 +33,7 @@ class ShareWeights(Protocol):
     """How a program's parameters become shares."""
 
     def __call__(
-        self, program: Program, params: Params | None, comparison_bits: int = ring.COMPARISON_BITS
+        self, program: Program, params: Params | None, comparison_bits: int = limits.COMPARISON_BITS
     ) -> dict[str, Tensor]:
         """Return this party's shares: of `params` at the keeper, of None at the user; nothing is sent."""
 

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
 from protocols.two_party import linear, operators
 from protocols.two_party.party import Party
@@ -105,7 +106,7 @@ def run(
     params: Arrays,
     inputs: Arrays,
     protocol: str = "fss",
-    comparison_bits: int = ring.COMPARISON_BITS,
+    comparison_bits: int = limits.COMPARISON_BITS,
 ) -> dict[str, NDArray[np.float64]]:
     """Return every value of a program by name, as an encrypted prediction has it.
 

@@ -13,9 +13,10 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import KEEPER, Request
+from protocols.limits import FRAC_BITS
 from protocols.primitives import kernels, ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
 from protocols.running.backend import Backend
 from protocols.two_party import compare, linear, operators
@@ -56,7 +57,7 @@ def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0), with the truncation: 2 rounds."""
-    return Value(compare.relu(party, *_comparable(party, x, compare.most_cut(party.comparison_bits))))
+    return Value(compare.relu(party, *_comparable(party, x, limits.most_cut(party.comparison_bits))))
 
 
 def _largest(party: Party, columns: Tensor, bits: int) -> Value:

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
-from protocols.primitives import ring
+from protocols.limits import FRAC_BITS
 from protocols.primitives.prg import Stream
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
 from protocols.running import backend
 from protocols.two_party import gate
@@ -36,7 +36,7 @@ class Plan:
     protocol: str
     batch: int
     gated: bool
-    comparison_bits: int = ring.COMPARISON_BITS
+    comparison_bits: int = limits.COMPARISON_BITS
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import KEEPER
 from protocols.errors import ProtocolAbort
-from protocols.primitives.ring import FRAC_BITS
+from protocols.limits import FRAC_BITS
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Layer
 from protocols.two_party import beaver, local_operators
@@ -29,8 +30,8 @@ from protocols.two_party.value import Operator, Value, Weights
 
 
 def _factors(party: Party, x: Value, y: Value) -> tuple[Value, Value]:
-    """Truncate two factors so far that their product keeps at most `local_operators.MOST_BITS` fraction bits."""
-    most = local_operators.MOST_BITS
+    """Truncate two factors so far that their product keeps at most `limits.MOST_FRAC_BITS` fraction bits."""
+    most = limits.MOST_FRAC_BITS
     if x.frac_bits + y.frac_bits > most:
         x.truncate_to(party, most // 2)
         y.truncate_to(party, most - min(x.frac_bits, most // 2))

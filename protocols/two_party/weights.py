@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import limits
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
 from protocols.two_party.party import Party
 
 
 def share_weights(
-    program: Program, params: Mapping[str, np.ndarray] | None, comparison_bits: int = ring.COMPARISON_BITS
+    program: Program, params: Mapping[str, np.ndarray] | None, comparison_bits: int = limits.COMPARISON_BITS
 ) -> dict[str, Tensor]:
     """Share the keeper's parameters: encoded at the keeper, zero at the user; nothing is sent.
 
@@ -38,7 +39,7 @@ def share_weights(
     return {name: ring.encode(params[name], bits[name], what=f"parameter {name!r}") for name in program.params}
 
 
-def parameter_bits(program: Program, comparison_bits: int = ring.COMPARISON_BITS) -> dict[str, int]:
+def parameter_bits(program: Program, comparison_bits: int = limits.COMPARISON_BITS) -> dict[str, int]:
     """Return parameter -> its fraction bits."""
     bits = dict.fromkeys(program.params, FRAC_BITS)
     for layer in program.layers:

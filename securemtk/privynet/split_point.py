@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from protocols.errors import RangeError, ShapeError
-from protocols.primitives.ring import input_limit
+from protocols.limits import input_limit
 from securemtk.data.base import DataSet, Samples
 from securemtk.data.splits import check_whole
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import KEEPER, Dealing, Request, Secrets
 from protocols.dealing.dealer import TrustedDealer, pack, receive_seed, send_corrections, weight_masks
 from protocols.dealing.pool import CorrelationPool, Deal, PlanKey
@@ -44,7 +45,6 @@ from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program
 from protocols.running import backend, ranges, runner
 from protocols.running.runner import Plan, Probe
-from protocols.two_party import compare
 from protocols.two_party.party import Party
 from securemtk.mtk.keys.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys.distributor import KeyDistributor
@@ -138,7 +138,7 @@ class Keeper:
     def _load(self, meta: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
         self._step("load")
         bits = int(meta["comparison_bits"])
-        if not compare.FEWEST_BITS <= bits <= compare.MOST_BITS:
+        if not limits.FEWEST_COMPARISON_BITS <= bits <= limits.MOST_COMPARISON_BITS:
             raise IntegrityError(f"the user must ask for comparisons of a width that keys have; got {bits} bits")
         try:
             manifest, data = read_model(str(meta["path"])) if "path" in meta else (None, arrays[0].tobytes())
@@ -151,6 +151,7 @@ class Keeper:
                 ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])), bits)
             imported = load_onnx(data, known.shapes, known.public)
             program = imported.program
+            ranges.require_width(program, str(meta["protocol"]), bits)
             protocol = backend.find(str(meta["protocol"]))
             weights = protocol.share_weights(program, imported.params, bits)
             protocol.pack_weights(program, weights)

@@ -37,6 +37,7 @@ from protocols.errors import (
     UnmeasuredWarning,
 )
 from protocols.forks import Origin
+from protocols.limits import input_limit
 from protocols.net.link import Link
 from protocols.net.listener import connect
 from protocols.net.tls import check_user, issue
@@ -243,7 +244,7 @@ class Model:
 
     def _inputs(self, x: Any) -> dict[str, NDArray[np.floating]]:
         bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
-        bounds["limit"] = ring.input_limit(self._session._config.comparison_bits)
+        bounds["limit"] = input_limit(self._session._config.comparison_bits)
         return input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
 
 

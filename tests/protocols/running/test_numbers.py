@@ -11,7 +11,7 @@ from onnx import helper
 from onnx_models import build, floats
 
 from benchmarks import numbers
-from protocols.primitives import ring
+from protocols import limits
 from protocols.program import plain
 from protocols.program.program import Layer, Program
 from protocols.running import backend, fixed, precision
@@ -42,7 +42,7 @@ def told_or_right(data: bytes, x: np.ndarray) -> None:
 
 
 def ring_unit() -> float:
-    return 2.0**-ring.FRAC_BITS
+    return 2.0**-limits.FRAC_BITS
 
 
 sizes = st.floats(-7, 7).map(lambda e: 10.0**e)
