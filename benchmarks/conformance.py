@@ -29,7 +29,7 @@ from protocols.program import plain
 from protocols.running.runner import PROTOCOLS
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
-from securemtk.onnx.model.graph import bound
+from securemtk.onnx.model.declared import bound
 from securemtk.onnx.model.problems import UnsupportedNodes
 from securemtk.onnx.model.public import public_inputs
 from securemtk.onnx.model.reading import read_proto

@@ -54,7 +54,8 @@ from securemtk.mtk.training.settings import TrainFile, read_config
 from securemtk.mtk.training.train import progress_bar
 from securemtk.onnx.bundle import check_bundle_target, read_model
 from securemtk.onnx.fix import fix as fix_model
-from securemtk.planning.check import LayerWork, Report
+from securemtk.planning.check import CheckReport as Report
+from securemtk.planning.check import LayerWork
 from securemtk.planning.check import check as check_model
 from securemtk.planning.estimate import NETWORKS, LayerEstimate, parse_network
 from securemtk.report.document import ATTACK_FILE, ReportOptions, measure_report, read_attacks

@@ -18,7 +18,8 @@ from protocols.running.runner import protocol_module
 from securemtk.onnx.building.scales import LossyConstant, lossy
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
-from securemtk.onnx.model.graph import ValueInfo, bound
+from securemtk.onnx.model.declared import bound
+from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.reading import read_proto
 
 Arrays = Mapping[str, NDArray[np.floating]]

@@ -14,7 +14,9 @@ from protocols.running.precision import Exact
 from securemtk.onnx.building.lower import lower
 from securemtk.onnx.building.registry import LIMIT, RULES, Step, affine, param, reshaped
 from securemtk.onnx.building.scales import weight_bits
-from securemtk.onnx.model.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
+from securemtk.onnx.model.analyse import analyse
+from securemtk.onnx.model.declared import bound, fixed_shapes, shapes_remedy
+from securemtk.onnx.model.graph import Array, Graph, ValueInfo, unique
 from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
 from securemtk.onnx.model.public import public_inputs
 from securemtk.onnx.model.reading import Source, read_proto
