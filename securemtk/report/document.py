@@ -9,7 +9,7 @@ from typing import Any
 from protocols.errors import InputError
 from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
-from securemtk.mtk.attacks.base import Progress, Victim, stream_of
+from securemtk.mtk.attacks.base import Victim, stream_of
 from securemtk.mtk.attacks.suite import FORMAT as ATTACK_FORMAT
 from securemtk.mtk.attacks.suite import Effort, run_attacks
 from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
@@ -21,6 +21,7 @@ from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
 from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
+from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 1
 ATTACK_FILE = "attack.json"
@@ -60,7 +61,7 @@ def measure_report(
     passphrase: str | None = None,
     extent: ReportOptions | None = None,
     attacks: Mapping[str, Any] | None = None,
-    progress: Progress = lambda what, done: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure a run and return the document of its report; nothing is written.
 
@@ -94,7 +95,7 @@ def measure_report(
         result.decoupling,
         seed=extent.seed,
         stream=stream_of(extent.seed, "leaks"),
-        progress=_part(progress, 0.1, 0.5),
+        progress=part_of(progress, 0.1, 0.5),
     )
     progress("guarantees", 0.5)
     measured = {
@@ -103,7 +104,7 @@ def measure_report(
         "leaks": _leaks(trained, labels, answers),
         "guarantees": _guarantees(trained, stream_of(extent.seed, "report")),
         "attacks": attacks if extent.attacks is None else _attacks(trained, extent.attacks, extent.seed, progress),
-        "encrypted": _encrypted(folder, trained, passphrase, extent, _part(progress, 0.6, 1.0)),
+        "encrypted": _encrypted(folder, trained, passphrase, extent, part_of(progress, 0.6, 1.0)),
         "threats": asdict(
             threat_model(list(result.keys), labels, answers, result.decoupling, run.config.assembler.targets)
         ),
@@ -190,10 +191,6 @@ def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: 
         raise InputError(f"findings in {ATTACK_FILE} must be of the run's tasks {sorted(names)}; got others")
     if extent.attacks is not None and not trained.result.keys:
         raise InputError("a run must have a secured task to be attacked; it has none")
-
-
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    return lambda what, done: progress(what, start + (end - start) * done)
 
 
 def _summary(trained: Trained, task: str, answers: Sequence[AnswerLeak]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ The keys are written before the training begins, so that a run that was interrup
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from securemtk.mtk.keys.key import TriggerKey
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.settings import train_config
-from securemtk.mtk.training.train import Epoch
+from securemtk.support.progress import Progress
+from securemtk.support.progress import silent
 from securemtk.mtk.training.train import TrainConfig
 from securemtk.mtk.training.train import TrainResult
 from securemtk.mtk.training.train import train
@@ -104,7 +105,7 @@ def train_run(
     options: Mapping[str, Any] | None = None,
     passphrase: str | None = None,
     resume: bool = False,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Progress = silent,
 ) -> Trained:
     """Train a keyed model and keep it, its keys and its accuracies in a folder.
 
@@ -116,7 +117,7 @@ def train_run(
         options: of the data set's loader, such as its path; values that JSON has.
         passphrase: locks the key files.
         resume: go on with the run in `folder`, which must be of the same data set, tasks and settings.
-        progress: called after each epoch.
+        progress: told of each epoch, as `train` does.
 
     Returns:
         The trained model with its keys.

@@ -9,7 +9,7 @@ Source: measures on labels, docs/method.md#decoupling; attackers with held-out l
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,10 +25,10 @@ from securemtk.mtk.keys.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.decoupling import Correlation, Decoupling, DecouplingConfig, correlations
 from securemtk.mtk.training.model import MultiTaskModel, predict
+from securemtk.support.progress import Progress, silent
 
 Rule = Literal["label", "scores"]
 RULES: tuple[Rule, ...] = ("label", "scores")
-Progress = Callable[[str, float], None]
 
 _FOLDS = 5
 
@@ -147,7 +147,7 @@ def answer_leaks(
     samples: int = 2000,
     seed: int = 0,
     stream: Stream | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[AnswerLeak, ...]:
     """Let attackers guess each closed task from released answers: of each single open task, and of all open ones.
 
@@ -183,8 +183,7 @@ def answer_leaks(
     views = list(_views([task.name for task in model.tasks if not task.secured], secured))
     found = []
     for number, (told, tellers, held) in enumerate(views):
-        if progress is not None:
-            progress(f"what {', '.join(tellers)} tells of {told}", number / len(views))
+        progress(f"what {', '.join(tellers)} tells of {told}", number / len(views))
         found += list(_attacked(told, tellers, held, released, seed))
     return tuple(found)
 
