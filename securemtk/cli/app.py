@@ -886,7 +886,7 @@ def _report_tables(document: Mapping[str, Any]) -> None:
     names = ("chance", "no_key", "right_key", "wrong_random", "wrong_other", "all_keys")
     _accuracy_table(document["accuracy"], {name: name.replace("_", " ") for name in names})
     rows = [
-        {"closed": leak["told"], "open": ", ".join(leak["tellers"]), "released": leak["rule"]}
+        {"closed": leak["target"], "open": ", ".join(leak["sources"]), "released": leak["rule"]}
         | {"prior": _percent(leak["prior"]), "attacker": _percent(leak["best"]), "gain": _percent(leak["gain"])}
         for leak in document["leaks"]["answers"]
     ]

@@ -94,22 +94,22 @@ class Manifest:
         _require(all(isinstance(x, str) for x in texts), "versions must map names to texts")
         secured = {task.name: task.classes for task in self.tasks if task.secured}
         _check_decoupling(self.decoupling, set(secured), set(names) - set(secured))
-        drawn = {task.name: task.classes for task in self.tasks if task.secured or task.name in self._tellers(secured)}
+        drawn = {task.name: task.classes for task in self.tasks if task.secured or task.name in self._sources(secured)}
         _require(set(self.answers) == set(drawn), f"answers must be those of the tasks {sorted(drawn)}")
         for name, classes in drawn.items():
             _check_answers(name, self.answers[name], classes)
         _check_headroom({} if self.headroom is None else self.headroom)
 
-    def _tellers(self, closed: Iterable[str]) -> set[str]:
+    def _sources(self, closed: Iterable[str]) -> set[str]:
         leaks: Mapping[str, Sequence[str]] = {} if self.decoupling is None else self.decoupling["leaks"]
-        return {teller for name in closed for teller in leaks.get(name, ())}
+        return {source for name in closed for source in leaks.get(name, ())}
 
     def opening(self, task: str, granted: Collection[str]) -> float:
         """Return the probability with which a row of a task is answered truly when these tasks' keys are granted."""
         closed = [t.name for t in self.tasks if t.secured and t.name not in granted]
         if task in closed:
             return 0.0
-        decoupled = self.decoupling is not None and task in self._tellers(closed)
+        decoupled = self.decoupling is not None and task in self._sources(closed)
         return float(self.decoupling["beta"]) if decoupled and self.decoupling is not None else 1.0
 
     def to_json(self) -> str:
@@ -172,10 +172,10 @@ def _check_decoupling(raw: Mapping[str, Any] | None, secured: set[str], unprotec
     whole = isinstance(raw, Mapping) and set(raw) == {"beta", "leaks"} and isinstance(raw["leaks"], Mapping)
     _require(whole, "decoupling must have beta and leaks")
     _require(_is_number(raw["beta"]) and 0 <= raw["beta"] < 1, f"beta must be in [0, 1); got {raw['beta']!r}")
-    for name, tellers in raw["leaks"].items():
-        fits = name in secured and isinstance(tellers, list | tuple) and 0 < len(tellers) == len(set(tellers))
+    for name, sources in raw["leaks"].items():
+        fits = name in secured and isinstance(sources, list | tuple) and 0 < len(sources) == len(set(sources))
         _require(
-            fits and set(tellers) <= unprotected, f"leaks of {name!r} must be unprotected tasks beside a secured one"
+            fits and set(sources) <= unprotected, f"leaks of {name!r} must be unprotected tasks beside a secured one"
         )
     _require(bool(raw["leaks"]), "decoupling must have leaks; leave it out where there are none")
 

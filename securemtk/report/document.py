@@ -23,7 +23,7 @@ from securemtk.report.threats import threat_model
 from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
 from securemtk.support.progress import Progress, part_of, silent
 
-KIND, FORMAT = "securemtk report", 1
+KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 
@@ -196,7 +196,7 @@ def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: 
 def _summary(trained: Trained, task: str, answers: Sequence[AnswerLeak]) -> dict[str, Any]:
     """Return a secured task's figures that matter most, with the most that any open tasks tell of it."""
     figures = trained.metrics[task]
-    worst = max((leak for leak in answers if leak.told == task), key=lambda leak: leak.gain, default=None)
+    worst = max((leak for leak in answers if leak.target == task), key=lambda leak: leak.gain, default=None)
     return {
         "task": task,
         "right_key": figures.right_key,
@@ -229,7 +229,7 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     """Return gains over the prior for each closed task (row) and each set of open tasks (column)."""
     rows = list(trained.result.keys)
     unprotected = tuple(task.name for task in trained.result.tasks if not task.secured)
-    found = {(leak.told, leak.tellers, leak.rule): leak for leak in leaks}
+    found = {(leak.target, leak.sources, leak.rule): leak for leak in leaks}
     # Title, open tasks, and whether all other secured ones are open beside them.
     columns: list[tuple[str, tuple[str, ...], bool]] = [(name, (name,), False) for name in unprotected]
     if len(rows) > 1:
@@ -239,12 +239,12 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     if len(rows) > 1 and len(unprotected) + len(rows) > 2:
         columns.append(("all others, with keys", unprotected, True))
 
-    def leak(told: str, tellers: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
-        more = tuple(name for name in rows if name != told) if others else ()
-        return found.get((told, (*tellers, *more), rule))
+    def leak(target: str, sources: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
+        more = tuple(name for name in rows if name != target) if others else ()
+        return found.get((target, (*sources, *more), rule))
 
     def gains(rule: Rule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
-        cells = [[leak(told, tellers, others, rule) for _, tellers, others in columns] for told in rows]
+        cells = [[leak(target, sources, others, rule) for _, sources, others in columns] for target in rows]
         return [[None if cell is None else gain(cell) for cell in row] for row in cells]
 
     matrix = {

@@ -117,7 +117,7 @@ def train_run(
         options: of the data set's loader, such as its path; values that JSON has.
         passphrase: locks the key files.
         resume: go on with the run in `folder`, which must be of the same data set, tasks and settings.
-        progress: told of each epoch, as `train` does.
+        progress: hears of each epoch, as `train` does.
 
     Returns:
         The trained model with its keys.
@@ -184,8 +184,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
     check_bundle_target(folder, overwrite=overwrite)
     result, dataset = trained.result, trained.dataset
     leaks = {} if result.decoupling is None else result.decoupling.by_closed()
-    tellers = sorted({name for names in leaks.values() for name in names})
-    stats = answer_stats(result.model, dataset, dict(result.keys), tellers)
+    sources = sorted({name for names in leaks.values() for name in names})
+    stats = answer_stats(result.model, dataset, dict(result.keys), sources)
     example = torch.from_numpy(dataset.x_train[:2])
     return write_bundle(
         folder,

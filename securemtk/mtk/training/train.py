@@ -265,12 +265,12 @@ class _Training:
         order = _generator("cpu", self.config.seed, number, 0)
         permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
-        self.assembler.mine(self.data.hand(permutation[:_MINED_ON])[0], self.keeper.answer, generator)
+        self.assembler.mine(self.data.rows(permutation[:_MINED_ON])[0], self.keeper.answer, generator)
         total = torch.zeros((), device=accelerator.device)
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
             rows = permutation[start : start + batch]
-            keyed = self.assembler.batch(*self.data.hand(rows), generator, self.augment, self.fixed[rows])
+            keyed = self.assembler.batch(*self.data.rows(rows), generator, self.augment, self.fixed[rows])
             total += self.keeper.learn(keyed, self._loss)
         mean: float = float(accelerator.reduce(total, "mean").item()) / self.steps
         if not math.isfinite(mean):
