@@ -120,12 +120,11 @@ def image_set(
     raw = read_images(folder, [files[i] for i in chosen], options, cache)
     return DataSet(
         name=name,
-        tasks=tuple(Task(task, len(classes)) for task, (_, classes) in labels.items()),
+        tasks=tuple(Task.named(task, classes) for task, (_, classes) in labels.items()),
         x_train=_floats(raw, np.searchsorted(chosen, split.train)),
         y_train={task: y[split.train] for task, (y, _) in labels.items()},
         x_test=_floats(raw, np.searchsorted(chosen, split.test)),
         y_test={task: y[split.test] for task, (y, _) in labels.items()},
-        class_names={task: classes for task, (_, classes) in labels.items()},
         left_out=tuple(left_out),
     )
 

@@ -110,7 +110,6 @@ class SplitPoint:
             y_test=dataset.y_test,
             low=self.low,
             high=self.high,
-            class_names=dataset.class_names,
             left_out=dataset.left_out,
         )
 

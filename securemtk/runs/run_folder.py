@@ -21,27 +21,17 @@ from protocols.primitives.prg import Stream
 from securemtk import data
 from securemtk.data import DataSet
 from securemtk.data.base import Images
-from securemtk.support.files import check_file
-from securemtk.support.files import check_new_folder
-from securemtk.support.files import new_folder
-from securemtk.support.files import write_whole
 from securemtk.mtk.evaluation.answer_fit import answer_stats
-from securemtk.mtk.evaluation.evaluate import TaskResult
-from securemtk.mtk.evaluation.evaluate import evaluate
-from securemtk.mtk.keys.key import MODEL_ID_BYTES
-from securemtk.mtk.keys.key import TriggerKey
-from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.evaluation.evaluate import TaskResult, evaluate
+from securemtk.mtk.keys.key import MODEL_ID_BYTES, TriggerKey, stamp
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.settings import train_config
-from securemtk.support.progress import Progress
-from securemtk.support.progress import silent
-from securemtk.mtk.training.train import TrainConfig
-from securemtk.mtk.training.train import TrainResult
-from securemtk.mtk.training.train import train
-from securemtk.onnx.manifest import Manifest
-from securemtk.onnx.bundle import check_bundle_target
-from securemtk.onnx.bundle import write_bundle
+from securemtk.mtk.training.train import TrainConfig, TrainResult, train
+from securemtk.onnx.bundle import check_bundle_target, write_bundle
 from securemtk.onnx.export import export_onnx
+from securemtk.onnx.manifest import Manifest
+from securemtk.support.files import check_file, check_new_folder, new_folder, write_whole
+from securemtk.support.progress import Progress, silent
 
 FORMAT = 1
 RUN, CHECKPOINT, KEYS, KEY_SUFFIX = "run.json", "checkpoint.pt", "keys", ".key"

@@ -234,7 +234,7 @@ class _Training:
             {
                 "config": asdict(config),
                 "data": [dataset.name, len(self.data), *dataset.shape],
-                "tasks": [asdict(task) for task in model.tasks],
+                "tasks": [{"name": t.name, "classes": t.classes, "secured": t.secured} for t in model.tasks],
                 "keys": {name: key.model_id for name, key in sorted(keys.items())},
                 "processes": self.accelerator.num_processes,
             }
