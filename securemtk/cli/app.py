@@ -45,13 +45,11 @@ from securemtk.data import DATA_SETS
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 from securemtk.mtk.attacks.base import Victim
 from securemtk.mtk.attacks.suite import ATTACKS, AttackReport, Effort, check_attacks, run_attacks
-from securemtk.mtk.attacks.suite import progress_bar as attack_bar
 from securemtk.mtk.evaluation.evaluate import opening_rate
 from securemtk.mtk.keys.audit import read as read_log
 from securemtk.mtk.keys.grants import Grant, Ledger
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.settings import TrainFile, read_config
-from securemtk.mtk.training.train import progress_bar
 from securemtk.onnx.bundle import check_bundle_target, read_model
 from securemtk.onnx.fix import fix as fix_model
 from securemtk.planning.check import CheckReport as Report
@@ -65,6 +63,7 @@ from securemtk.runs.run_folder import KEY_SUFFIX, KEYS, Trained, export, open_ru
 from securemtk.serving.config import Config
 from securemtk.serving.session import Model, PredictionCost, Scores, Session
 from securemtk.support.files import check_file, whole_file, write_whole
+from securemtk.support.progress import progress_bar
 
 INTERNAL, USAGE, INPUT, UNSUPPORTED, ABORTED, SYSTEM, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 6, 130, 143
 SHOWN_ROWS = 10
@@ -283,7 +282,7 @@ def attack(
         check_file(file, "--out" if out is not None else file.name)
     trained = open_run(folder, _passphrase_of([folder / KEYS], passphrase_file))
     victim = Victim(trained.result.model, trained.dataset, trained.result.keys)
-    with attack_bar() as bar:
+    with progress_bar("attack") as bar:
         found = run_attacks(victim, names, effort=effort, seed=seed, progress=bar)
     document = found.to_dict()
     with whole_file(target) as first, whole_file(picture) as second:
@@ -324,7 +323,7 @@ def report_run(
         check_drawing(found)
     extent = ReportOptions(encrypted, samples, attacks=Effort() if attack else None, seed=seed)
     passphrase = _passphrase_of([folder / KEYS], passphrase_file)
-    with attack_bar("report") as bar:
+    with progress_bar("report") as bar:
         document = measure_report(folder, passphrase=passphrase, extent=extent, attacks=found, progress=bar)
     write_report(document, page)
     _emit(as_json, document, lambda: _report_tables(document))
@@ -887,7 +886,7 @@ def _report_tables(document: Mapping[str, Any]) -> None:
     names = ("chance", "no_key", "right_key", "wrong_random", "wrong_other", "all_keys")
     _accuracy_table(document["accuracy"], {name: name.replace("_", " ") for name in names})
     rows = [
-        {"closed": leak["told"], "open": ", ".join(leak["tellers"]), "released": leak["rule"]}
+        {"closed": leak["target"], "open": ", ".join(leak["sources"]), "released": leak["rule"]}
         | {"prior": _percent(leak["prior"]), "attacker": _percent(leak["best"]), "gain": _percent(leak["gain"])}
         for leak in document["leaks"]["answers"]
     ]

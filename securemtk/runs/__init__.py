@@ -1,1 +1,1 @@
-"""Folders of runs: what training leaves, and what is released of it."""
+"""A training run on the disk: its folder, and its release as a bundle."""

@@ -321,7 +321,7 @@ class Authority:
             int(meta["prediction"]),
         )
         secrets = self._secrets(model, model.manifest, self._keys.find(asked))
-        if self._keys.guarded:
+        if self._keys.needs_grants:
             use = bool(meta["use"])
             self._keys.permit(asked, use=use)
             if use:

@@ -562,7 +562,7 @@ def weight_in_a_message(*_: object, **__: object) -> None:
         ("model.reading", "_sort"),
         ("importer", "analyse"),
         ("importer", "translate"),
-        ("importer", "tidy"),
+        ("importer", "run_passes"),
         ("model.probe", "opset_of"),
     ],
 )

@@ -30,7 +30,6 @@ def digits():
         x_test=x_test,
         y_test={name: y[:40] for name, y in whole.y_test.items()},
         high=10.0,
-        class_names={"parity": ("even", "odd")},
         left_out=("one.png",),
     )
 
