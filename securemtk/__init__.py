@@ -4,7 +4,7 @@ Each public name is imported from where it lies when it is first asked for: the 
 use a part of the toolkit load that part. What type each has stands in `__init__.pyi`.
 """
 
-from securemtk.support.on_demand import load
+from protocols.on_demand import load
 
 _PLACES = {
     "protocols.errors": (

@@ -5,7 +5,6 @@ keys imports no CrypTen, and whoever only names a protocol imports neither.
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from protocols import limits
 from protocols.dealing.correlation import Request
 from protocols.errors import UnsupportedError
+from protocols.on_demand import load
 from protocols.program.program import Program
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Weights
@@ -84,5 +84,5 @@ def find(name: str) -> Backend:
         UnsupportedError: there is no such protocol.
     """
     require(name)
-    backend: Backend = importlib.import_module(PROTOCOLS[name]).BACKEND
+    backend: Backend = load(PROTOCOLS[name]).BACKEND
     return backend

@@ -23,6 +23,7 @@ from protocols.crypten.eager import EagerParty, using
 from protocols.dealing.dealer import receive_seed
 from protocols.dealing.demand import DemandCorrelations, DemandDealer, DemandReceiver, NumberedWire, mask_of
 from protocols.errors import InputError, ProtocolAbort, SecureError, place_of
+from protocols.net import pulse
 from protocols.net.frames import Message
 from protocols.net.listener import Listener, connect
 from protocols.net.tls import Credentials
@@ -32,7 +33,7 @@ from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.two_party.reused_masks import Weights
 from securemtk.serving.config import WATCH_PURPOSES
 from securemtk.serving.peers import Links
-from securemtk.serving.process import Hear, Life, Say, live, run
+from securemtk.serving.process import Hear, Life, Say, live, run, settle
 from securemtk.support import values
 
 PARTIES = ("party0", "party1")
@@ -162,6 +163,8 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
     kernels.warm()
+    pulse.warm()
+    settle()
     links = _connect(role, settings, say, hear)
 
     def work(life: Life) -> None:

@@ -24,6 +24,7 @@ from protocols.errors import (
 )
 from protocols.net.link import Link
 from protocols.net.wire import TensorWire
+from protocols.on_demand import Late
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program
 from protocols.running import backend, ranges, runner
@@ -34,7 +35,6 @@ from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.config import KEEPER_ROLE
 from securemtk.serving.steps import Steps
 from securemtk.support.cores import own_cores
-from securemtk.support.on_demand import Late
 
 # What models are read with: large, and not needed before there is one to read.
 bundle, importer = Late("securemtk.onnx.bundle"), Late("securemtk.onnx.importer")

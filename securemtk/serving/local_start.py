@@ -6,7 +6,6 @@ from pathlib import Path
 
 from protocols.net.listener import connect
 from protocols.net.tls import Credentials, check_user, issue
-from protocols.running import backend
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
 from securemtk.serving.launch import RoleProcess, stop_all
 from securemtk.serving.peers import Links
@@ -80,7 +79,6 @@ class LocalStart:
         credentials = issue([KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE], users=names)
         for settings in self._settings(config, protocol, credentials):
             processes.append(RoleProcess(str(settings["role"]), settings))
-        backend.find(protocol).warm()
         addresses = {process.role: process.address(config.start_timeout_s) for process in processes}
         processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
         limits = {"timeout_s": config.timeout_s, "opening_s": config.start_timeout_s}

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from protocols import limits
 from protocols.errors import InputError, RangeError, RangeWarning, UnmeasuredWarning
+from protocols.on_demand import Late
 from protocols.primitives import ring
 from protocols.program.program import Program
 from securemtk.onnx.manifest import Manifest
 from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.inputs import input_arrays
-from securemtk.support.on_demand import Late
 from securemtk.tasks import Task
 
 # Needed where this process reads a model itself, and large.

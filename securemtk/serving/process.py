@@ -58,6 +58,15 @@ def end_timer() -> threading.Timer:
     return timer
 
 
+def settle() -> None:
+    """Begin to look for garbage, in what is made from now on: call it once all that a role needs is loaded.
+
+    What is here stays: looking for garbage among all of torch's objects takes longer than a small prediction.
+    """
+    gc.freeze()
+    gc.enable()
+
+
 @dataclass
 class Life:
     """A role that has its links.
@@ -89,8 +98,6 @@ def live(role: str, links: Links, silence_s: float, work: Callable[[Life], None]
     end = end_timer()
     watch = Watch(role, watched, data_links, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
     watch.start()
-    # What is here now stays: looking for garbage among all of torch's objects takes longer than a small prediction.
-    gc.freeze()
     life = Life(watch, end)
     try:
         work(life)

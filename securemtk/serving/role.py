@@ -7,49 +7,19 @@ user leaves. It exits by itself when a peer is gone: no process outlives its ses
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from protocols.errors import InputError, KeyRefused
 from protocols.net.listener import Listener, connect
 from protocols.net.tls import Credentials
-from protocols.running import backend
-from securemtk.mtk.keys.distributor import KeyDistributor
-from securemtk.mtk.keys.grants import Ledger
-from securemtk.mtk.keys.key import TriggerKey
-from securemtk.mtk.keys.key import load as load_key
-from securemtk.serving.authority import Authority
+from protocols.on_demand import Late
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
-from securemtk.serving.keeper import Keeper
 from securemtk.serving.peers import Links
 from securemtk.serving.process import Hear, Life, Say, live, run
 
-
-def read_keys(paths: Sequence[str], passphrase: str | None) -> list[TriggerKey]:
-    """Return the keys of files, and of all `*.key` files of folders."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise KeyRefused(f"a key file or folder must exist; {path.name!r} does not")
-        files += sorted(path.glob("*.key")) if path.is_dir() else [path]
-    return [load_key(file, passphrase) for file in files]
-
-
-def _distributor(settings: Mapping[str, Any]) -> KeyDistributor:
-    keys = read_keys(settings["keys"], settings["passphrase"])
-    if settings["grants"] is None:
-        return KeyDistributor(keys)
-    ledger = Ledger(settings["grants"])
-    if not ledger.path.exists():
-        raise InputError(f"a grants file must exist; {ledger.path.name!r} does not: see securemtk keys grant")
-    # Both are read here, so that what is wrong with them is told before anything runs.
-    ledger.grants()
-    ledger.used()
-    return KeyDistributor(keys, ledger)
+# With torch, which takes longer to load than all else: the peers need not wait for it.
+duties = Late("securemtk.serving.duties")
 
 
 def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
@@ -74,21 +44,15 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Li
         listener.close()
 
 
-def _keep(settings: Mapping[str, Any], links: Links, life: Life) -> None:
-    store = settings["store"]
-    user, authority, supply = links[USER_ROLE, "data"], links[AUTHORITY_ROLE, "data"], links[AUTHORITY_ROLE, "supply"]
-    keeper = Keeper(user, authority, supply, life.watch, store, settings["slots"], bool(settings["needs_grant"]))
-    life.closing.callback(keeper.close)
-    try:
-        keeper.serve()
-    finally:
-        if store is not None:
-            life.end.cancel()  # what is stored shall go, however long that, and to part from the others, takes
+def _has_keys(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["keys"]) or settings["grants"] is not None
 
 
-def _decide(keys: KeyDistributor, links: Links, life: Life) -> None:
-    supply = (links[KEEPER_ROLE, "supply"], links[USER_ROLE, "supply"])
-    Authority(links[USER_ROLE, "data"], links[KEEPER_ROLE, "data"], supply, life.watch, keys).serve()
+def _work(role: str, settings: Mapping[str, Any], keys: Any, links: Links, life: Life) -> None:
+    if role == KEEPER_ROLE:
+        duties.keep(settings, links, life)
+    else:
+        duties.decide(settings, duties.distributor(settings) if keys is None else keys, links, life)
 
 
 def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
@@ -103,12 +67,10 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
         The process's exit status.
     """
     role = str(settings["role"])
-    torch.set_num_threads(int(settings["threads"]))
-    backend.find(str(settings["protocol"])).warm()
     # Before it listens: what is wrong with keys or grants is told before anything runs.
-    work = partial(_keep, settings) if role == KEEPER_ROLE else partial(_decide, _distributor(settings))
+    keys = duties.distributor(settings) if role == AUTHORITY_ROLE and _has_keys(settings) else None
     links = _connect(role, settings, say, hear)
-    return live(role, links, float(settings["timeout_s"]), partial(work, links))
+    return live(role, links, float(settings["timeout_s"]), partial(_work, role, settings, keys, links))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ class Session:
         self._peers: Peers | None = None
         self._data_links: list[Link] = []
         self._watch: Watch | None = None
+        self._store: SealedStore | None = None
         self._user: UserParty | None = None
         self._closed = False
         self.cost = PredictionCost()
@@ -135,17 +136,13 @@ class Session:
 
     def _start(self) -> None:
         config = self._config
-        store = None if config.store is None else SealedStore(config.store, USER_ROLE)
+        self._store = None if config.store is None else SealedStore(config.store, USER_ROLE)
         self._peers = peers = self._how.start(config, self._protocol)
         # For sessions that nobody closes: what was started ends with the interpreter or with this object.
         self._finalizer = weakref.finalize(self, peers.stop, 0.0)
         self._data_links, watched, pulses = sort_links(peers.links)
         self._watch = Watch(USER_ROLE, watched, self._data_links, silence_s=config.timeout_s, pulses=pulses)
         self._watch.start()
-        keeper, authority, supply = (peers.links[key] for key in _DATA)
-        self._user = UserParty(
-            keeper, authority, supply, self._watch, config, self._protocol, store=store, roles_here=len(peers.pids)
-        )
 
     def close(self) -> None:
         """End the roles; may be called any number of times, also after a failure. In a fork it does nothing."""
@@ -170,6 +167,8 @@ class Session:
         else:
             for link in self._data_links:
                 link.close()
+            if self._store is not None:
+                self._store.close()
         if self._peers is not None:
             self._peers.stop(grace_s)
             self._finalizer.detach()
@@ -245,8 +244,20 @@ class Session:
     def _started(self) -> UserParty:
         self.start()
         if self._user is None:
-            raise ProtocolAbort("the session must run; it does not")
+            # Not in `start`: the roles are still loading what they compute with, and the caller may have other work.
+            try:
+                self._user = self._party()
+            except BaseException as error:
+                self._abort(error)
+                raise
         return self._user
+
+    def _party(self) -> UserParty:
+        if self._peers is None or self._watch is None:
+            raise ProtocolAbort("the session must run; it does not")
+        links, here = [self._peers.links[key] for key in _DATA], len(self._peers.pids)
+        how = (self._watch, self._config, self._protocol)
+        return UserParty(links[0], links[1], links[2], *how, store=self._store, roles_here=here)
 
     def _ending_session_on_error(self, work: Callable[[], T]) -> T:
         threads = torch.get_num_threads()

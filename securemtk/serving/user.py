@@ -4,7 +4,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from torch import Tensor
 from protocols.dealing.correlation import USER
 from protocols.dealing.dealer import receive_seed
 from protocols.dealing.pool import CorrelationPool, Finish
-from protocols.dealing.prediction_shares import Parts, PredictionShares
+from protocols.dealing.prediction_shares import PredictionShares
 from protocols.dealing.store import SealedStore
 from protocols.errors import IntegrityError, NeedsInputs
+from protocols.net import pulse
 from protocols.net.link import Link
 from protocols.net.wire import TensorWire
 from protocols.primitives import ring
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program, chunk_size
 from protocols.running import backend, runner
+from protocols.running.backend import Backend
 from protocols.running.runner import Plan, Probe
 from protocols.two_party.party import Party
 from securemtk.onnx.manifest import Manifest
@@ -67,7 +69,6 @@ class UserParty:
     ) -> None:
         self._keeper, self._authority, self._watch = keeper, authority, watch
         self._config, self._protocol, self._roles_here = config, protocol, roles_here
-        self._ops = backend.find(protocol)
         self._masked: dict[int, Mapping[str, Tensor]] = {}
         self._weights: dict[int, Mapping[str, Tensor]] = {}
         self._last: PredictionKind | None = None
@@ -77,7 +78,7 @@ class UserParty:
             USER,
             receive_seed(authority),
             # The pool's thread must not hold this object, or nobody could forget it.
-            partial(_finish_of, self._ops.finish, self._masked),
+            partial(_finish_of, protocol, self._masked),
             store=store,
             slots=max(config.ahead, 1),
             on_failure=watch.fail,
@@ -95,6 +96,10 @@ class UserParty:
         self._keeper.close()
         self._authority.close()
         self._pool.close()
+
+    @property
+    def _ops(self) -> Backend:
+        return backend.find(self._protocol)
 
     def _step(self, step: str) -> None:
         self._watch.step = self._keeper.step = self._authority.step = step
@@ -120,6 +125,9 @@ class UserParty:
             self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8), *arrays])
         else:
             self._keeper.send("request", request | {"path": str(Path(source).resolve())}, arrays)
+        # While the keeper reads the model, so that no prediction waits for it.
+        self._ops.warm()
+        pulse.warm()
         meta = self._keeper.recv("model").meta
         if "needs" in meta:
             needs = meta["needs"]
@@ -274,9 +282,9 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _finish_of(finish: Callable[..., Parts], masked: Mapping[int, Mapping[str, Tensor]], model: int) -> Finish:
+def _finish_of(protocol: str, masked: Mapping[int, Mapping[str, Tensor]], model: int) -> Finish:
     """Return what a hand for a model does ahead."""
-    return partial(finish, masked=masked[model])
+    return partial(backend.find(protocol).finish, masked=masked[model])
 
 
 def _total(link: Link) -> int:
