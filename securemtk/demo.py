@@ -27,7 +27,8 @@ from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.onnx.manifest import MODEL, Manifest
 from securemtk.onnx.model.runtime import start
 from securemtk.report.pictures import Sample, draw_demo
-from securemtk.runs.run_folder import KEYS, Trained, export, task_figures, train_run
+from securemtk.runs.places import KEYS
+from securemtk.runs.run_folder import Trained, export, task_figures, train_run
 from securemtk.serving.session import PredictionCost, Session
 from securemtk.support.files import check_new_folder, new_folder, write_whole
 from securemtk.support.progress import progress_bar

@@ -20,7 +20,8 @@ from securemtk.mtk.training.model import Scores, predict
 from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
-from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
+from securemtk.runs.places import CHECKPOINT, RUN
+from securemtk.runs.run_folder import Run, Trained, open_run, read_run, task_figures
 from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 2

@@ -30,11 +30,11 @@ from securemtk.mtk.training.train import TrainConfig, TrainResult, train
 from securemtk.onnx.bundle import check_bundle_target, write_bundle
 from securemtk.onnx.export import export_onnx
 from securemtk.onnx.manifest import Manifest
+from securemtk.runs.places import CHECKPOINT, KEY_SUFFIX, KEYS, RUN
 from securemtk.support.files import check_file, check_new_folder, new_folder, write_whole
 from securemtk.support.progress import Progress, silent
 
 FORMAT = 1
-RUN, CHECKPOINT, KEYS, KEY_SUFFIX = "run.json", "checkpoint.pt", "keys", ".key"
 
 
 @dataclass(frozen=True)
