@@ -26,10 +26,10 @@ from benchmarks import encrypted, report
 from benchmarks.conformance_cases import LISTED, SOURCES, Array, Case
 from protocols.errors import InputError, SecureError
 from protocols.program import plain
-from protocols.running.runner import PROTOCOLS
+from protocols.running.backend import PROTOCOLS
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
-from securemtk.onnx.model.graph import bound
+from securemtk.onnx.model.declared import bound
 from securemtk.onnx.model.problems import UnsupportedNodes
 from securemtk.onnx.model.public import public_inputs
 from securemtk.onnx.model.reading import read_proto

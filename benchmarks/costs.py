@@ -19,7 +19,7 @@ from benchmarks.report import table
 from protocols.cost import Cost
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Request
-from protocols.primitives.ring import COMPARISON_BITS
+from protocols.limits import COMPARISON_BITS
 from protocols.program.program import Attribute, Layer, Program
 from protocols.running import runner
 from protocols.running.runner import Plan

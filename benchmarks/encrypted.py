@@ -19,7 +19,7 @@ from protocols.errors import PeerLost
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.program.program import Program
-from protocols.running import runner
+from protocols.running import backend, runner
 from protocols.two_party.party import Party
 
 _END = object()
@@ -64,7 +64,7 @@ def run(
         program: what is computed.
         params: name -> float32 array, the keeper's.
         inputs: name -> array (n, *sample), the user's.
-        protocol: a name of `protocols.running.runner.PROTOCOLS`.
+        protocol: a name of `protocols.running.backend.PROTOCOLS`.
 
     Returns:
         Output name -> float32 array (n, *sample).
@@ -73,7 +73,7 @@ def run(
         SecureError: whatever a party raised, the first of it.
     """
     plan = runner.Plan(program, protocol, len(next(iter(inputs.values()))), False)
-    module = runner.protocol_module(protocol)
+    module = backend.find(protocol)
     masks = {name: Stream().words(shape) for name, shape in program.params.items()}
     own = module.share_weights(program, params)
     masked = {name: own[name] - masks[name] for name in module.masked_names(program)}

@@ -381,16 +381,16 @@ def _leak(model: Keyed) -> Iterator[tuple[str, float]]:
     """Give figures of a decoupled model without keys: attacks on each closed task, utility of each open one."""
     data, result = model.data, model.result
     scores = model.scores(data.x_test)
-    tellers = [] if result.decoupling is None else result.decoupling.tellers(list(result.keys))
+    sources = [] if result.decoupling is None else result.decoupling.sources(list(result.keys))
     answers = np.concatenate(
-        [release(scores[t], "sampled" if t in tellers else "raw") for t in model.unprotected], axis=1
+        [release(scores[t], "sampled" if t in sources else "raw") for t in model.unprotected], axis=1
     )
     for task in result.keys:
         yield f"attacker's gain on {task}", attack(answers, data.y_test[task]).gain
     opened = model.scores(stamp(data.x_test, result.keys.values()))
     for task in model.unprotected:
         y = data.y_test[task]
-        own = released_accuracy(scores[task], y) if task in tellers else accuracy(scores[task], y)
+        own = released_accuracy(scores[task], y) if task in sources else accuracy(scores[task], y)
         yield f"{task} without keys", own
         yield f"{task} with all keys", accuracy(opened[task], y)
 

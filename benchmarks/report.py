@@ -44,10 +44,10 @@ def _cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
-def commit() -> str:
-    """Return the commit, with "-dirty" where the tree differs from it."""
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of a checkout, with "-dirty" where the tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 
 

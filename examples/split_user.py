@@ -20,10 +20,11 @@ from securemtk.data.base import Samples
 from securemtk.mtk.evaluation.evaluate import accuracy, evaluate
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.model import image_trunk, predict
-from securemtk.mtk.training.train import TrainConfig, progress_bar, train
+from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.privynet.split_point import SplitPoint
 from securemtk.runs.run_folder import KEY_SUFFIX, Trained, export
 from securemtk.serving.session import Model, Scores, Session
+from securemtk.support.progress import progress_bar
 
 SECURED = ("digit", "parity")
 LAYERS = 3  # convolution, batch normalisation, ReLU

@@ -23,13 +23,15 @@ from securemtk.data import DataSet
 from securemtk.data.base import Labels
 from securemtk.mtk.evaluation.evaluate import accuracy, attack, evaluate, opening_rate
 from securemtk.mtk.keys.key import stamp
-from securemtk.mtk.training.train import TrainConfig, progress_bar, train
+from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.onnx.manifest import MODEL, Manifest
 from securemtk.onnx.model.runtime import start
 from securemtk.report.pictures import Sample, draw_demo
-from securemtk.runs.run_folder import KEYS, Trained, export, task_figures, train_run
+from securemtk.runs.places import KEYS
+from securemtk.runs.run_folder import Trained, export, task_figures, train_run
 from securemtk.serving.session import PredictionCost, Session
 from securemtk.support.files import check_new_folder, new_folder, write_whole
+from securemtk.support.progress import progress_bar
 
 DATASET, SECURED = "digits", ("digit", "parity")
 FIGURES, DETAILS, PICTURE, BUNDLE, INPUT = "demo.json", "details.json", "demo.png", "bundle", "x.npy"

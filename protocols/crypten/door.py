@@ -8,7 +8,6 @@ by 2**48, and prints shares. Importing this module mends all of that for the who
 - CrypTen's generators are the AES streams of that party, and its drawing functions take no others;
 - the default tuple provider takes every triple from that party's correlations, made by the dealer;
 - division by a public integer is `party.truncate`, which errs by one unit in the last place at most;
-- its comparisons are those of the party's protocol, where that has better ones;
 - CrypTen's settings are kept by thread;
 - `repr` of CrypTen's tensors shows no share;
 - `crypten.nn.from_pytorch` exports with the arguments that current torch knows.
@@ -26,9 +25,9 @@ import torch
 import torch.onnx._internal.torchscript_exporter.registration as _registration
 from torch import Tensor
 
+from protocols import limits
 from protocols.dealing.correlation import Request
 from protocols.errors import DealerError, ProtocolAbort, UnsupportedError
-from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.two_party.party import Party, truncate
 
@@ -316,18 +315,6 @@ def _div_(self: Any, y: Any) -> Any:
     return self.mul_(torch.as_tensor(y, dtype=torch.float).reciprocal())
 
 
-def _ltz(self: Any) -> Any:
-    """Stands in for MPCTensor._ltz, on which all of CrypTen's comparisons rest."""
-    party = current()
-    if party.is_negative is None:
-        return _circuit_ltz(self)
-    result = mpc_tensor(party.is_negative(party, self.share), 0)
-    return result
-
-
-_circuit_ltz = crypten.mpc.MPCTensor._ltz
-
-
 def _hidden(self: Any) -> str:
     return f"{type(self).__name__}(<share hidden>, shape={tuple(self.share.shape)})"
 
@@ -368,7 +355,6 @@ def _install() -> None:
     provider = DealerProvider()
     crypten.mpc.get_default_provider = lambda: provider
     ArithmeticSharedTensor.div_ = ArithmeticSharedTensor.__itruediv__ = _div_
-    crypten.mpc.MPCTensor._ltz = _ltz
     crypten.nn.onnx_converter._export_pytorch_model = _export_pytorch_model
     for kind in (ArithmeticSharedTensor, BinarySharedTensor, crypten.mpc.MPCTensor):
         kind.__repr__ = _hidden
@@ -380,12 +366,12 @@ _install()
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
-def arithmetic(share: Tensor, frac_bits: int = ring.FRAC_BITS) -> Any:
+def arithmetic(share: Tensor, frac_bits: int = limits.FRAC_BITS) -> Any:
     """Return a share as CrypTen's arithmetic shared tensor at scale 2**frac_bits."""
     return ArithmeticSharedTensor.from_shares(share, precision=frac_bits)
 
 
-def mpc_tensor(share: Tensor, frac_bits: int = ring.FRAC_BITS) -> Any:
+def mpc_tensor(share: Tensor, frac_bits: int = limits.FRAC_BITS) -> Any:
     """Return a share as CrypTen's MPCTensor at scale 2**frac_bits."""
     return crypten.mpc.MPCTensor.from_shares(share, precision=frac_bits)
 

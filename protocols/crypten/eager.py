@@ -20,7 +20,7 @@ from torch import Tensor
 from protocols.crypten import door
 from protocols.errors import UnsupportedError
 from protocols.primitives import kernels, ring
-from protocols.two_party import compare, reused_masks
+from protocols.two_party import beaver, compare, reused_masks
 from protocols.two_party.party import Party, truncate
 from protocols.two_party.reused_masks import Weights
 
@@ -162,7 +162,7 @@ class ComparedTensor(MPCTensor):  # type: ignore[misc, valid-type]
         first = int(party.rank == 0)
         is_best = first - _negative(self.share - best)
         alone = first - _negative(first - is_best.cumsum(dim))
-        return door.beaver("mul", is_best, alone)
+        return beaver.mul(party, is_best, alone)
 
     def _places(self, first: Tensor, dim: int, keepdim: bool, one_hot: bool) -> "ComparedTensor":
         if one_hot:

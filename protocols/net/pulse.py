@@ -5,13 +5,14 @@ millions of strings, would look as a process that was stopped. The thread here r
 sends what was sealed before, one record each period to each peer, so that it need not know of TLS. It stops when
 its process is stopped, which is what peers want to know.
 
-Without numba a thread of Python's does the same, and is as silent as the lock makes it.
+Until that loop is loaded (`warm`), a thread of Python's does the same, and is as silent as the lock makes it.
 """
 
 import contextlib
 import os
 import select
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.forks import let_go_after_fork
-
-try:
-    from numba import njit, types
-except ImportError:  # optional at run time
-    njit = None  # type: ignore[assignment]
+from protocols.on_demand import load
 
 # Records that wait for each peer; at two a second, how long the lock may be held: 20 minutes.
 AHEAD = 2400
+# The same loop twice: of Python, and compiled, which takes part of a second to load.
+_NATIVE = "protocols.net.pulse_native"
 _DONT_WAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
@@ -96,7 +95,22 @@ class Pulse:
             return
         # As poll(2) reads it: a descriptor, then 16 bits of events asked for and 16 of events found.
         wake = np.array([self._wake[0], select.POLLIN], dtype=np.int32)
-        _send_all(self._descriptors, self._records, self._counts, wake, self._period_ms)
+        work = (self._descriptors, self._records, self._counts, wake, self._period_ms)
+        if _compiled() is None and _send_all_python(*work):
+            return
+        compiled = _compiled()
+        if compiled is not None:
+            compiled(*work)
+
+
+def warm() -> None:
+    """Load the compiled loop: pulses that beat already go on with it."""
+    load(_NATIVE)
+
+
+def _compiled() -> Any:
+    """Return the compiled loop, None before it is loaded."""
+    return getattr(sys.modules.get(_NATIVE), "send_all", None)
 
 
 def _send_all_python(
@@ -105,40 +119,20 @@ def _send_all_python(
     counts: NDArray[np.int64],
     wake: NDArray[np.int32],
     period_ms: int,
-) -> None:
-    """The same as the compiled `_send_all`, with the interpreter."""
+) -> bool:
+    """The same as the compiled loop, with the interpreter; return whether it was stopped, not replaced by that one."""
     size = records.shape[2]
     sockets = [socket.socket(fileno=os.dup(int(d))) for d in descriptors]
     try:
-        while True:
+        while _compiled() is None:
             for i, sock in enumerate(sockets):
                 slot, offset = divmod(int(counts[0, i]), size)
                 if slot < counts[1, i]:
                     with contextlib.suppress(OSError):
                         counts[0, i] += sock.send(records[i, slot % records.shape[1], offset:].data, _DONT_WAIT)
             if select.select([int(wake[0])], [], [], period_ms / 1000)[0]:
-                return
+                return True
+        return False
     finally:
         for sock in sockets:
             sock.close()
-
-
-_send_all = _send_all_python
-
-if njit is not None:
-    _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
-    _poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
-
-    @njit("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)", nogil=True, cache=True)
-    def _send_all(descriptors, records, counts, wake, period_ms):  # type: ignore[no-untyped-def]
-        ahead, size = records.shape[1], records.shape[2]
-        while True:
-            for i in range(len(descriptors)):
-                sent = counts[0, i]
-                if sent < counts[1, i] * size:
-                    rest = records[i, (sent // size) % ahead, sent % size :]
-                    n = _send(descriptors[i], rest.ctypes.data, len(rest), _DONT_WAIT)
-                    if n > 0:
-                        counts[0, i] = sent + n
-            if _poll(wake.ctypes.data, 1, period_ms) != 0:
-                return

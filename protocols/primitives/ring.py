@@ -8,19 +8,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import RangeError
-
-RING_BITS = 64
-FRAC_BITS = 16
-# A product of two encoded values must stay below 2**62 for the truncation to be exact.
-LIMIT_BITS = RING_BITS - 2
-# Comparisons work on k bits, 32 unless told otherwise: padding of a maximum is -2**(k - 2), and values stay below that
-# in magnitude.
-COMPARISON_BITS = 32
-
-
-def input_limit(comparison_bits: int = COMPARISON_BITS) -> float:
-    """Return the largest magnitude of an input, so that differences of two values can still be compared."""
-    return 2.0 ** (comparison_bits - 2 - FRAC_BITS)
+from protocols.limits import FRAC_BITS, LIMIT_BITS, RING_BITS
 
 
 def encode(values: np.ndarray | Tensor, frac_bits: int = FRAC_BITS, *, what: str = "values") -> Tensor:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.primitives.ring import FRAC_BITS, LIMIT_BITS
+from protocols.limits import FRAC_BITS, LIMIT_BITS, WIDEST
 from protocols.program.pieces import Pieces, WidePieces, turn_of
 
 Floats = NDArray[np.float64]
@@ -29,8 +29,6 @@ Line = tuple[float, float]
 Row = tuple[int, int, int]
 _R = TypeVar("_R")
 ULP = 2.0**-FRAC_BITS
-# Values that comparisons decide; beyond, tails need not hold.
-WIDEST = 2.0 ** (31 - FRAC_BITS)
 # The largest knot of a function of positive numbers: negative ones down to -2**11 are still decided from there.
 _TOP = WIDEST - 2.0**11
 _SAMPLES = 65

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols import limits
 from protocols.errors import IntegrityError
-from protocols.primitives import ring
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Pieces:
         return max((i % 3 for i, c in enumerate(self.coefficients) if c), default=0)
 
     @functools.cached_property
+    def fewest_bits(self) -> int:
+        """The fewest bits k of comparisons that decide between 0 and every knot: |k_i| < 2**(k-1)."""
+        return max(abs(self.knots[0]), abs(self.knots[-1])).bit_length() + 1
+
+    @functools.cached_property
     def table(self) -> NDArray[np.int64]:
         """Return p_0 and the steps D_i as rows of (c0, c1, c2), int64 (m + 1, 3), mod 2**64."""
         rows = np.array(self.coefficients, dtype=object).reshape(-1, 3)
@@ -61,7 +66,7 @@ def turn_of(finer: int) -> float:
 
     That is where this becomes a quarter of what comparisons on 32 bits decide, or half of it between two signs.
     """
-    return 2.0 ** (ring.COMPARISON_BITS - 3 - ring.FRAC_BITS - finer)
+    return 2.0 ** (limits.COMPARISON_BITS - 3 - limits.FRAC_BITS - finer)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class WidePieces:
     finer: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.finer <= 30 or round(turn_of(self.finer) * 2**ring.FRAC_BITS) not in self.knots:
+        if not 1 <= self.finer <= 30 or round(turn_of(self.finer) * 2**limits.FRAC_BITS) not in self.knots:
             raise IntegrityError("a function of two scales must turn from one to the other at one of its knots")
         _ = self.coarse, self.fine, self.turned
 
@@ -100,9 +105,14 @@ class WidePieces:
         return Pieces(self.knots, self.low_coefficients, self.low_frac_bits)
 
     @functools.cached_property
+    def fewest_bits(self) -> int:
+        """The fewest bits of comparisons that it is right on: those that the choice between its scales is made for."""
+        return max(limits.COMPARISON_BITS, self.coarse.fewest_bits)
+
+    @functools.cached_property
     def turned(self) -> Pieces:
         """1 where x itself counts, 0 where x * 2**finer does: a whole number."""
-        turn = round(turn_of(self.finer) * 2**ring.FRAC_BITS)
+        turn = round(turn_of(self.finer) * 2**limits.FRAC_BITS)
         least = -turn if -turn in self.knots else self.knots[0]
         edges = [self.knots[0] - 1, *self.knots]
         counts = [int(k >= turn or k < least) for k in edges]

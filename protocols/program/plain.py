@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols.primitives.ring import FRAC_BITS
+from protocols.limits import FRAC_BITS
 from protocols.program.pieces import WIDE_ATTRIBUTES, Pieces, WidePieces
 from protocols.program.program import Layer, Program
 

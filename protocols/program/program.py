@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from protocols.errors import IntegrityError
-from protocols.primitives.ring import FRAC_BITS, LIMIT_BITS
+from protocols.limits import FEWEST_WEIGHT_BITS, FRAC_BITS, LIMIT_BITS, MOST_WEIGHT_BITS
 
 Shape = tuple[int, ...]
 Attribute = int | float | str | tuple[int, ...]
@@ -77,7 +77,6 @@ OPERATORS: dict[str, tuple[int | None, tuple[str, ...], tuple[str, ...]]] = {
 # Those whose results cost comparisons, and with them most of a prediction's memory.
 COMPARISONS = {"relu", "spline", "wide_spline", "max", "argmax", "max_pool2d"}
 # Fraction bits of a weight or scale: as many as other values have, and at most so many more.
-FEWEST_WEIGHT_BITS, MOST_WEIGHT_BITS = FRAC_BITS, 30
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols.crypten import door, operators
+from protocols import limits
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
-from protocols.two_party import linear
+from protocols.two_party import linear, operators
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Value, Weights
+from protocols.two_party.weights import product_bits, share_weights
 
 Arrays = Mapping[str, NDArray[np.floating]]
 
@@ -63,7 +64,7 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     z = linear.product(request, share.reshape(request.shapes[0]), weights[layer.params[linear.MAPS[layer.op]]])
     bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
     z = z + bias.reshape((1, -1, 1, 1) if layer.op == "conv2d" else bias.shape)
-    return Value(z.reshape(share.shape[0], *layer.shape), operators.product_bits(party, layer))
+    return Value(z.reshape(share.shape[0], *layer.shape), product_bits(party, layer))
 
 
 def _relu_of(party: Party, x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def run(
     params: Arrays,
     inputs: Arrays,
     protocol: str = "fss",
-    comparison_bits: int = ring.COMPARISON_BITS,
+    comparison_bits: int = limits.COMPARISON_BITS,
 ) -> dict[str, NDArray[np.float64]]:
     """Return every value of a program by name, as an encrypted prediction has it.
 
@@ -126,10 +127,10 @@ def run(
     party = Party(KEEPER, _Nobody(), _Zeros(), nothing, nothing, nothing)
     party.comparison_bits = comparison_bits
     party.is_negative = _is_negative if protocol == "fss" else _is_below_zero
-    weights = operators.share_weights(program, {k: np.asarray(v) for k, v in params.items()}, comparison_bits)
+    weights = share_weights(program, {k: np.asarray(v) for k, v in params.items()}, comparison_bits)
     values = {name: Value(ring.encode(inputs[name], what=f"input {name!r}")) for name in program.inputs}
     found = {name: _decoded(value) for name, value in values.items()}
-    with door.acting(party), torch.no_grad():
+    with torch.no_grad():
         for layer in program.layers:
             arguments = [values[name] for name in layer.inputs]
             values[layer.output] = OPERATORS[layer.op](party, layer, weights, *arguments)

@@ -1,32 +1,29 @@
 """Two parties and a dealer, by function secret sharing: `protocol="fss"`.
 
 Linear layers are `linear.apply`, comparisons `compare.relu` and `compare.max_of_pairs`, fused with the
-truncation of what the linear layer left at scale 2**2f. Every other operator is that of `stock`,
-that is CrypTen's, on the same shares.
+truncation of what the linear layer left at scale 2**2f. Every other operator is that of
+`operators`, made of the same comparisons and of Beaver products. No CrypTen is in it.
 
 Security: semi-honest, one of two parties, trusted dealer; fixed-key AES as a random permutation.
 Source: docs/protocols.md#model, docs/protocols.md#composition.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from torch import Tensor
 
-from protocols.crypten import operators
+from protocols import limits
 from protocols.dealing.correlation import KEEPER, Request
+from protocols.limits import FRAC_BITS
 from protocols.primitives import kernels, ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
-from protocols.two_party import compare, linear
+from protocols.running.backend import Backend
+from protocols.two_party import compare, linear, operators
 from protocols.two_party import spline as piecewise
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Value, Weights
-
-share_weights = operators.share_weights
-parameter_bits = operators.parameter_bits
-is_negative = compare.is_negative
-pack_weights = linear.pack_weights
-warm = kernels.warm
+from protocols.two_party.weights import product_bits, share_weights
 
 
 def masked_names(program: Program) -> list[str]:
@@ -48,9 +45,7 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     if party.rank == KEEPER and not party.dry:
         weight = weights[layer.params[linear.MAPS[layer.op]]]
         bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
-    return Value(
-        linear.apply(party, layer, x.truncate_to_scale(party), weight, bias), operators.product_bits(party, layer)
-    )
+    return Value(linear.apply(party, layer, x.truncate_to_scale(party), weight, bias), product_bits(party, layer))
 
 
 def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, int]:
@@ -62,7 +57,7 @@ def _comparable(party: Party, x: Value, most: int = FRAC_BITS) -> tuple[Tensor, 
 
 def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """max(x, 0), with the truncation: 2 rounds."""
-    return Value(compare.relu(party, *_comparable(party, x, compare.most_cut(party.comparison_bits))))
+    return Value(compare.relu(party, *_comparable(party, x, limits.most_cut(party.comparison_bits))))
 
 
 def _largest(party: Party, columns: Tensor, bits: int) -> Value:
@@ -116,3 +111,14 @@ OPERATORS: dict[str, Operator] = operators.OPERATORS | {
     "spline": spline,
     "wide_spline": wide_spline,
 }
+
+BACKEND = Backend(
+    operators=OPERATORS,
+    is_negative=compare.is_negative,
+    share_weights=share_weights,
+    pack_weights=linear.pack_weights,
+    masked_names=masked_names,
+    finish=finish,
+    warm=kernels.warm,
+    acting=lambda party: nullcontext(),
+)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protocols.primitives import ring
+from protocols import limits
 from protocols.program import plain
 from protocols.program.program import Layer, Program
 from protocols.running import fixed
@@ -56,7 +56,7 @@ def measure(
     batches: Iterable[Arrays],
     exact: Mapping[str, Exact] | None = None,
     protocol: str = "fss",
-    comparison_bits: int = ring.COMPARISON_BITS,
+    comparison_bits: int = limits.COMPARISON_BITS,
 ) -> tuple[tuple[LayerError, ...], dict[str, NDArray[np.float64]]]:
     """Run a network in fixed point and tell each layer's own error.
 
@@ -90,7 +90,7 @@ def measure(
 
 def ring_scale(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return values as they are revealed, at 2**-16."""
-    return np.floor(values * 2.0**ring.FRAC_BITS) * 2.0**-ring.FRAC_BITS
+    return np.floor(values * 2.0**limits.FRAC_BITS) * 2.0**-limits.FRAC_BITS
 
 
 def _joined(a: LayerError, b: LayerError) -> LayerError:

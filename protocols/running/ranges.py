@@ -21,15 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocols.errors import RangeError
+from protocols import limits
+from protocols.errors import RangeError, UnsupportedError
 from protocols.primitives import ring
 from protocols.program import plain
 from protocols.program.program import Layer, Program
 from protocols.running import runner
 from protocols.running.runner import Plan
+from protocols.two_party.operators import pieces_of, wide_pieces_of
 
-COMPARED = 2.0 ** (ring.COMPARISON_BITS - 1 - ring.FRAC_BITS)
-PADDING = ring.input_limit()
+COMPARED, PADDING = limits.WIDEST, limits.input_limit()
 
 STEPS = ("comparison", "truncation")
 # More room than this is not told apart: manifests are public, and this says enough.
@@ -75,7 +76,7 @@ class LayerRange:
 
 
 def measure(
-    program: Program, params: Arrays, batches: Iterable[Arrays], comparison_bits: int = ring.COMPARISON_BITS
+    program: Program, params: Arrays, batches: Iterable[Arrays], comparison_bits: int = limits.COMPARISON_BITS
 ) -> tuple[LayerRange, ...]:
     """Run a network in the clear and tell how near each layer comes to the bounds of `protocol="fss"`.
 
@@ -99,7 +100,9 @@ def measure(
         for layer in program.layers:
             inputs, output = [values[x] for x in layer.inputs], values[layer.output]
             for step, largest, bound in _loads(layer, scales[layer.name], inputs, output):
-                wider = comparison_bits - ring.COMPARISON_BITS if step == "comparison" else 0
+                wider = comparison_bits - limits.COMPARISON_BITS if step == "comparison" else 0
+                if layer.op == "wide_spline" and wider < 0:
+                    largest = max(largest, COMPARED)  # such a function is not made for fewer bits, whatever the values
                 found = LayerRange(layer.name, layer.op, step, largest, bound * 2.0**wider)
                 if layer.name not in most or found.share > most[layer.name].share:
                     most[layer.name] = found
@@ -114,7 +117,7 @@ def headroom(rows: Iterable[LayerRange]) -> dict[str, dict[str, int]]:
     return room
 
 
-def require(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = ring.COMPARISON_BITS) -> None:
+def require(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = limits.COMPARISON_BITS) -> None:
     """Raise RangeError, with the names of the layers, where values reach the bound of one of `steps`."""
     if beyond := _layers(room, steps, -1, comparison_bits):
         raise RangeError(
@@ -123,7 +126,29 @@ def require(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int
         )
 
 
-def warning(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = ring.COMPARISON_BITS) -> str:
+def require_width(program: Program, protocol: str, comparison_bits: int) -> None:
+    """Raise UnsupportedError, with the layers' names, where `comparison_bits` are too few for a function's knots.
+
+    Args:
+        program: the network.
+        protocol: "fss" or "crypten", whose comparisons take all 64 bits.
+        comparison_bits: as in `Party`.
+    """
+    fewest = {
+        layer.name: (pieces_of(layer) if layer.op == "spline" else wide_pieces_of(layer)).fewest_bits
+        for layer in program.layers
+        if layer.op in ("spline", "wide_spline")
+    }
+    beyond = [name for name, bits in fewest.items() if bits > comparison_bits]
+    if beyond and protocol == "fss":
+        most = max(fewest.values())
+        raise UnsupportedError(
+            f"comparison_bits must be {most} or more for the functions {', '.join(map(repr, beyond))}; "
+            f"got {comparison_bits}"
+        )
+
+
+def warning(room: Headroom, steps: Collection[str] = STEPS, comparison_bits: int = limits.COMPARISON_BITS) -> str:
     """Return a text that names the layers whose values reach half of the bound of one of `steps`; "" for none."""
     close = _layers(room, steps, 0, comparison_bits)
     return f"on sample data the values of {close} reach half of what fixed point holds" if close else ""
@@ -135,7 +160,7 @@ def steps_of(protocol: str) -> tuple[str, ...]:
 
 
 def _layers(room: Headroom, steps: Collection[str], most: int, comparison_bits: int) -> str:
-    wider = {"comparison": comparison_bits - ring.COMPARISON_BITS}
+    wider = {"comparison": comparison_bits - limits.COMPARISON_BITS}
     found = [
         (name, step) for step in steps for name, bits in room.get(step, {}).items() if bits + wider.get(step, 0) <= most
     ]
@@ -145,8 +170,8 @@ def _layers(room: Headroom, steps: Collection[str], most: int, comparison_bits: 
 def _loads(layer: Layer, frac_bits: int, inputs: list[Tensor], output: Tensor) -> Iterator[_Load]:
     """Give the steps of a layer's protocol with what comes to them; its result has `frac_bits` fraction bits."""
     if layer.op in _PRODUCTS + _SUMS:
-        if frac_bits > ring.FRAC_BITS:
-            yield "truncation", _largest(output), 2.0 ** (ring.LIMIT_BITS - frac_bits)
+        if frac_bits > limits.FRAC_BITS:
+            yield "truncation", _largest(output), 2.0 ** (limits.LIMIT_BITS - frac_bits)
     elif layer.op == "relu":
         yield "comparison", _largest(inputs[0]), COMPARED
     elif layer.op == "spline":
@@ -163,12 +188,12 @@ def _spline_loads(layer: Layer, x: Tensor, output: Tensor) -> Iterator[_Load]:
     """Give what `spline.evaluate` compares, and what is truncated behind it."""
     yield "comparison", _from_knots(layer, x), COMPARED
     if layer.number("frac_bits") > layer.number("keep_bits"):
-        yield "truncation", _largest(output), 2.0 ** (ring.LIMIT_BITS - layer.number("frac_bits"))
+        yield "truncation", _largest(output), 2.0 ** (limits.LIMIT_BITS - layer.number("frac_bits"))
 
 
 def _from_knots(layer: Layer, x: Tensor) -> float:
     """Return the largest distance of a value from a knot."""
-    knots = torch.tensor([min(layer.ints("knots")), max(layer.ints("knots"))]).double() * 2.0**-ring.FRAC_BITS
+    knots = torch.tensor([min(layer.ints("knots")), max(layer.ints("knots"))]).double() * 2.0**-limits.FRAC_BITS
     return max(_largest(x - knot) for knot in knots)
 
 
@@ -178,7 +203,7 @@ def _of_room(layer: Layer, x: Tensor) -> float:
     A function of positive numbers has knots up to where negative ones are hardly decided any more: the distance from
     its last knot says nothing of how near a value is to being too large.
     """
-    low, high = (k(layer.ints("knots")) * 2.0**-ring.FRAC_BITS for k in (min, max))
+    low, high = (k(layer.ints("knots")) * 2.0**-limits.FRAC_BITS for k in (min, max))
     above, below = _largest(x.clamp(min=0.0)), _largest(x.clamp(max=0.0))
     return COMPARED * max(above / (COMPARED + low), below / (COMPARED - high))
 

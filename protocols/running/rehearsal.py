@@ -23,7 +23,7 @@ from protocols.dealing.pool import Finish
 from protocols.dealing.prediction_shares import Parts, PredictionShares
 from protocols.net.frames import frame_bytes
 from protocols.primitives.prg import Stream
-from protocols.running import runner
+from protocols.running import backend, runner
 from protocols.running.runner import Plan, Probe
 from protocols.two_party.party import Party
 
@@ -127,7 +127,7 @@ class _Recorder:
 def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], *, dry: bool) -> Tape:
     recorder = _Recorder(rank, dry=dry)
     if not dry:
-        finish = partial(runner.protocol_module(plan.protocol).finish, masked=weights)
+        finish = partial(backend.find(plan.protocol).finish, masked=weights)
         recorder.deal(runner.requests(plan), finish if rank == USER else lambda request, part: part)
     nothing = Stream(bytes(16))  # draws no secret: what it masks is made up
     party = Party(rank, recorder, recorder, nothing, nothing, nothing, dry=dry)
@@ -161,7 +161,7 @@ def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tap
 
     Cost: computing time and memory of some predictions, one after the other.
     """
-    protocol = runner.protocol_module(plan.protocol)
+    protocol = backend.find(plan.protocol)
     protocol.warm()
     weights = protocol.share_weights(plan.program, None)
     protocol.pack_weights(plan.program, weights)

@@ -4,32 +4,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from protocols.crypten import door
-from protocols.crypten import operators as stock
+from protocols import limits
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
-from protocols.errors import UnsupportedError
+from protocols.limits import FRAC_BITS
 from protocols.primitives.prg import Stream
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer, Program
-from protocols.running import fss
-from protocols.two_party import compare, gate
+from protocols.running import backend
+from protocols.two_party import gate
 from protocols.two_party.party import Party, reveal_to_user, share_input
 from protocols.two_party.value import Value
-
-PROTOCOLS: dict[str, ModuleType] = {"fss": fss, "crypten": stock}
-
-
-def protocol_module(name: str) -> ModuleType:
-    """Return the module of a protocol by name; raise UnsupportedError for an unknown one."""
-    if name not in PROTOCOLS:
-        raise UnsupportedError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {name!r}")
-    return PROTOCOLS[name]
 
 
 @dataclass(frozen=True)
@@ -38,7 +26,7 @@ class Plan:
 
     Args:
         program: the network.
-        protocol: a name of `PROTOCOLS`.
+        protocol: a name of `backend.PROTOCOLS`.
         batch: number of samples.
         gated: whether the authority's gates are at the input and at every output.
         comparison_bits: as in `Party`.
@@ -48,7 +36,7 @@ class Plan:
     protocol: str
     batch: int
     gated: bool
-    comparison_bits: int = compare.BITS
+    comparison_bits: int = limits.COMPARISON_BITS
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ def run(
     Args:
         party: this party.
         plan: the same at both parties.
-        weights: this party's shares of the parameters, from the protocol's `share_weights`.
+        weights: this party's shares of the parameters, from the backend's `share_weights`.
         inputs: name -> the user's batch, int64 at scale 2**f; None at the keeper.
         probe: notes the cost of each layer.
 
@@ -103,8 +91,8 @@ def run(
 
     Security: the keeper learns nothing, the user the outputs; see each protocol.
     """
-    protocol = protocol_module(plan.protocol)
-    program, operators = plan.program, protocol.OPERATORS
+    protocol = backend.find(plan.protocol)
+    program, operators = plan.program, protocol.operators
     party.is_negative, party.comparison_bits = protocol.is_negative, plan.comparison_bits
     values: dict[str, Value] = {}
     revealed: dict[str, Tensor | None] = {}
@@ -127,7 +115,7 @@ def run(
         for y, closed in zip(outputs, gate.close_outputs(party, outputs), strict=True):
             revealed[y.name] = reveal_to_user(party, closed)
 
-    with door.acting(party), torch.no_grad():
+    with protocol.acting(party), torch.no_grad():
         probe.measure("input", "share", share)
         for layer in program.layers:
             probe.measure(layer.name, layer.op, partial(apply, layer))

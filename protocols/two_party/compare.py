@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocols import limits
 from protocols.cost import Cost, costs
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper, share_lanes
@@ -31,11 +32,6 @@ from protocols.errors import UnsupportedError
 from protocols.primitives import comparison_steps, dcf, ring
 from protocols.primitives.prg import Stream
 from protocols.two_party.party import Party
-
-# Bits that a ReLU may cut off on its way.
-MOST_CUT = comparison_steps.MOST_BITS
-# Bits k on which values are compared unless a party is told otherwise; what the keys can take.
-BITS, FEWEST_BITS, MOST_BITS = ring.COMPARISON_BITS, 20, 40
 
 
 def key_shapes(n: int, k: int) -> list[tuple[int, ...]]:
@@ -83,22 +79,17 @@ def width_of(request: Request) -> int:
     return int(dict(request.options)["k"])
 
 
-def request_of(kind: str, shape: Sequence[int], bits: int, k: int = BITS) -> Request:
+def request_of(kind: str, shape: Sequence[int], bits: int, k: int = limits.COMPARISON_BITS) -> Request:
     """Return what one comparison of values of `shape`, truncated by `bits`, needs; `kind` is "sign" or "pairs"."""
     return Request(kind, (tuple(shape),), (("bits", bits), ("k", k)))
-
-
-def most_cut(k: int) -> int:
-    """Return the most bits that a comparison of k bits may cut: what it then compares must lie inside the ring."""
-    return min(MOST_CUT, ring.RING_BITS - k)
 
 
 def _cut(request: Request) -> int:
     """Return the bits by which values are truncated: such as the fused steps are written for."""
     bits = correlation.bits_of(request)
-    most = most_cut(width_of(request)) if request.kind == "sign" else comparison_steps.BITS
-    if bits and not comparison_steps.BITS <= bits <= most:
-        raise UnsupportedError(f"a comparison truncates by 0 or {comparison_steps.BITS} to {most} bits; got {bits}")
+    most = limits.most_cut(width_of(request)) if request.kind == "sign" else limits.FEWEST_CUT_BITS
+    if bits and not limits.FEWEST_CUT_BITS <= bits <= most:
+        raise UnsupportedError(f"a comparison truncates by 0 or {limits.FEWEST_CUT_BITS} to {most} bits; got {bits}")
     return bits
 
 
@@ -167,7 +158,7 @@ def _deal_pairs(request: Request, keeper: Stream, user: Stream, dealing: Dealing
     cut, half = _cut(request), shape[0] // 2
     r = keeper.words(shape) + user.words(shape)
     beta = random_bits(keeper, user, _pair_shape(request))
-    R = ring.shift_right_logical(r, comparison_steps.BITS) if cut else r
+    R = ring.shift_right_logical(r, cut) if cut else r
     dR = R[:half] - R[half : 2 * half]
     keys = make_keys(dR, beta, keeper, user, width_of(request))
     shares = [share_for_keeper(v, user) for v in (beta, beta * dR)]
@@ -244,7 +235,7 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Args:
         party: this party.
         z: share, int64 of any shape, at scale 2**(f + bits); |z| < 2**62 and |t| < 2**(k-1).
-        bits: 0, or f to `MOST_CUT`.
+        bits: 0, or f to `limits.most_cut(k)`.
 
     Returns:
         Share of relu(t), t = z >> bits up to one unit in the last place, same shape, scale 2**f.

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from protocols.dealing.correlation import KEEPER
+from protocols.limits import FRAC_BITS, MOST_FRAC_BITS
 from protocols.primitives import ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program.program import Layer
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Value, Weights, public
 
-# A result keeps at most so many fraction bits: its integer part must have room below 2**62.
-MOST_BITS = 3 * FRAC_BITS
 # A public factor in (1/2, 1] has so many bits where there is room for them, and at least so few: an error of 2**-10.
 _FACTOR_BITS, _FEWEST_FACTOR_BITS = FRAC_BITS, 10
 
@@ -58,9 +56,9 @@ def shift(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 
 def _times(party: Party, x: Value, factor: float | Tensor) -> Value:
     """Multiply by public numbers whose largest lies in (1/2, 1]: with 16 bits, or with 10 rather than truncate x."""
-    bits = min(_FACTOR_BITS, MOST_BITS - x.frac_bits)
+    bits = min(_FACTOR_BITS, MOST_FRAC_BITS - x.frac_bits)
     if bits < _FEWEST_FACTOR_BITS:
-        x, bits = x.truncate_to(party, MOST_BITS - _FACTOR_BITS), _FACTOR_BITS
+        x, bits = x.truncate_to(party, MOST_FRAC_BITS - _FACTOR_BITS), _FACTOR_BITS
     if isinstance(factor, Tensor):
         return Value(x.share * ring.encode(factor, bits).to(x.share.device), x.frac_bits + bits)
     return Value(x.share * public(factor, bits), x.frac_bits + bits)
@@ -81,7 +79,7 @@ def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
         finer = max(x.frac_bits + 1 - exponent, FRAC_BITS)
         scaled = Value(x.raised_to(finer + exponent - 1) * (1 if factor > 0 else -1), finer)
     else:
-        x.truncate_to(party, MOST_BITS - FRAC_BITS)
+        x.truncate_to(party, MOST_FRAC_BITS - FRAC_BITS)
         whole = max(exponent, 0)
         if whole:
             scaled = Value(x.share * public(factor, FRAC_BITS), x.frac_bits + FRAC_BITS)
@@ -89,7 +87,7 @@ def scale(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
             scaled = _times(party, Value(x.share, x.frac_bits - exponent), mantissa)
     if offset:
         # Beside a sum there is no room for more.
-        scaled = scaled.truncate_to(party, MOST_BITS)
+        scaled = scaled.truncate_to(party, MOST_FRAC_BITS)
         scaled.share = _added(scaled.share, public(offset, scaled.frac_bits), party)
     return scaled
 
@@ -106,7 +104,7 @@ def mean(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
-    total = x.truncate_to(party, MOST_BITS - FRAC_BITS).share.sum(axes, keepdim=bool(layer.number("keepdims")))
+    total = x.truncate_to(party, MOST_FRAC_BITS - FRAC_BITS).share.sum(axes, keepdim=bool(layer.number("keepdims")))
     return _divided(party, Value(total, x.frac_bits), n)
 
 
@@ -121,7 +119,7 @@ def deviation(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     axes = layer.ints("axes")
     n = math.prod(x.share.shape[a] for a in axes)
     log = n.bit_length() - 1
-    share = x.truncate_to(party, min(2 * FRAC_BITS, MOST_BITS - log)).share
+    share = x.truncate_to(party, min(2 * FRAC_BITS, MOST_FRAC_BITS - log)).share
     # Modulo 2**64: that n x alone may wrap around does no harm.
     return Value(share * n - share.sum(axes, keepdim=True), x.frac_bits + log)
 
@@ -135,7 +133,7 @@ def sum_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
 def avg_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """Average pooling; as exact as `mean`."""
     kernel, stride, pads = layer.ints("kernel"), layer.ints("stride"), layer.ints("pads")
-    share, bits = x.truncate_to(party, MOST_BITS - FRAC_BITS).share, x.frac_bits
+    share, bits = x.truncate_to(party, MOST_FRAC_BITS - FRAC_BITS).share, x.frac_bits
     total = Value(ring.windows(ring.pad2d(share, pads), kernel, stride).sum(0), bits)
     if layer.number("count_include_pad"):
         return _divided(party, total, math.prod(kernel))

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from protocols import limits
 from protocols.cost import Cost, costs
 from protocols.dealing.correlation import KEEPER, Request
 from protocols.dealing.prediction_shares import Correlations
@@ -45,7 +46,7 @@ class Party:
         previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
         local: this party's own randomness.
         dry: whether this is a recorder's run, on tensors that have shapes and no values.
-        is_negative: how CrypTen's comparisons are made; None leaves them to its binary circuits.
+        is_negative: how the party's protocol compares: share -> share of the bit [x < 0]; set by `runner.run`.
         comparison_bits: bits k of comparisons by keys: values at scale 2**f must stay below 2**(k-1).
     """
 
@@ -57,7 +58,7 @@ class Party:
     local: Stream = field(repr=False)
     dry: bool = False
     is_negative: "Callable[[Party, Tensor], Tensor] | None" = None
-    comparison_bits: int = ring.COMPARISON_BITS
+    comparison_bits: int = limits.COMPARISON_BITS
 
 
 @costs(lambda n: Cost(rounds=0, payload_bytes=0))
@@ -169,4 +170,4 @@ def open_many(party: Party, masked: Sequence[Tensor]) -> list[Tensor]:
 def public_part(h: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return T = (h >> bits) - 2**(62 - bits) and g = (1 - top bit of h) << (64 - bits)."""
     T = ring.shift_right_logical(h, bits) - (1 << (62 - bits))
-    return T, (1 - ring.top_bit(h)) << (ring.RING_BITS - bits)
+    return T, (1 - ring.top_bit(h)) << (limits.RING_BITS - bits)

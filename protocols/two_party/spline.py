@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocols import limits
 from protocols.cost import Cost, costs
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Dealing, Dealt, Kind, Request, Shape, share_for_keeper
+from protocols.errors import UnsupportedError
 from protocols.primitives import comparison_steps, dcf
 from protocols.primitives.prg import Stream
 from protocols.program.pieces import Pieces
@@ -31,7 +33,7 @@ from protocols.two_party.compare import key_shapes, width_of
 from protocols.two_party.party import Party, open_many
 
 
-def request_of(shape: Sequence[int], pieces: Pieces, k: int = compare.BITS) -> Request:
+def request_of(shape: Sequence[int], pieces: Pieces, k: int = limits.COMPARISON_BITS) -> Request:
     """Return the correlation that one evaluation on values of `shape`, compared on k bits, needs."""
     return Request("spline", (tuple(shape),), (("knots", len(pieces.knots)), ("degree", pieces.degree), ("k", k)))
 
@@ -88,6 +90,9 @@ def evaluate(party: Party, x: Tensor, pieces: Pieces) -> Tensor:
     Returns:
         Share of f(x), same shape, at scale 2**pieces.frac_bits; exact in the ring.
 
+    Raises:
+        UnsupportedError: a knot is 2**(k-1) or more in magnitude.
+
     Cost: 2 rounds; 8 bytes each way for each of n elements, and 1 bit each way for each element and knot.
     Security: both opened values are uniform: x under r, each bit under a mask of its own.
     """
@@ -138,6 +143,11 @@ def evaluate_together(party: Party, values: Sequence[tuple[Tensor, Sequence[Piec
 
 def _request_for(party: Party, x: Tensor, functions: Sequence[Pieces]) -> Request:
     widest = max(functions, key=lambda f: f.degree)
+    if party.comparison_bits < widest.fewest_bits:
+        raise UnsupportedError(
+            f"a function with knots that far apart must be compared on {widest.fewest_bits} bits or more; "
+            f"got {party.comparison_bits}"
+        )
     return request_of(x.shape, widest, party.comparison_bits)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from protocols.primitives.ring import FRAC_BITS
+from protocols.limits import FRAC_BITS
 from protocols.two_party.party import Party, truncate
 
 

@@ -28,7 +28,7 @@ from protocols.net.watch import Watch
 from securemtk.crypten_backend.roles import CALLER, DEALER, PARTIES, ROLES, open_links
 from securemtk.serving.config import Config
 from securemtk.serving.launch import RoleProcess, stop_all
-from securemtk.serving.process import sort_links
+from securemtk.serving.peers import sort_links
 from securemtk.support import values
 
 _MODULE = "securemtk.crypten_backend.roles"

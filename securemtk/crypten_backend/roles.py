@@ -6,7 +6,6 @@ What a program prints goes to the caller's standard error.
 """
 
 import functools
-import gc
 import importlib
 import importlib.util
 import inspect
@@ -23,7 +22,8 @@ import torch
 from protocols.crypten.eager import EagerParty, using
 from protocols.dealing.dealer import receive_seed
 from protocols.dealing.demand import DemandCorrelations, DemandDealer, DemandReceiver, NumberedWire, mask_of
-from protocols.errors import InputError, PeerLost, ProtocolAbort, SecureError, place_of
+from protocols.errors import InputError, ProtocolAbort, SecureError, place_of
+from protocols.net import pulse
 from protocols.net.frames import Message
 from protocols.net.listener import Listener, connect
 from protocols.net.tls import Credentials
@@ -32,7 +32,8 @@ from protocols.primitives import kernels
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.two_party.reused_masks import Weights
 from securemtk.serving.config import WATCH_PURPOSES
-from securemtk.serving.process import Hear, Links, Say, end_timer, run, sort_links
+from securemtk.serving.peers import Links
+from securemtk.serving.process import Hear, Life, Say, live, run, settle
 from securemtk.support import values
 
 PARTIES = ("party0", "party1")
@@ -162,34 +163,21 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
     role = str(settings["role"])
     torch.set_num_threads(int(settings["threads"]))
     kernels.warm()
+    pulse.warm()
+    settle()
     links = _connect(role, settings, say, hear)
-    guarded, watched, pulses = sort_links(links)
-    end = end_timer()
-    silence_s = float(settings["timeout_s"])
-    watch = Watch(role, watched, guarded, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
-    watch.start()
-    gc.freeze()
-    try:
+
+    def work(life: Life) -> None:
         if role == DEALER:
             wants, supplies = (
                 (links[PARTIES[0], purpose], links[PARTIES[1], purpose]) for purpose in ("data", "supply")
             )
-            DemandDealer(wants, supplies, functools.partial(setattr, watch, "step")).serve()
+            DemandDealer(wants, supplies, functools.partial(setattr, life.watch, "step")).serve()
         else:
-            be_party(PARTIES.index(role), links, watch)
+            be_party(PARTIES.index(role), links, life.watch)
         links[CALLER, "data"].recv("bye", timeout_s=None)
-    except PeerLost:
-        watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
-    except SecureError as error:
-        watch.abort(error)
-        return 5
-    except Exception as error:
-        watch.abort(ProtocolAbort(f"internal error: {place_of(error)}"))
-        return 5
-    finally:
-        for link in guarded:
-            link.close()
-    return 0
+
+    return live(role, links, float(settings["timeout_s"]), work)
 
 
 if __name__ == "__main__":

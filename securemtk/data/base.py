@@ -88,7 +88,6 @@ class DataSet:
         y_test: task name -> int64 (m,), as y_train.
         low: least value of a pixel or feature.
         high: greatest value of a pixel or feature.
-        class_names: task name -> a name for each class, for those tasks whose classes have names.
         columns: what the features of a table are; absent for images.
         key_columns: how many columns at the end of a table are for keys and hold nothing.
         left_out: names of files or rows that could not be used, where a loader leaves such ones out.
@@ -96,8 +95,8 @@ class DataSet:
     Raises:
         ShapeError: an array's shape or dtype is not the one above.
         RangeError: a pixel, feature or label lies outside its range.
-        InputError: tasks are missing, named twice, already secured or without any label; or names of classes or
-            columns do not fit.
+        InputError: tasks are missing, named twice, already secured or without any label; or names of columns do not
+            fit.
     """
 
     name: str
@@ -108,7 +107,6 @@ class DataSet:
     y_test: Mapping[str, Labels] = field(repr=False)
     low: float = 0.0
     high: float = 1.0
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     columns: Columns | None = field(default=None, repr=False)
     key_columns: int = 0
     left_out: tuple[str, ...] = field(default=(), repr=False)
@@ -126,9 +124,6 @@ class DataSet:
             self._check_labels(part, len(x), y)
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise ShapeError(f"x_test must have samples of shape {self.shape}; got {self.x_test.shape[1:]}")
-        for name, classes in self.class_names.items():
-            if self.task(name).classes != len(classes) or len(set(classes)) != len(classes):
-                raise InputError(f"class_names[{name!r}] must be {self.task(name).classes} unique names; got {classes}")
         if self.columns is not None and self.shape != (len(self.columns.names),):
             raise InputError(f"columns must be those of samples {self.shape}; got {len(self.columns.names)} of them")
 
@@ -182,6 +177,11 @@ class DataSet:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) of an image, (F,) of a row."""
         return self.x_train.shape[1:]
+
+    @property
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Task name -> the names of its classes, for those tasks whose classes have names (`Task.labels`)."""
+        return {task.name: task.labels for task in self.tasks if task.labels is not None}
 
     def task(self, name: str) -> Task:
         """Return the task of that name; raise InputError that lists those known."""

@@ -15,7 +15,11 @@ from securemtk.tasks import Task
 
 CANVAS = 16
 TEST_SAMPLES = 360
-TASKS = (Task("digit", 10), Task("parity", 2), Task("large", 2))
+TASKS = (
+    Task.named("digit", [str(digit) for digit in range(10)]),
+    Task.named("parity", ["even", "odd"]),
+    Task.named("large", ["0 to 4", "5 to 9"]),
+)
 
 
 def load(*, side: int = 11) -> DataSet:

@@ -75,16 +75,17 @@ def _table(name: str, raw: Any, target: str, further: Mapping[str, tuple[str, li
     kept = [i for i, feature in enumerate(names) if feature not in held_out]
     columns = Columns.fit([names[i] for i in kept], raw.data[train][:, kept])
     x = columns.scaled(raw.data[:, kept])
-    target_names = tuple(str(label) for label in raw.target_names)
     return DataSet(
         name=name,
-        tasks=(Task(target, len(target_names)), *(Task(task, 2) for task in further)),
+        tasks=(
+            Task.named(target, [str(label) for label in raw.target_names]),
+            *(Task.named(task, ("low", "high")) for task in further),
+        ),
         x_train=x[train],
         y_train={task: values[train] for task, values in labels.items()},
         x_test=x[test],
         y_test={task: values[test] for task, values in labels.items()},
         low=columns.low,
         high=columns.high,
-        class_names={target: target_names} | dict.fromkeys(further, ("low", "high")),
         columns=columns,
     )

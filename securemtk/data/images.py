@@ -17,13 +17,12 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress
 
 from protocols.errors import InputError
 from securemtk.data.base import DataSet, Images, Labels
 from securemtk.data.splits import Split, as_path, check_flag, check_whole, few
 from securemtk.support.files import whole_file
+from securemtk.support.progress import progress_bar
 from securemtk.tasks import Task
 
 CACHE = ".securemtk-cache"
@@ -121,12 +120,11 @@ def image_set(
     raw = read_images(folder, [files[i] for i in chosen], options, cache)
     return DataSet(
         name=name,
-        tasks=tuple(Task(task, len(classes)) for task, (_, classes) in labels.items()),
+        tasks=tuple(Task.named(task, classes) for task, (_, classes) in labels.items()),
         x_train=_floats(raw, np.searchsorted(chosen, split.train)),
         y_train={task: y[split.train] for task, (y, _) in labels.items()},
         x_test=_floats(raw, np.searchsorted(chosen, split.test)),
         y_test={task: y[split.test] for task, (y, _) in labels.items()},
-        class_names={task: classes for task, (_, classes) in labels.items()},
         left_out=tuple(left_out),
     )
 
@@ -165,15 +163,13 @@ def _cached(target: Path, shape: tuple[int, ...]) -> Bytes | None:
 
 def _decode(target: Path, shape: tuple[int, ...], paths: Sequence[Path], options: ImageOptions) -> None:
     broken: list[str] = []
-    console = Console(stderr=True)
     with (
         whole_file(target, private=True) as file,
         # Pillow decodes without Python's lock.
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        progress_bar("read images") as progress,
     ):
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        line = bar.add_task("read images", total=len(paths))
         # Part by part, for a pool takes all it is given into memory.
         for start in range(0, len(paths), _CHUNK):
             part = paths[start : start + _CHUNK]
@@ -182,7 +178,7 @@ def _decode(target: Path, shape: tuple[int, ...], paths: Sequence[Path], options
                     broken.append(f"{path.name}: {found}")
                 else:
                     file.write(found.tobytes())
-            bar.advance(line, len(part))
+            progress("", (start + len(part)) / len(paths))
         if broken:
             raise InputError(
                 f"files in {paths[0].parent} must be images of 8 bits a channel; "

@@ -20,7 +20,12 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow")
 SIZES = ("small", "large")
 TEXTURES = ("solid", "striped")
-TASKS = (Task("shape", len(SHAPES)), Task("colour", len(COLOURS)), Task("size", len(SIZES)), Task("texture", 2))
+TASKS = (
+    Task.named("shape", SHAPES),
+    Task.named("colour", COLOURS),
+    Task.named("size", SIZES),
+    Task.named("texture", TEXTURES),
+)
 
 _RGB = np.array([[0.9, 0.15, 0.15], [0.15, 0.75, 0.2], [0.2, 0.3, 0.95], [0.95, 0.85, 0.15]], dtype=np.float32)
 _RADIUS = np.array([5.0, 8.5], dtype=np.float32)
@@ -137,7 +142,6 @@ def load(
         y_train={task.name: labels[task.name][:n_train] for task in TASKS},
         x_test=x[n_train:],
         y_test={task.name: labels[task.name][n_train:] for task in TASKS},
-        class_names={"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES},
     )
 
 

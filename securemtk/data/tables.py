@@ -71,14 +71,13 @@ def table(
     labels = {name: encoded(name, column, str(file)) for name, column in zip(names, texts, strict=False)}
     return DataSet(
         name="table",
-        tasks=tuple(Task(name, len(classes)) for name, (_, classes) in labels.items()),
+        tasks=tuple(Task.named(name, classes) for name, (_, classes) in labels.items()),
         x_train=fitted.scaled(raw[split.train]),
         y_train={name: y[split.train] for name, (y, _) in labels.items()},
         x_test=fitted.scaled(raw[split.test]),
         y_test={name: y[split.test] for name, (y, _) in labels.items()},
         low=low,
         high=high,
-        class_names={name: classes for name, (_, classes) in labels.items()},
         columns=fitted,
     )
 

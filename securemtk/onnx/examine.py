@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from protocols.primitives import ring
-from protocols.running import precision, ranges
+from protocols import limits
+from protocols.running import backend, precision, ranges
 from protocols.running.precision import MOST_ERROR, LayerError
 from protocols.running.ranges import LayerRange
-from protocols.running.runner import protocol_module
+from protocols.two_party.weights import parameter_bits
 from securemtk.onnx.building.scales import LossyConstant, lossy
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
-from securemtk.onnx.model.graph import ValueInfo, bound
+from securemtk.onnx.model.declared import bound
+from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.reading import read_proto
 
 Arrays = Mapping[str, NDArray[np.floating]]
@@ -48,7 +49,7 @@ class AnswerError:
 
 
 # An answer that is smaller than a few units in the last place is told by the layers' errors.
-_UNITS = 4 * 2.0**-ring.FRAC_BITS
+_UNITS = 4 * 2.0**-limits.FRAC_BITS
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Examination:
             worst = max(rows, key=lambda row: row.share)
             what = "features of the input are" if kind else "layers are"
             more = "scale them up, in the model's input" if kind else "scale their input, or look at its range"
-            least = 2.0**-ring.FRAC_BITS
+            least = 2.0**-limits.FRAC_BITS
             yield (
                 f"{what} off by more than {100 * MOST_ERROR:g} % of their largest value (a unit of fixed point is "
                 f"{least:.2g}): {names}; {worst.name} by {worst.error:.3g} of {worst.largest:.3g}: {more}"
@@ -137,7 +138,7 @@ def examine(
     Raises:
         UnsupportedError: an unknown protocol.
     """
-    protocol_module(protocol)
+    backend.require(protocol)
     program, params = imported.program, imported.params
     errors, answers = precision.measure(program, params, [inputs], imported.exact, protocol, comparison_bits)
     wanted = expected(model, imported, inputs)
@@ -155,9 +156,9 @@ def _answer(name: str, got: NDArray[np.float64], wanted: NDArray[np.float64]) ->
     return AnswerError(name, float(error.max(initial=0.0)), float(np.abs(wanted[finite]).max(initial=0.0)))
 
 
-def lossy_constants(imported: Imported, comparison_bits: int = ring.COMPARISON_BITS) -> tuple[LossyConstant, ...]:
+def lossy_constants(imported: Imported, comparison_bits: int = limits.COMPARISON_BITS) -> tuple[LossyConstant, ...]:
     """Return the parameters of which rows, columns or elements are too small for the fraction bits that they have."""
-    bits = protocol_module("fss").parameter_bits(imported.program, comparison_bits)
+    bits = parameter_bits(imported.program, comparison_bits)
     return tuple(
         found
         for layer in imported.program.layers

@@ -19,8 +19,9 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from protocols.errors import BundleError, SecureError, UnsupportedError
 from securemtk.onnx.importer import understand
 from securemtk.onnx.model import runtime
+from securemtk.onnx.model.analyse import MOST_NUMBERS
 from securemtk.onnx.model.classical import standardised
-from securemtk.onnx.model.graph import MOST_NUMBERS, Graph
+from securemtk.onnx.model.graph import Graph
 from securemtk.onnx.model.opsets import opset_of, settle_opsets
 from securemtk.onnx.model.problems import foreseen
 from securemtk.onnx.model.reading import (

@@ -14,11 +14,13 @@ from protocols.running.precision import Exact
 from securemtk.onnx.building.lower import lower
 from securemtk.onnx.building.registry import LIMIT, RULES, Step, affine, param, reshaped
 from securemtk.onnx.building.scales import weight_bits
-from securemtk.onnx.model.graph import Array, Graph, ValueInfo, analyse, bound, fixed_shapes, shapes_remedy, unique
+from securemtk.onnx.model.analyse import analyse
+from securemtk.onnx.model.declared import bound, fixed_shapes, shapes_remedy
+from securemtk.onnx.model.graph import Array, Graph, ValueInfo, unique
 from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen, is_unforeseen
 from securemtk.onnx.model.public import public_inputs
 from securemtk.onnx.model.reading import Source, read_proto
-from securemtk.onnx.passes.all_passes import tidy
+from securemtk.onnx.passes.all_passes import run_passes
 from securemtk.onnx.rules.all_rules import translate
 
 Params = dict[str, NDArray[np.float32]]
@@ -180,7 +182,7 @@ def _assembled(graph: Graph, steps: Sequence[Step]) -> Imported:
     steps = [*steps, *_constant_outputs(graph)]
 
     def build(*, merging: bool) -> Imported:
-        lowered = lower(tidy(steps, inputs, graph.outputs, merging=merging))
+        lowered = lower(run_passes(steps, inputs, graph.outputs, merging=merging))
         layers, params = layers_of(lowered)
         exact = {layer.name: s.exact for layer, s in zip(layers, lowered, strict=True) if s.exact is not None}
         shapes = {name: value.shape for name, value in params.items()}

@@ -17,13 +17,14 @@ from protocols.errors import BundleError, InputError
 from protocols.program.program import Shape
 from protocols.running import ranges
 from protocols.running.ranges import Headroom
+from securemtk.support.documents import parse_json, read
 from securemtk.tasks import Task
 
 FORMAT = 1
 MANIFEST, MODEL = "manifest.json", "cloud.onnx"
 _FRAC_BITS = range(8, 25)
 _SUM = "sha256"
-# Left out of the text where they are None.
+# Left out of the text where they are None; so are the labels of a task.
 _OPTIONAL = {"decoupling", "headroom"}
 
 Matrix = Sequence[Sequence[float]]
@@ -36,7 +37,7 @@ class Manifest:
 
     Args:
         model_id: 32 hexadecimal digits; trigger-keys name the model they belong to by it.
-        tasks: one for each output of the model, in order.
+        tasks: one for each output of the model, in order, with the names of its classes where they have names.
         input_name: name of the model's input.
         input_shape: shape of one sample.
         low: least allowed input value.
@@ -94,22 +95,22 @@ class Manifest:
         _require(all(isinstance(x, str) for x in texts), "versions must map names to texts")
         secured = {task.name: task.classes for task in self.tasks if task.secured}
         _check_decoupling(self.decoupling, set(secured), set(names) - set(secured))
-        drawn = {task.name: task.classes for task in self.tasks if task.secured or task.name in self._tellers(secured)}
+        drawn = {task.name: task.classes for task in self.tasks if task.secured or task.name in self._sources(secured)}
         _require(set(self.answers) == set(drawn), f"answers must be those of the tasks {sorted(drawn)}")
         for name, classes in drawn.items():
             _check_answers(name, self.answers[name], classes)
         _check_headroom({} if self.headroom is None else self.headroom)
 
-    def _tellers(self, closed: Iterable[str]) -> set[str]:
+    def _sources(self, closed: Iterable[str]) -> set[str]:
         leaks: Mapping[str, Sequence[str]] = {} if self.decoupling is None else self.decoupling["leaks"]
-        return {teller for name in closed for teller in leaks.get(name, ())}
+        return {source for name in closed for source in leaks.get(name, ())}
 
     def opening(self, task: str, granted: Collection[str]) -> float:
         """Return the probability with which a row of a task is answered truly when these tasks' keys are granted."""
         closed = [t.name for t in self.tasks if t.secured and t.name not in granted]
         if task in closed:
             return 0.0
-        decoupled = self.decoupling is not None and task in self._tellers(closed)
+        decoupled = self.decoupling is not None and task in self._sources(closed)
         return float(self.decoupling["beta"]) if decoupled and self.decoupling is not None else 1.0
 
     def to_json(self) -> str:
@@ -118,6 +119,9 @@ class Manifest:
         for name in _OPTIONAL:
             if fields[name] is None:
                 del fields[name]
+        for task in fields["tasks"]:
+            if task["labels"] is None:
+                del task["labels"]
         digest = hashlib.sha256(_canonical(fields).encode()).hexdigest()
         return _canonical(fields | {_SUM: digest}) + "\n"
 
@@ -125,25 +129,12 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Read what `to_json` wrote; raise BundleError for anything else, edited values included."""
         try:
-            raw = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            raise BundleError(f"{MANIFEST} must be JSON text as written by this program") from None
-        fields = set(cls.__dataclass_fields__)
-        if isinstance(raw, dict):
-            fields -= _OPTIONAL - set(raw)
-        if not isinstance(raw, dict) or set(raw) != fields | {_SUM}:
-            found = sorted(set(raw) ^ (fields | {_SUM})) if isinstance(raw, dict) else type(raw).__name__
-            raise BundleError(f"{MANIFEST} must have exactly its entries; missing or unknown: {found}")
-        del raw[_SUM]
-        try:
-            tasks = tuple(_task(entry) for entry in _list(raw.pop("tasks")))
-            manifest = cls(tasks=tasks, input_shape=tuple(_list(raw.pop("input_shape"))), **raw)
-        except (TypeError, KeyError, AttributeError):
-            raise BundleError(f"{MANIFEST} must have entries of the right type") from None
-        except BundleError:
-            raise
+            raw = parse_json(text, MANIFEST)
+            if not isinstance(raw, dict) or _SUM not in raw:
+                raise BundleError(f"{MANIFEST} must end in its {_SUM}; it has none")
+            manifest = read(cls, {name: value for name, value in raw.items() if name != _SUM}, MANIFEST)
         except InputError as error:
-            raise BundleError(f"{MANIFEST}: {error}") from None
+            raise BundleError(str(error)) from None
         if manifest.to_json() != text:
             raise BundleError(f"{MANIFEST} must be unchanged; its SHA-256 is another")
         return manifest
@@ -172,10 +163,10 @@ def _check_decoupling(raw: Mapping[str, Any] | None, secured: set[str], unprotec
     whole = isinstance(raw, Mapping) and set(raw) == {"beta", "leaks"} and isinstance(raw["leaks"], Mapping)
     _require(whole, "decoupling must have beta and leaks")
     _require(_is_number(raw["beta"]) and 0 <= raw["beta"] < 1, f"beta must be in [0, 1); got {raw['beta']!r}")
-    for name, tellers in raw["leaks"].items():
-        fits = name in secured and isinstance(tellers, list | tuple) and 0 < len(tellers) == len(set(tellers))
+    for name, sources in raw["leaks"].items():
+        fits = name in secured and isinstance(sources, list | tuple) and 0 < len(sources) == len(set(sources))
         _require(
-            fits and set(tellers) <= unprotected, f"leaks of {name!r} must be unprotected tasks beside a secured one"
+            fits and set(sources) <= unprotected, f"leaks of {name!r} must be unprotected tasks beside a secured one"
         )
     _require(bool(raw["leaks"]), "decoupling must have leaks; leave it out where there are none")
 
@@ -199,30 +190,6 @@ def _canonical(fields: Mapping[str, Any]) -> str:
     head = {name: value for name, value in fields.items() if name != _SUM}
     text = json.dumps(head, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=True)
     return text if _SUM not in fields else text[:-2] + f',\n "{_SUM}": "{fields[_SUM]}"\n}}'
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("not a list")
-    return value
-
-
-def _task(entry: Mapping[str, Any]) -> Task:
-    if not isinstance(entry, dict) or set(entry) != {"name", "classes", "secured"}:
-        raise TypeError("not a task")
-    if type(entry["name"]) is not str or type(entry["classes"]) is not int or type(entry["secured"]) is not bool:
-        raise TypeError("not a task")
-    return Task(**entry)
 
 
 def _check_headroom(room: Headroom) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ParamSpec
 
 import numpy as np
-from onnx import ModelProto
 
 from protocols.errors import BundleError, RangeError, ShapeError
 from protocols.program.program import Layer, Shape
@@ -16,10 +15,11 @@ from protocols.running.replay import Network
 from securemtk.onnx.building.lower import lower
 from securemtk.onnx.examine import Examination, examine, lossy_constants
 from securemtk.onnx.importer import Params, Understood, assemble, layers_of, out_of_range, understand
-from securemtk.onnx.model.graph import Graph, Node, ValueInfo, shapes_at
+from securemtk.onnx.model.declared import shapes_at
+from securemtk.onnx.model.graph import Graph, Node, ValueInfo
 from securemtk.onnx.model.inputs import input_arrays
 from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen
-from securemtk.onnx.model.reading import Source, read_proto
+from securemtk.onnx.model.reading import Proto, Source, read_proto
 from securemtk.planning.estimate import Estimate, estimate_prediction
 
 
@@ -54,7 +54,7 @@ class LayerWork:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """The answer of `check`.
 
     Args:
@@ -111,15 +111,15 @@ class Report:
 Reports = ParamSpec("Reports")
 
 
-def _reported(function: Callable[Reports, Report]) -> Callable[Reports, Report]:
+def _reported(function: Callable[Reports, CheckReport]) -> Callable[Reports, CheckReport]:
     """Let a function report what it would raise of a model's nodes."""
 
     @functools.wraps(function)
-    def reported(*args: Reports.args, **given: Reports.kwargs) -> Report:
+    def reported(*args: Reports.args, **given: Reports.kwargs) -> CheckReport:
         try:
             return function(*args, **given)
         except UnsupportedNodes as error:
-            return Report(False, (), (), (), tuple(error.nodes), ())
+            return CheckReport(False, (), (), (), tuple(error.nodes), ())
 
     return reported
 
@@ -136,15 +136,15 @@ def check(
     gated: bool = False,
     network: Network | None = None,
     shapes: Mapping[str, Shape] | None = None,
-) -> Report:
+) -> CheckReport:
     """Tell whether a model can be run, without raising for one that cannot.
 
     A model that does not keep its batch as the first axis is judged for one batch: that of the sample or `batch`.
 
     Args:
         source: path of an ONNX file, or its bytes.
-        sample: data as `Model.predict` takes it, for `Report.found`: the model runs on it in the clear, in onnxruntime
-            and in fixed point.
+        sample: data as `Model.predict` takes it, for `CheckReport.found`: the model runs on it in the clear, in
+            onnxruntime and in fixed point.
         low, high: allowed values of the sample.
         batch, protocol, gated, network: of the prediction whose cost is estimated, as `estimate_prediction` takes them.
         shapes: the whole shape of each input, as `load_onnx` takes them.
@@ -185,7 +185,7 @@ def check(
             found = examine(model, imported, inputs, protocol)
         if not problems:
             estimate = estimate_prediction(imported.program, batch, protocol, gated=gated, network=network)
-    return Report(
+    return CheckReport(
         ok=not problems,
         inputs=graph.inputs,
         outputs=graph.output_info(),
@@ -197,9 +197,7 @@ def check(
     )
 
 
-def _understood(
-    model: ModelProto, given: Mapping[str, Shape] | None, sample: Any, batch: int
-) -> tuple[Understood, int]:
+def _understood(model: Proto, given: Mapping[str, Shape] | None, sample: Any, batch: int) -> tuple[Understood, int]:
     """Return what is known of a model, and the batch of its program.
 
     A model that does not keep its batch as the first axis runs as a whole, for the shapes of one prediction.

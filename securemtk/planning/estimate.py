@@ -15,7 +15,7 @@ from protocols.dealing.pool import Deal
 from protocols.errors import InputError
 from protocols.net.frames import frame_bytes
 from protocols.program.program import Program, chunk_size
-from protocols.running import rehearsal, replay, runner
+from protocols.running import backend, rehearsal, replay
 from protocols.running.rehearsal import Tape
 from protocols.running.replay import BYTE_S, MESSAGE_S, Network, correction_frames
 from protocols.running.runner import LayerCost, Plan
@@ -159,7 +159,7 @@ def estimate_prediction(
         offline += runs[n].offline_bytes(number, keys, first=n not in seen)
         repeat += runs[n].offline_bytes(number, keys, first=False)
         seen.add(n)
-    names = runner.protocol_module(protocol).masked_names(program)
+    names = backend.find(protocol).masked_names(program)
     timed = network is not None
     return Estimate(
         protocol=protocol,

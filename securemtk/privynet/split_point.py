@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from protocols.errors import RangeError, ShapeError
-from protocols.primitives.ring import input_limit
+from protocols.limits import input_limit
 from securemtk.data.base import DataSet, Samples
 from securemtk.data.splits import check_whole
+from securemtk.support.progress import progress_bar
 
 _BATCH = 256
 
@@ -111,7 +110,6 @@ class SplitPoint:
             y_test=dataset.y_test,
             low=self.low,
             high=self.high,
-            class_names=dataset.class_names,
             left_out=dataset.left_out,
         )
 
@@ -121,14 +119,10 @@ def _maps(local: nn.Module, x: Samples) -> Samples:
     if not len(x):
         raise ShapeError("samples must be one or more; got none")
     device = next(local.parameters(), torch.empty(0)).device
-    console = Console(stderr=True)
     parts = []
-    with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        _evaluating(local),
-        torch.no_grad(),
-    ):
-        for start in bar.track(range(0, len(x), _BATCH), description="local part"):
+    with progress_bar("local part") as progress, _evaluating(local), torch.no_grad():
+        for start in range(0, len(x), _BATCH):
+            progress("", start / len(x))
             # A copy: a layer may write over its input.
             parts.append(_run(local, torch.tensor(x[start : start + _BATCH], device=device)))
     return np.concatenate(parts)

@@ -9,7 +9,7 @@ from typing import Any
 from protocols.errors import InputError
 from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
-from securemtk.mtk.attacks.base import Progress, Victim, stream_of
+from securemtk.mtk.attacks.base import Victim, stream_of
 from securemtk.mtk.attacks.suite import FORMAT as ATTACK_FORMAT
 from securemtk.mtk.attacks.suite import Effort, run_attacks
 from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
@@ -20,9 +20,11 @@ from securemtk.mtk.training.model import Scores, predict
 from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
-from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
+from securemtk.runs.places import CHECKPOINT, RUN
+from securemtk.runs.run_folder import Run, Trained, open_run, read_run, task_figures
+from securemtk.support.progress import Progress, part_of, silent
 
-KIND, FORMAT = "securemtk report", 1
+KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 
@@ -60,7 +62,7 @@ def measure_report(
     passphrase: str | None = None,
     extent: ReportOptions | None = None,
     attacks: Mapping[str, Any] | None = None,
-    progress: Progress = lambda what, done: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure a run and return the document of its report; nothing is written.
 
@@ -94,7 +96,7 @@ def measure_report(
         result.decoupling,
         seed=extent.seed,
         stream=stream_of(extent.seed, "leaks"),
-        progress=_part(progress, 0.1, 0.5),
+        progress=part_of(progress, 0.1, 0.5),
     )
     progress("guarantees", 0.5)
     measured = {
@@ -103,7 +105,7 @@ def measure_report(
         "leaks": _leaks(trained, labels, answers),
         "guarantees": _guarantees(trained, stream_of(extent.seed, "report")),
         "attacks": attacks if extent.attacks is None else _attacks(trained, extent.attacks, extent.seed, progress),
-        "encrypted": _encrypted(folder, trained, passphrase, extent, _part(progress, 0.6, 1.0)),
+        "encrypted": _encrypted(folder, trained, passphrase, extent, part_of(progress, 0.6, 1.0)),
         "threats": asdict(
             threat_model(list(result.keys), labels, answers, result.decoupling, run.config.assembler.targets)
         ),
@@ -192,14 +194,10 @@ def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: 
         raise InputError("a run must have a secured task to be attacked; it has none")
 
 
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    return lambda what, done: progress(what, start + (end - start) * done)
-
-
 def _summary(trained: Trained, task: str, answers: Sequence[AnswerLeak]) -> dict[str, Any]:
     """Return a secured task's figures that matter most, with the most that any open tasks tell of it."""
     figures = trained.metrics[task]
-    worst = max((leak for leak in answers if leak.told == task), key=lambda leak: leak.gain, default=None)
+    worst = max((leak for leak in answers if leak.target == task), key=lambda leak: leak.gain, default=None)
     return {
         "task": task,
         "right_key": figures.right_key,
@@ -232,7 +230,7 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     """Return gains over the prior for each closed task (row) and each set of open tasks (column)."""
     rows = list(trained.result.keys)
     unprotected = tuple(task.name for task in trained.result.tasks if not task.secured)
-    found = {(leak.told, leak.tellers, leak.rule): leak for leak in leaks}
+    found = {(leak.target, leak.sources, leak.rule): leak for leak in leaks}
     # Title, open tasks, and whether all other secured ones are open beside them.
     columns: list[tuple[str, tuple[str, ...], bool]] = [(name, (name,), False) for name in unprotected]
     if len(rows) > 1:
@@ -242,12 +240,12 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     if len(rows) > 1 and len(unprotected) + len(rows) > 2:
         columns.append(("all others, with keys", unprotected, True))
 
-    def leak(told: str, tellers: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
-        more = tuple(name for name in rows if name != told) if others else ()
-        return found.get((told, (*tellers, *more), rule))
+    def leak(target: str, sources: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
+        more = tuple(name for name in rows if name != target) if others else ()
+        return found.get((target, (*sources, *more), rule))
 
     def gains(rule: Rule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
-        cells = [[leak(told, tellers, others, rule) for _, tellers, others in columns] for told in rows]
+        cells = [[leak(target, sources, others, rule) for _, sources, others in columns] for target in rows]
         return [[None if cell is None else gain(cell) for cell in row] for row in cells]
 
     matrix = {

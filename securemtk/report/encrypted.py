@@ -10,13 +10,14 @@ import numpy as np
 
 from protocols.errors import InputError
 from securemtk.data.base import MISSING, Labels
-from securemtk.mtk.attacks.base import Progress
 from securemtk.mtk.evaluation.evaluate import accuracy
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.model import Scores, predict
 from securemtk.onnx.manifest import MODEL
-from securemtk.runs.run_folder import KEYS, Trained, export
+from securemtk.runs.places import KEYS
+from securemtk.runs.run_folder import Trained, export
 from securemtk.serving.session import Model, Session
+from securemtk.support.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def task_facts(dataset: DataSet, result: TrainResult) -> list[dict[str, Any]]:
             "name": task.name,
             "secured": task.secured,
             "classes": task.classes,
-            "class_names": list(dataset.class_names.get(task.name, ())) or [str(i) for i in range(task.classes)],
+            "class_names": list(task.labels or map(str, range(task.classes))),
             "shares": dataset.shares(task.name).tolist(),
             "labelled": int(dataset.known(task.name).sum()),
         }

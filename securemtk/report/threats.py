@@ -123,8 +123,8 @@ def threat_model(
         targets: what the assembler asked of closed tasks.
     """
     protected = (*_ALWAYS_PROTECTED, *(_KEYS_PROTECTED if secured else ()), *_decoupled(decoupling))
-    told = (_told(leak, answers, secured, decoupling) for leak in labels)
-    unprotected = [line for line in told if line is not None]
+    lines = (_said(leak, answers, secured, decoupling) for leak in labels)
+    unprotected = [line for line in lines if line is not None]
     unprotected += _KEYS_UNPROTECTED if secured else (_NO_KEYS,)
     unprotected += (_MEMORISED,) if secured and targets == "fixed" else ()
     return ThreatModel(ADVERSARY, PUBLIC, protected, (*unprotected, *_ALWAYS_UNPROTECTED))
@@ -133,29 +133,29 @@ def threat_model(
 def _decoupled(decoupling: Decoupling | None) -> Iterator[Statement]:
     if decoupling is None:
         return
-    for told, tellers in decoupling.by_closed().items():
+    for target, sources in decoupling.by_closed().items():
         yield Statement(
-            f"what {', '.join(tellers)} would tell of {told} while it is closed",
-            f"a user without the key of {told}",
+            f"what {', '.join(sources)} would tell of {target} while it is closed",
+            f"a user without the key of {target}",
             f"decoupling: each answer is true with probability {decoupling.beta:g}, and else noise in its likeness",
         )
 
 
-def _told(
+def _said(
     leak: LabelLeak, answers: Sequence[AnswerLeak], secured: Sequence[str], decoupling: Decoupling | None
 ) -> Statement | None:
     """Return what one open task tells of a closed one; None where neither labels nor attackers show that it does."""
-    measured = [a for a in answers if a.told == leak.told and a.tellers == (leak.teller,)]
+    measured = [a for a in answers if a.target == leak.target and a.sources == (leak.source,)]
     worst = max(measured, key=lambda a: a.gain, default=None)
     is_seen = worst is not None and worst.gain > max(LEAST_GAIN, DEVIATIONS * worst.standard_error)
-    decoupled = decoupling is not None and leak.teller in decoupling.tellers([leak.told])
+    decoupled = decoupling is not None and leak.source in decoupling.sources([leak.target])
     beta = decoupling.beta if decoupling is not None and decoupled else 1.0
     if not is_seen and not (leak.leaky and beta > 0):
         return None
-    whom = f"whoever holds the key of {leak.teller}" if leak.teller in secured else f"whoever sees {leak.teller}"
+    whom = f"whoever holds the key of {leak.source}" if leak.source in secured else f"whoever sees {leak.source}"
     why = f"its true labels tell {100 * leak.guess:.0f} % of training labels, {100 * leak.prior:.0f} % is the prior"
     if worst is not None:
         why += f"; attackers guess {100 * worst.best:.0f} % of test labels from its released {_PLURAL[worst.rule]}"
-    if leak.teller not in secured:
+    if leak.source not in secured:
         why += f"; decoupling lets {100 * beta:.0f} % of its answers through" if decoupled else "; it is not decoupled"
-    return Statement(f"{leak.told} while it is closed", whom, why)
+    return Statement(f"{leak.target} while it is closed", whom, why)

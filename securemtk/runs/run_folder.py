@@ -9,7 +9,7 @@ The keys are written before the training begins, so that a run that was interrup
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,20 @@ from protocols.primitives.prg import Stream
 from securemtk import data
 from securemtk.data import DataSet
 from securemtk.data.base import Images
-from securemtk.support.files import check_file
-from securemtk.support.files import check_new_folder
-from securemtk.support.files import new_folder
-from securemtk.support.files import write_whole
 from securemtk.mtk.evaluation.answer_fit import answer_stats
-from securemtk.mtk.evaluation.evaluate import TaskResult
-from securemtk.mtk.evaluation.evaluate import evaluate
-from securemtk.mtk.keys.key import MODEL_ID_BYTES
-from securemtk.mtk.keys.key import TriggerKey
-from securemtk.mtk.keys.key import stamp
+from securemtk.mtk.evaluation.evaluate import TaskResult, evaluate
+from securemtk.mtk.keys.key import MODEL_ID_BYTES, TriggerKey, stamp
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.settings import train_config
-from securemtk.mtk.training.train import Epoch
-from securemtk.mtk.training.train import TrainConfig
-from securemtk.mtk.training.train import TrainResult
-from securemtk.mtk.training.train import train
-from securemtk.onnx.manifest import Manifest
-from securemtk.onnx.bundle import check_bundle_target
-from securemtk.onnx.bundle import write_bundle
+from securemtk.mtk.training.train import TrainConfig, TrainResult, train
+from securemtk.onnx.bundle import check_bundle_target, write_bundle
 from securemtk.onnx.export import export_onnx
+from securemtk.onnx.manifest import Manifest
+from securemtk.runs.places import CHECKPOINT, KEY_SUFFIX, KEYS, RUN
+from securemtk.support.files import check_file, check_new_folder, new_folder, write_whole
+from securemtk.support.progress import Progress, silent
 
 FORMAT = 1
-RUN, CHECKPOINT, KEYS, KEY_SUFFIX = "run.json", "checkpoint.pt", "keys", ".key"
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ def train_run(
     options: Mapping[str, Any] | None = None,
     passphrase: str | None = None,
     resume: bool = False,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Progress = silent,
 ) -> Trained:
     """Train a keyed model and keep it, its keys and its accuracies in a folder.
 
@@ -116,7 +107,7 @@ def train_run(
         options: of the data set's loader, such as its path; values that JSON has.
         passphrase: locks the key files.
         resume: go on with the run in `folder`, which must be of the same data set, tasks and settings.
-        progress: called after each epoch.
+        progress: hears of each epoch, as `train` does.
 
     Returns:
         The trained model with its keys.
@@ -183,8 +174,8 @@ def export(trained: Trained, folder: str | os.PathLike[str], *, overwrite: bool 
     check_bundle_target(folder, overwrite=overwrite)
     result, dataset = trained.result, trained.dataset
     leaks = {} if result.decoupling is None else result.decoupling.by_closed()
-    tellers = sorted({name for names in leaks.values() for name in names})
-    stats = answer_stats(result.model, dataset, dict(result.keys), tellers)
+    sources = sorted({name for names in leaks.values() for name in names})
+    stats = answer_stats(result.model, dataset, dict(result.keys), sources)
     example = torch.from_numpy(dataset.x_train[:2])
     return write_bundle(
         folder,

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from protocols.errors import InputError
-from protocols.two_party import compare
+from protocols.limits import COMPARISON_BITS, FEWEST_COMPARISON_BITS, MOST_COMPARISON_BITS
 
 KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE = "keeper", "user", "authority"
 
@@ -52,7 +52,7 @@ class Config:
     chunk_elements: int = 5 << 17
     ahead: int = 1
     store: str | os.PathLike[str] | None = None
-    comparison_bits: int = compare.BITS
+    comparison_bits: int = COMPARISON_BITS
 
     def __post_init__(self) -> None:
         for name in ("keeper_port", "authority_port"):
@@ -62,10 +62,9 @@ class Config:
             raise InputError(f"store must be a folder's path or None; got a {type(self.store).__name__}")
         if self.ahead < 0:
             raise InputError(f"ahead must be 0 or more; got {self.ahead}")
-        if not compare.FEWEST_BITS <= self.comparison_bits <= compare.MOST_BITS:
-            raise InputError(
-                f"comparison_bits must lie in {compare.FEWEST_BITS}..{compare.MOST_BITS}; got {self.comparison_bits}"
-            )
+        if not FEWEST_COMPARISON_BITS <= self.comparison_bits <= MOST_COMPARISON_BITS:
+            fewest_most = f"{FEWEST_COMPARISON_BITS}..{MOST_COMPARISON_BITS}"
+            raise InputError(f"comparison_bits must lie in {fewest_most}; got {self.comparison_bits}")
         for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive; got {getattr(self, name)}")

@@ -18,10 +18,9 @@ from securemtk.support.silence import SILENT
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 # What a fresh interpreter runs. To look for garbage while torch is imported takes a sixth of the start, and there is
-# none: what is imported stays.
+# none: what is imported stays. `process.settle` ends that.
 _START = (
-    "import gc; gc.disable(); import securemtk; gc.freeze(); gc.enable(); "
-    "import runpy, sys; runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=True)"
+    "import gc; gc.disable(); import runpy, sys; runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=True)"
 )
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from protocols.errors import InputError, NeedsInputs, UnsupportedError
 from securemtk.onnx.bundle import read_bundle
-from securemtk.onnx.model.graph import ValueInfo, declared, dtype_of, sizes_of
+from securemtk.onnx.model.declared import declared, dtype_of, sizes_of
+from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.reading import overridable
 from securemtk.serving import onnxruntime_options
 from securemtk.serving.config import Config

@@ -1,21 +1,25 @@
-"""The inside of a role's process, whatever the role: its talk with the starter, its end. `launch` is the outside."""
+"""The inside of a role's process, whatever the role: its talk with the starter, its life, its end.
 
+`launch` is the outside.
+"""
+
+import contextlib
+import gc
 import json
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from protocols.errors import SecureError
+from protocols.errors import PeerLost, ProtocolAbort, SecureError, place_of
 from protocols.net.frames import describe_error
-from protocols.net.link import Link
-from securemtk.serving.config import WATCH_PURPOSES
+from protocols.net.watch import Watch
+from securemtk.serving.peers import Links, sort_links
 
 # A role whose peers are gone may still compute for this long before it ends itself.
 GRACE_S = 2.0
 
-# (peer, purpose) -> link.
-Links = dict[tuple[str, str], Link]
 Say = Callable[[Mapping[str, Any]], None]
 Hear = Callable[[], Mapping[str, Any]]
 
@@ -54,10 +58,59 @@ def end_timer() -> threading.Timer:
     return timer
 
 
-def sort_links(links: Links) -> tuple[list[Link], dict[str, Link], dict[str, Link]]:
-    """Return what a watch guards, and its own links by role: to be watched, and for beats."""
-    guarded = [link for (_, purpose), link in links.items() if purpose not in WATCH_PURPOSES]
-    watched, pulses = (
-        {other: link for (other, own), link in links.items() if own == purpose} for purpose in WATCH_PURPOSES
-    )
-    return guarded, watched, pulses
+def settle() -> None:
+    """Begin to look for garbage, in what is made from now on: call it once all that a role needs is loaded.
+
+    What is here stays: looking for garbage among all of torch's objects takes longer than a small prediction.
+    """
+    gc.freeze()
+    gc.enable()
+
+
+@dataclass
+class Life:
+    """A role that has its links.
+
+    Args:
+        watch: over them.
+        end: started when a peer is gone; ends the process.
+        closing: what is to be closed once the peers know why this role leaves.
+    """
+
+    watch: Watch
+    end: threading.Timer
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+def live(role: str, links: Links, silence_s: float, work: Callable[[Life], None]) -> int:
+    """Do a role's work under a watch until its peers leave, and tell them why where it fails.
+
+    Args:
+        role: our own.
+        links: to the others, closed in the end.
+        silence_s: longest silence of a peer, in seconds.
+        work: what the role does; returns, or raises PeerLost, when it is done.
+
+    Returns:
+        The process's exit status.
+    """
+    data_links, watched, pulses = sort_links(links)
+    end = end_timer()
+    watch = Watch(role, watched, data_links, lambda error: end.start(), silence_s=silence_s, pulses=pulses)
+    watch.start()
+    life = Life(watch, end)
+    try:
+        work(life)
+    except PeerLost:
+        watch.abort(watch.failure or ProtocolAbort("a peer is gone"))
+    except SecureError as error:
+        watch.abort(error)
+        return 5
+    except Exception as error:
+        watch.abort(ProtocolAbort(f"internal error: {place_of(error)}"))
+        return 5
+    finally:
+        life.closing.close()
+        for link in data_links:
+            link.close()
+    return 0

@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
+import securemtk
+from protocols.running import backend
 from securemtk.serving import launch
 
 TOP_LEVEL = {
@@ -69,7 +71,13 @@ def ours(path: Path) -> set[str]:
         if module.split(".")[0] in ("protocols", "securemtk"):
             whole = f"{module}.{name}"
             found.add(whole if whole in MODULES else module)
-    return found
+    return found | late(path)
+
+
+def late(path: Path) -> set[str]:
+    """Return the modules that a file imports on demand, by `Late("module")`."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    return {ast.literal_eval(n.args[0]) for n in calls if isinstance(n.func, ast.Name) and n.func.id == "Late"}
 
 
 def test_layers_hold():
@@ -88,7 +96,7 @@ def test_no_file_imports_itself_by_way_of_others():
 # What is long because its subject is: kernels, and tables.
 LONG = {"protocols.primitives.kernels", "protocols.primitives.kernels_numba"}
 # To be parted; the list only ever gets shorter.
-TO_PART = {"protocols.net.link", "securemtk.serving.session", "securemtk.cli.app", "securemtk.onnx.model.graph"}
+TO_PART = {"protocols.net.link"}
 
 
 def test_no_file_is_longer_than_500_lines():
@@ -113,22 +121,47 @@ def test_nothing_is_imported_relatively_or_inside_a_function(name):
     assert "TYPE_CHECKING" not in MODULES[name].read_text()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_imported_on_demand_is_there_and_imported_by_one_door(name):
+    assert late(MODULES[name]) <= set(MODULES)
+    # The last one loads the programs of users.
+    doors = {"protocols.on_demand", "securemtk.crypten_backend.roles"}
+    assert name in doors or not re.search(r"import_module|__import__|find_spec", MODULES[name].read_text())
+
+
+def test_public_names_and_protocols_lie_where_the_tables_say():
+    places = {*securemtk._PLACES, *backend.PROTOCOLS.values()}
+    assert places <= set(MODULES)
+    for name, place in securemtk._PLACE_OF.items():
+        assert getattr(securemtk, name) is getattr(sys.modules[place], name)
+    assert set(securemtk.__all__) <= set(dir(securemtk))
+    with pytest.raises(AttributeError, match="no attribute 'magic'"):
+        _ = securemtk.magic
+
+
+def test_type_checkers_are_told_of_the_same_public_names():
+    tree = ast.parse((ROOT / "securemtk" / "__init__.pyi").read_text())
+    told = {(node.module, a.name) for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert told == {(place, name) for name, place in securemtk._PLACE_OF.items()}
+
+
 DOORS = {
     "crypten": {"protocols.crypten.door"},
-    "onnx": {name for name in NAMES if name.startswith("securemtk.onnx.")} | {"securemtk.planning.check"},
+    "onnx": {name for name in NAMES if name.startswith("securemtk.onnx.")},
     "onnxruntime": {"securemtk.onnx.model.runtime", "securemtk.serving.onnxruntime_options"},
     "socket": {
         "protocols.net.link",
         "protocols.net.listener",
         "protocols.net.watch",
         "protocols.net.pulse",
+        "protocols.net.pulse_native",
         "protocols.net.tls",
     },
     "ssl": {"protocols.net.tls"},
     "secrets": set(),
     "random": set(),
     "pickle": set(),
-    "typer": {"securemtk.cli.app"},
+    "typer": {name for name in NAMES if name.startswith("securemtk.cli.")},
     "matplotlib": {"securemtk.report.pictures"},
     "jinja2": {"securemtk.report.page"},
     "PIL": {"securemtk.data.images"},
@@ -146,7 +179,11 @@ def test_only_the_command_line_prints_and_exits(name):
     calls = [n.func for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Call)]
     printing = [f for f in calls if isinstance(f, ast.Name) and f.id in ("print", "exit", "quit")]
     leaving = [f for f in calls if isinstance(f, ast.Attribute) and ast.unparse(f) in ("sys.exit", "os.urandom")]
-    allowed = {"securemtk.cli.app": {"print", "sys.exit"}, "protocols.primitives.prg": {"os.urandom"}}.get(name, set())
+    allowed = {
+        "securemtk.cli.app": {"print", "sys.exit"},
+        "securemtk.cli.tables": {"print"},
+        "protocols.primitives.prg": {"os.urandom"},
+    }.get(name, set())
     assert {ast.unparse(f) for f in printing + leaving} <= allowed
 
 
@@ -338,18 +375,32 @@ def test_make_says_so_when_there_is_no_fitting_python(make, tmp_path, target):
     assert not list(tmp_path.glob(".venv*"))
 
 
-def test_a_role_starts_without_the_libraries_of_training():
-    # They are half of the memory and time that a role would take to start.
-    code = "import sys, securemtk.serving.role; print(*{name.split('.')[0] for name in sys.modules})"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"sklearn", "accelerate", "matplotlib", "PIL", "typer"}.isdisjoint(ran.stdout.split())
+# What takes long to load, and is loaded by whoever needs it: what a start may hold of it.
+HEAVY = {"torch", "numba", "scipy", "crypten", "onnx", "onnxruntime", "sklearn", "accelerate", "matplotlib", "PIL"}
+HEAVY |= {"typer", "pandas", "sympy"}
+STARTS = {
+    "import securemtk": set(),
+    "import securemtk.cli.app; securemtk.cli.app.run(['--help'])": {"typer"},
+    # A role connects before it loads what it computes with, and reads models with when there is one.
+    "import securemtk.serving.role": set(),
+    "import securemtk.serving.duties": {"torch"},
+    "from securemtk import Session": {"torch"},
+}
+
+
+@pytest.mark.parametrize("code", STARTS)
+def test_a_start_loads_no_more_than_it_needs(code):
+    code += "; import sys; print('loaded', *{name.split('.')[0] for name in sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.splitlines()[-1].split()[1:])
+    assert loaded & HEAVY == STARTS[code.split("; import sys")[0]]
 
 
 def test_a_role_collects_garbage_once_it_has_started_and_is_run_as_a_program(tmp_path):
-    (tmp_path / "role.py").write_text(
-        "import gc, sys; print(__name__, gc.isenabled(), gc.get_freeze_count() > 10_000, sys.argv[1:])"
-    )
+    lines = ["import gc, sys", "from securemtk.serving.process import settle", "before = gc.isenabled()", "settle()"]
+    lines += ["print(__name__, before, gc.isenabled(), gc.get_freeze_count() > 10_000, sys.argv[1:])"]
+    (tmp_path / "role.py").write_text("\n".join(lines))
     command = [sys.executable, "-P", "-c", launch._START, "role"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     ran = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert ran.stdout == "__main__ True True ['role']\n"
+    assert ran.stdout == "__main__ False True True ['role']\n"

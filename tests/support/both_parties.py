@@ -5,16 +5,17 @@ from dataclasses import asdict
 import numpy as np
 from simulate import simulate
 
+from protocols import limits
 from protocols.dealing.correlation import USER
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.program import functions
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Layer, Program
-from protocols.running import runner
+from protocols.running import backend, runner
 
 RNG = np.random.default_rng(0)
-PROTOCOLS = sorted(runner.PROTOCOLS)
+PROTOCOLS = sorted(backend.PROTOCOLS)
 LOCAL = {"add", "sub", "shift", "scale", "sum", "sum_pool2d"} | {"reshape", "transpose", "concat", "take", "expand"}
 CONV = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
 
@@ -141,17 +142,17 @@ def single(op: str, case) -> tuple[Program, dict[str, np.ndarray]]:
     return program, {k: RNG.standard_normal(s).astype(np.float32) for k, s in params.items()}
 
 
-def secure(protocol, program, params, inputs, gated=False, secrets=None):
+def secure(protocol, program, params, inputs, gated=False, secrets=None, comparison_bits=limits.COMPARISON_BITS):
     """Run a program as two parties; the user's outputs as float32, the rounds, and what each party sent."""
     batch = len(next(iter(inputs.values())))
-    plan = runner.Plan(program, protocol, batch, gated)
-    module = runner.protocol_module(protocol)
+    plan = runner.Plan(program, protocol, batch, gated, comparison_bits)
+    module = backend.find(protocol)
     masks = {name: Stream().words(shape) for name, shape in program.params.items()}
-    own = module.share_weights(program, params)
+    own = module.share_weights(program, params, comparison_bits)
     masked = {name: own[name] - masks[name] for name in module.masked_names(program)}
 
     def party_program(party):
-        weights = module.share_weights(program, params if party.rank != USER else None)
+        weights = module.share_weights(program, params if party.rank != USER else None, comparison_bits)
         given = {k: ring.encode(x) if party.rank == USER else None for k, x in inputs.items()}
         probe = runner.Probe(lambda: (party.wire.bytes, party.wire.clock))
         return runner.run(party, plan, weights, given, probe), party.wire.clock, party.wire.sent

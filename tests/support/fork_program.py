@@ -55,7 +55,7 @@ def in_fork(work) -> dict:
 
 def try_all(session, model, onnx) -> dict:
     """Knock at every door, in a fork."""
-    link, pool = session._keeper, session._pool
+    link, pool = session._user._keeper, session._user._pool
     store = pool._store
     own = Stream().bytes(16).hex()
     doors = {
@@ -77,7 +77,7 @@ def try_all(session, model, onnx) -> dict:
         "drop": lambda: pool.drop(0),
         "rest": pool.rest,
         "put": lambda: store.put(10**6, []),
-        "tell": lambda: session._processes[0].tell({}),
+        "tell": lambda: session._peers.processes[0].tell({}),
     }
     found = {name: outcome(work) for name, work in doors.items()}
     # What must not reach the parent's roles.
@@ -89,7 +89,7 @@ def try_all(session, model, onnx) -> dict:
     store.close()
     session.close()
     onnx.close()
-    for process in session._processes:
+    for process in session._peers.processes:
         process.stop(0.0)
     return {"doors": found, "own": own}
 

@@ -5,7 +5,7 @@ theorems 2 and 4, docs/method.md#when-a-pattern-opens; the bound of a share is t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,9 +22,6 @@ from securemtk.data.base import DataSet, Labels, Part, Samples
 from securemtk.mtk.evaluation.evaluate import released_accuracy
 from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.model import MultiTaskModel, Scores
-
-# What an attack tells while it runs: what it does, and the share of it that is done.
-Progress = Callable[[str, float], None]
 
 LIFT = 0.2
 _LEAST_LIFT = 0.05
@@ -247,7 +244,3 @@ def one_thread() -> Iterator[None]:
 def percent(value: float) -> str:
     """Return an accuracy as text, in per cent."""
     return f"{100 * value:.1f} %"
-
-
-def silent(_what: str, _done: float) -> None:
-    """A progress callback that tells nobody."""

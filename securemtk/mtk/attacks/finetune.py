@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from protocols.errors import InputError
 from securemtk.data.base import Labels
-from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent
+from securemtk.mtk.attacks.base import Finding, Victim, percent
 from securemtk.mtk.training.model import MultiTaskModel
+from securemtk.support.progress import Progress, silent
 
 NAME = "finetune"
 

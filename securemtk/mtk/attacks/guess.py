@@ -16,7 +16,6 @@ from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
-    Progress,
     Victim,
     opening_rule,
     pattern_accuracies,
@@ -24,12 +23,12 @@ from securemtk.mtk.attacks.base import (
     random_patterns,
     scores_with,
     share_bounds,
-    silent,
     stream_of,
     task_scores,
 )
 from securemtk.mtk.evaluation.evaluate import probabilities
 from securemtk.mtk.keys.key import TriggerKey, plane, stamp
+from securemtk.support.progress import Progress, silent
 
 NAME = "guess"
 # Shares of places that are wrong, standard deviations of noise as shares of the range, and draws for each of them.

@@ -10,10 +10,11 @@ import numpy as np
 
 from protocols.primitives.prg import Stream
 from securemtk.data.base import MISSING, Labels
-from securemtk.mtk.attacks.base import Finding, Progress, Victim, percent, silent, stream_of
+from securemtk.mtk.attacks.base import Finding, Victim, percent, stream_of
 from securemtk.mtk.evaluation.evaluate import Floats, Release, attack, release
 from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.model import Scores, predict
+from securemtk.support.progress import Progress, silent
 
 NAME = "infer"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")

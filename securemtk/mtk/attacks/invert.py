@@ -22,18 +22,17 @@ from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels, Samples
 from securemtk.mtk.attacks.base import (
     Finding,
-    Progress,
     Victim,
     opening_rule,
     pattern_accuracies,
     percent,
     scores_with,
-    silent,
     stream_of,
 )
 from securemtk.mtk.evaluation.evaluate import Release, release
 from securemtk.mtk.keys.key import TriggerKey, plane
 from securemtk.mtk.training.model import MultiTaskModel
+from securemtk.support.progress import Progress, silent
 
 NAME = "invert"
 BLACK_BOX: tuple[Release, ...] = ("sampled", "rounded")

@@ -17,9 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from securemtk.data.base import MISSING, Labels
-from securemtk.mtk.attacks.base import Finding, Progress, Victim, silent
+from securemtk.mtk.attacks.base import Finding, Victim
 from securemtk.mtk.evaluation.evaluate import Floats, probabilities
 from securemtk.mtk.training.model import Scores, predict
+from securemtk.support.progress import Progress, silent
 
 NAME = "membership"
 

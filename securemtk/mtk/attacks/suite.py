@@ -1,18 +1,15 @@
 """All attacks on one model, and their report."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from protocols.errors import InputError
-from securemtk.mtk.attacks import base, finetune, guess, infer, invert, membership
-from securemtk.mtk.attacks.base import Finding, Victim, one_thread, silent
+from securemtk.mtk.attacks import finetune, guess, infer, invert, membership
+from securemtk.mtk.attacks.base import Finding, Victim, one_thread
+from securemtk.support.progress import Progress, silent
 
 ATTACKS = (guess.NAME, invert.NAME, infer.NAME, finetune.NAME, membership.NAME)
 FORMAT = 1
@@ -74,7 +71,7 @@ def run_attacks(
     *,
     effort: Effort | None = None,
     seed: int = 0,
-    progress: base.Progress = silent,
+    progress: Progress = silent,
 ) -> AttackReport:
     """Run attacks, on one thread; what they find depends on the seed and the victim alone.
 
@@ -83,7 +80,7 @@ def run_attacks(
         only: names among `ATTACKS`; all of them when empty.
         effort: `Effort()` when absent.
         seed: of guesses, starts and samples, none of which is a secret.
-        progress: told what goes on; `progress_bar` makes one.
+        progress: told what goes on; see `securemtk.support.progress.progress_bar`.
 
     Raises:
         InputError: an unknown attack, or a number that is not positive.
@@ -105,16 +102,3 @@ def run_attacks(
             findings += runs[name](victim, seed=seed, progress=progress)
             seconds[name] = time.perf_counter() - start
     return AttackReport(seed, effort, tuple(findings), seconds)
-
-
-@contextmanager
-def progress_bar(what: str = "attack") -> Iterator[base.Progress]:
-    """Give a progress callback that draws a bar on stderr; `what` stands beside it until it is told more."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(what, total=1.0)
-
-        def show(what: str, done: float) -> None:
-            bar.update(line, description=what, completed=done)
-
-        yield show

@@ -9,7 +9,7 @@ Source: measures on labels, docs/method.md#decoupling; attackers with held-out l
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,47 +25,47 @@ from securemtk.mtk.keys.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.decoupling import Correlation, Decoupling, DecouplingConfig, correlations
 from securemtk.mtk.training.model import MultiTaskModel, predict
+from securemtk.support.progress import Progress, silent
 
 Rule = Literal["label", "scores"]
 RULES: tuple[Rule, ...] = ("label", "scores")
-Progress = Callable[[str, float], None]
 
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
 class LabelLeak:
-    """What the true labels of one task, the teller, tell of those of a secured one, the told; on training labels.
+    """What the true labels of one task, the source, tell of those of a secured one, the target; on training labels.
 
     Args:
-        told, teller: names.
+        target, source: names.
         samples: number of training samples with both labels.
-        prior: how often the best guess of the told is right without anything.
-        guess: how often it is for who knows the teller's true label.
+        prior: how often the best guess of the target is right without anything.
+        guess: how often it is for who knows the source's true label.
         mutual_information: in nats.
         cramers_v: 0 for independent tasks to 1.
-        teller_class, told_class: the pair of classes that hangs together most, by lift.
-        conditional: P(told = told_class | teller = teller_class).
-        lift: how much that is more than P(told = told_class).
-        leaky: whether a class of the teller passes the thresholds of decoupling.
+        source_class, target_class: the pair of classes that hangs together most, by lift.
+        conditional: P(target = target_class | source = source_class).
+        lift: how much that is more than P(target = target_class).
+        leaky: whether a class of the source passes the thresholds of decoupling.
     """
 
-    told: str
-    teller: str
+    target: str
+    source: str
     samples: int
     prior: float
     guess: float
     mutual_information: float
     cramers_v: float
-    teller_class: int
-    told_class: int
+    source_class: int
+    target_class: int
     conditional: float
     lift: float
     leaky: bool
 
     @property
     def gain(self) -> float:
-        """What the teller's true label adds to the best guess."""
+        """What the source's true label adds to the best guess."""
         return self.guess - self.prior
 
 
@@ -74,21 +74,21 @@ class AnswerLeak:
     """What attackers with held-out labels make of the released answers of open tasks, on the test part.
 
     Args:
-        told: the closed task.
-        tellers: the open tasks whose answers the attackers see.
+        target: the closed task.
+        sources: the open tasks whose answers the attackers see.
         held: secured tasks whose keys are held meanwhile.
         rule: what is released of an open task: its greatest score's "label", or all its "scores" as a secure predict
             reveals them.
-        opening: teller -> probability with which a row of its answers is the true one; below 1 where it is decoupled.
+        opening: source -> probability with which a row of its answers is the true one; below 1 where it is decoupled.
         samples: number of test samples that were guessed.
         prior: share of the most frequent class among them.
-        labels: accuracy of the best guess from the tellers' true labels, learnt on the same folds. It falls short
-            where tellers are so many that most combinations of labels are rare.
+        labels: accuracy of the best guess from the sources' true labels, learnt on the same folds. It falls short
+            where sources are so many that most combinations of labels are rare.
         logistic, boosting: accuracies of the two attackers, out of fold.
     """
 
-    told: str
-    tellers: tuple[str, ...]
+    target: str
+    sources: tuple[str, ...]
     held: tuple[str, ...]
     rule: Rule
     opening: Mapping[str, float]
@@ -110,7 +110,7 @@ class AnswerLeak:
 
     @property
     def beyond_labels(self) -> float:
-        """What they add to the tellers' true labels."""
+        """What they add to the sources' true labels."""
         return self.best - self.labels
 
     @property
@@ -135,7 +135,8 @@ def label_leaks(
     for name in secured:
         dataset.task(name)
     config = DecouplingConfig() if config is None else config
-    return tuple(_label_leak(found, config) for (told, _), found in correlations(dataset).items() if told in secured)
+    found = correlations(dataset)
+    return tuple(_label_leak(each, config) for (target, _), each in found.items() if target in secured)
 
 
 def answer_leaks(
@@ -147,7 +148,7 @@ def answer_leaks(
     samples: int = 2000,
     seed: int = 0,
     stream: Stream | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[AnswerLeak, ...]:
     """Let attackers guess each closed task from released answers: of each single open task, and of all open ones.
 
@@ -172,7 +173,7 @@ def answer_leaks(
 
     Example:
         >>> for leak in answer_leaks(result.model, dataset, result.keys):           # doctest: +SKIP
-        ...     print(leak.told, leak.tellers, leak.rule, round(leak.gain, 3))
+        ...     print(leak.target, leak.sources, leak.rule, round(leak.gain, 3))
     """
     secured = [task.name for task in model.tasks if task.secured]
     if set(keys) != set(secured):
@@ -182,25 +183,24 @@ def answer_leaks(
     released = _Released(model, dataset, keys, decoupling, samples, Stream() if stream is None else stream)
     views = list(_views([task.name for task in model.tasks if not task.secured], secured))
     found = []
-    for number, (told, tellers, held) in enumerate(views):
-        if progress is not None:
-            progress(f"what {', '.join(tellers)} tells of {told}", number / len(views))
-        found += list(_attacked(told, tellers, held, released, seed))
+    for number, (target, sources, held) in enumerate(views):
+        progress(f"what {', '.join(sources)} tells of {target}", number / len(views))
+        found += list(_attacked(target, sources, held, released, seed))
     return tuple(found)
 
 
 def _label_leak(found: Correlation, config: DecouplingConfig) -> LabelLeak:
     b, a = np.unravel_index(found.lift.argmax(), found.lift.shape)
     return LabelLeak(
-        told=found.told,
-        teller=found.teller,
+        target=found.target,
+        source=found.source,
         samples=found.samples,
         prior=found.prior,
         guess=found.guess,
         mutual_information=found.mutual_information,
         cramers_v=found.cramers_v,
-        teller_class=int(b),
-        told_class=int(a),
+        source_class=int(b),
+        target_class=int(a),
         conditional=float(found.given[b, a]),
         lift=float(found.lift[b, a]),
         leaky=bool(found.leaky(config)),
@@ -212,32 +212,32 @@ View = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 def _views(unprotected: Sequence[str], secured: Sequence[str]) -> Iterator[View]:
     """Give each closed task with the tasks that an attacker sees, and the keys that are held; each once."""
-    for told in secured:
-        others = tuple(name for name in secured if name != told)
-        views: list[View] = [(told, (name,), ()) for name in unprotected]
-        views += [(told, (name,), (name,)) for name in others]
-        views += [(told, tuple(unprotected), ()), (told, (*unprotected, *others), others)]
+    for target in secured:
+        others = tuple(name for name in secured if name != target)
+        views: list[View] = [(target, (name,), ()) for name in unprotected]
+        views += [(target, (name,), (name,)) for name in others]
+        views += [(target, tuple(unprotected), ()), (target, (*unprotected, *others), others)]
         yield from dict.fromkeys(view for view in views if view[1])
 
 
 def _attacked(
-    told: str, tellers: Sequence[str], held: tuple[str, ...], released: "_Released", seed: int
+    target: str, sources: Sequence[str], held: tuple[str, ...], released: "_Released", seed: int
 ) -> Iterator[AnswerLeak]:
-    y = released.labels[told]
+    y = released.labels[target]
     rows = guessable(y)
     if not len(rows):
         return
     answers = released.answers(held)
-    given = [released.labels[name][rows] for name in tellers]
+    given = [released.labels[name][rows] for name in sources]
     for rule in RULES:
-        seen = np.concatenate([_seen(answers[name], rule)[rows] for name in tellers], axis=1)
+        seen = np.concatenate([_seen(answers[name], rule)[rows] for name in sources], axis=1)
         found = attack(seen, y[rows], given, folds=_FOLDS, seed=seed)
         yield AnswerLeak(
-            told=told,
-            tellers=tuple(tellers),
+            target=target,
+            sources=tuple(sources),
             held=held,
             rule=rule,
-            opening={name: released.opening(name, held) for name in tellers},
+            opening={name: released.opening(name, held) for name in sources},
             samples=len(rows),
             prior=float(np.bincount(y[rows]).max() / len(rows)),
             labels=found.chance,

@@ -25,7 +25,7 @@ class KeyDistributor:
         return cls(draw_keys(tasks, shape, low=low, high=high).values() if tasks else ())
 
     @property
-    def guarded(self) -> bool:
+    def needs_grants(self) -> bool:
         """Whether keys are given out only under grants."""
         return self._ledger is not None
 

@@ -44,16 +44,16 @@ class DataDistributor:
     def __len__(self) -> int:
         return len(self._x)
 
-    def hand(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return samples and labels for the assembler.
 
         Args:
-            rows: int64 (n,), indices of samples.
+            places: int64 (n,), indices of samples.
 
         Returns:
             float32 (n, C, H, W), and int64 (n, tasks).
         """
-        return self._x[rows], self._labels[rows]
+        return self._x[places], self._labels[places]
 
 
 class ModelKeeper:

@@ -27,11 +27,11 @@ class DecouplingConfig:
 
     Args:
         beta: probability with which an open task that tells of a closed one answers truly; 1 is no decoupling.
-        conditional: a class b of the teller is leaky when some class of the closed task has at least this probability
+        conditional: a class b of the source is leaky when some class of the closed task has at least this probability
             given b, and that is `margin` more than without b;
         lift: or at least this much more than without b.
         margin: see `conditional`: a class that is nearly certain anyway is told by nothing.
-        whole: whether a teller with one leaky class is decoupled in all of its classes. In the leaky ones alone, a
+        whole: whether a source with one leaky class is decoupled in all of its classes. In the leaky ones alone, a
             true answer of another class says that it was none of them.
     """
 
@@ -49,33 +49,34 @@ class DecouplingConfig:
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
-    """What a task, the teller, tells of another one, the told; counted on samples that have both labels.
+    """What one task, the source, tells of another one, the target; counted on samples that have both labels.
 
     Args:
-        told, teller: names.
+        target, source: names.
         samples: number of samples with both labels.
-        given: float64 (C_teller, C_told): P(told = a | teller = b) in row b; a class never seen has the marginal law.
-        marginal: float64 (C_told,): P(told = a).
-        of_teller: float64 (C_teller,): P(teller = b).
+        given: float64 (C_source, C_target): P(target = a | source = b) in row b; a class never seen has the marginal
+            law.
+        marginal: float64 (C_target,): P(target = a).
+        of_source: float64 (C_source,): P(source = b).
     """
 
-    told: str
-    teller: str
+    target: str
+    source: str
     samples: int
     given: Floats
     marginal: Floats
-    of_teller: Floats
+    of_source: Floats
 
     @property
     def lift(self) -> Floats:
-        """P(told = a | teller = b) - P(told = a): float64 (C_teller, C_told)."""
+        """P(target = a | source = b) - P(target = a): float64 (C_source, C_target)."""
         return self.given - self.marginal
 
     @property
     def mutual_information(self) -> float:
-        """I(told; teller) in nats."""
-        joint = self.given * self.of_teller[:, None]
-        independent = self.of_teller[:, None] * self.marginal
+        """I(target; source) in nats."""
+        joint = self.given * self.of_source[:, None]
+        independent = self.of_source[:, None] * self.marginal
         seen = joint > 0
         return float(max((joint[seen] * np.log(joint[seen] / independent[seen])).sum(), 0.0))
 
@@ -85,51 +86,51 @@ class Correlation:
 
         Source: [Cra46], chapter 21.
         """
-        independent = self.of_teller[:, None] * self.marginal
+        independent = self.of_source[:, None] * self.marginal
         seen = independent > 0
-        joint = self.given * self.of_teller[:, None]
+        joint = self.given * self.of_source[:, None]
         chi2 = float(((joint - independent)[seen] ** 2 / independent[seen]).sum())
-        least = min(int((self.marginal > 0).sum()), int((self.of_teller > 0).sum())) - 1
+        least = min(int((self.marginal > 0).sum()), int((self.of_source > 0).sum())) - 1
         return math.sqrt(chi2 / least) if least > 0 else 0.0
 
     @property
     def guess(self) -> float:
-        """How often the best guess of the told is right for who knows the teller's true label."""
-        return float((self.given.max(axis=1) * self.of_teller).sum())
+        """How often the best guess of the target is right for who knows the source's true label."""
+        return float((self.given.max(axis=1) * self.of_source).sum())
 
     @property
     def prior(self) -> float:
-        """How often the best guess of the told is right without anything."""
+        """How often the best guess of the target is right without anything."""
         return float(self.marginal.max())
 
     def leaky(self, config: DecouplingConfig) -> tuple[int, ...]:
-        """Return the teller's classes that tell more than the config's thresholds allow."""
+        """Return the source's classes that tell more than the config's thresholds allow."""
         certain = (self.given >= config.conditional) & (self.lift >= config.margin)
-        told = (certain | (self.lift >= config.lift)).any(axis=1) & (self.of_teller > 0)
-        return tuple(int(b) for b in np.flatnonzero(told))
+        leaky = (certain | (self.lift >= config.lift)).any(axis=1) & (self.of_source > 0)
+        return tuple(int(b) for b in np.flatnonzero(leaky))
 
 
 def correlations(dataset: DataSet) -> dict[tuple[str, str], Correlation]:
-    """Count for each ordered pair (told, teller) of tasks what one tells of the other, on the training labels."""
+    """Count for each ordered pair (target, source) of tasks what one tells of the other, on the training labels."""
     found = {}
-    for told in dataset.tasks:
-        for teller in dataset.tasks:
-            if told.name == teller.name:
+    for target in dataset.tasks:
+        for source in dataset.tasks:
+            if target.name == source.name:
                 continue
-            y, z = dataset.y_train[told.name], dataset.y_train[teller.name]
-            found[told.name, teller.name] = _count(told.name, teller.name, y, z, told.classes, teller.classes)
+            y, z = dataset.y_train[target.name], dataset.y_train[source.name]
+            found[target.name, source.name] = _count(target.name, source.name, y, z, target.classes, source.classes)
     return found
 
 
-def _count(told: str, teller: str, y: Labels, z: Labels, n_told: int, n_teller: int) -> Correlation:
+def _count(target: str, source: str, y: Labels, z: Labels, n_target: int, n_source: int) -> Correlation:
     both = (y >= 0) & (z >= 0)
-    table = np.zeros((n_teller, n_told))
+    table = np.zeros((n_source, n_target))
     np.add.at(table, (z[both], y[both]), 1.0)
     total = max(table.sum(), 1.0)
-    marginal, of_teller = table.sum(axis=0) / total, table.sum(axis=1) / total
+    marginal, of_source = table.sum(axis=0) / total, table.sum(axis=1) / total
     rows = table.sum(axis=1, keepdims=True)
     given = np.where(rows > 0, table / np.maximum(rows, 1.0), marginal)
-    return Correlation(told, teller, int(both.sum()), given, marginal, of_teller)
+    return Correlation(target, source, int(both.sum()), given, marginal, of_source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,18 +147,18 @@ class Decoupling:
     leaks: Mapping[tuple[str, str], tuple[int, ...]]
     marginals: Mapping[str, Floats]
 
-    def tellers(self, closed: Sequence[str]) -> list[str]:
+    def sources(self, closed: Sequence[str]) -> list[str]:
         """Return the open tasks that tell of one of these closed ones, in a fixed order."""
-        return sorted({teller for told, teller in self.leaks if told in closed})
+        return sorted({source for target, source in self.leaks if target in closed})
 
     def opening(self, task: str, closed: Sequence[str]) -> float:
         """Return the probability with which an open task answers truly while these tasks are closed."""
-        return self.beta if task in self.tellers(closed) else 1.0
+        return self.beta if task in self.sources(closed) else 1.0
 
     def by_closed(self) -> dict[str, list[str]]:
         """Return closed task -> the open tasks that tell of it; what a bundle's manifest says."""
-        names = sorted({told for told, _ in self.leaks})
-        return {name: self.tellers([name]) for name in names}
+        names = sorted({target for target, _ in self.leaks})
+        return {name: self.sources([name]) for name in names}
 
 
 def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig) -> Decoupling | None:
@@ -170,18 +171,18 @@ def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig)
     leaks = dict(_leaks(dataset, secured, config))
     if not leaks:
         return None
-    marginals = {teller: _marginal(dataset, teller) for _, teller in leaks}
+    marginals = {source: _marginal(dataset, source) for _, source in leaks}
     return Decoupling(config.beta, leaks, marginals)
 
 
 def _leaks(
     dataset: DataSet, secured: Sequence[str], config: DecouplingConfig
 ) -> Iterator[tuple[tuple[str, str], tuple[int, ...]]]:
-    for (told, teller), found in correlations(dataset).items():
-        if told not in secured or teller in secured:
+    for (target, source), found in correlations(dataset).items():
+        if target not in secured or source in secured:
             continue
         if leaky := found.leaky(config):
-            yield (told, teller), tuple(range(len(found.of_teller))) if config.whole else leaky
+            yield (target, source), tuple(range(len(found.of_source))) if config.whole else leaky
 
 
 def _marginal(dataset: DataSet, task: str) -> Floats:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
@@ -25,6 +23,7 @@ from securemtk.mtk.training.assembler import Assembler, AssemblerConfig, Batch
 from securemtk.mtk.training.decoupling import Decoupling, DecouplingConfig, decouple
 from securemtk.mtk.training.model import MultiTaskModel
 from securemtk.support.files import check_file, write_whole
+from securemtk.support.progress import Progress, silent
 from securemtk.tasks import Task
 
 # Samples on which random patterns are judged before each epoch.
@@ -100,15 +99,6 @@ class TrainConfig:
         return draw_keys(secured, dataset.shape, side=side, place=self.key_place, low=low, high=high)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What a progress callback is told after each epoch: its number from 1, how many in all, its mean loss (nats)."""
-
-    number: int
-    total: int
-    loss: float
-
-
 @dataclass(frozen=True, eq=False)
 class TrainResult:
     """A trained model.
@@ -136,7 +126,7 @@ def train(
     keys: Mapping[str, TriggerKey] | None = None,
     trunk: nn.Module | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Callable[[Epoch], None] | None = None,
+    progress: Progress = silent,
 ) -> TrainResult:
     """Train a multi-task model whose secured tasks answer truly only when their key is in the input.
 
@@ -150,7 +140,7 @@ def train(
         trunk: module (n, *sample) -> (n, ...) to train in place; `image_trunk` or `table_trunk` when absent.
         checkpoint: file written after each epoch (whole or not at all). Where it exists training goes on from it,
             with the same result as without the interruption. Needs `keys` where tasks are secured: it holds none.
-        progress: called after each epoch; `progress_bar` makes one.
+        progress: told after each epoch which it was and its mean loss (nats); see `progress_bar`.
 
     Returns:
         The model with its keys.
@@ -183,33 +173,10 @@ def train(
     training = _Training(accelerator, model, dataset, keys, config, decoupling, path)
     with _threads(config.threads):
         for epoch in training.run():
-            if progress is not None and training.accelerator.is_main_process:
-                progress(epoch)
+            if training.accelerator.is_main_process:
+                loss = training.losses[-1]
+                progress(f"epoch {epoch} of {training.epochs}, loss {loss:.3f}", epoch / training.epochs)
     return TrainResult(training.finished(), tasks, dict(keys), tuple(training.losses), decoupling)
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[Epoch], None]]:
-    """Give a progress callback that draws a bar on stderr.
-
-    Example:
-        >>> from securemtk.data import load
-        >>> with progress_bar("train") as progress:
-        ...     result = train(load("digits"), config=TrainConfig(epochs=1), progress=progress)
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    line = bar.add_task(title, total=None, loss="")
-
-    def show(epoch: Epoch) -> None:
-        # Not before the first epoch: until then a data set may draw a bar of its own.
-        bar.start()
-        bar.update(line, total=epoch.total, completed=epoch.number, loss=f"loss {epoch.loss:.3f}")
-
-    try:
-        yield show
-    finally:
-        bar.stop()
 
 
 def _lay_out(model: MultiTaskModel, memory_format: torch.memory_format) -> None:
@@ -267,14 +234,14 @@ class _Training:
             {
                 "config": asdict(config),
                 "data": [dataset.name, len(self.data), *dataset.shape],
-                "tasks": [asdict(task) for task in model.tasks],
+                "tasks": [{"name": t.name, "classes": t.classes, "secured": t.secured} for t in model.tasks],
                 "keys": {name: key.model_id for name, key in sorted(keys.items())},
                 "processes": self.accelerator.num_processes,
             }
         )
 
-    def run(self) -> Iterator[Epoch]:
-        """Train epoch by epoch, from the checkpoint where there is one."""
+    def run(self) -> Iterator[int]:
+        """Train epoch by epoch, from the checkpoint where there is one; give the number of each that is over."""
         self._resume()
         left = range(len(self.losses), self.epochs)
         if left and self.checkpoint is not None and self.accelerator.is_main_process:
@@ -282,7 +249,7 @@ class _Training:
         for number in left:
             self.losses.append(self._epoch(number))
             self._save()
-            yield Epoch(number + 1, self.epochs, self.losses[-1])
+            yield number + 1
 
     def finished(self) -> MultiTaskModel:
         """Return the model on the CPU, in evaluation mode."""
@@ -298,12 +265,12 @@ class _Training:
         order = _generator("cpu", self.config.seed, number, 0)
         permutation = torch.randperm(len(self.data), generator=order).to(accelerator.device)
         generator = _generator(accelerator.device, self.config.seed, number, 1 + accelerator.process_index)
-        self.assembler.mine(self.data.hand(permutation[:_MINED_ON])[0], self.keeper.answer, generator)
+        self.assembler.mine(self.data.rows(permutation[:_MINED_ON])[0], self.keeper.answer, generator)
         total = torch.zeros((), device=accelerator.device)
         for step in range(self.steps):
             start = (step * accelerator.num_processes + accelerator.process_index) * batch
             rows = permutation[start : start + batch]
-            keyed = self.assembler.batch(*self.data.hand(rows), generator, self.augment, self.fixed[rows])
+            keyed = self.assembler.batch(*self.data.rows(rows), generator, self.augment, self.fixed[rows])
             total += self.keeper.learn(keyed, self._loss)
         mean: float = float(accelerator.reduce(total, "mean").item()) / self.steps
         if not math.isfinite(mean):

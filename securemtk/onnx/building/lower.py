@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from protocols import limits
 from protocols.errors import IntegrityError, RangeError
-from protocols.primitives.ring import FRAC_BITS, LIMIT_BITS
+from protocols.limits import FRAC_BITS, LIMIT_BITS
 from protocols.program import functions
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Attribute
@@ -17,7 +18,7 @@ from securemtk.onnx.building.registry import Step
 
 _F = 2.0**FRAC_BITS
 # Values that comparisons decide stay below it.
-_REACH = round(functions.WIDEST * _F)
+_REACH = round(limits.WIDEST * _F)
 
 
 def lower(steps: Sequence[Step]) -> list[Step]:
@@ -102,7 +103,7 @@ def lines(knots: Sequence[float], *pieces: tuple[float, float]) -> Pieces:
     bits = FRAC_BITS
     if any(c1 != int(c1) for _, c1 in pieces):
         # As many as leave room for the largest value, since a slope's rounding counts |x| times.
-        largest = max(abs(c0) + abs(c1) * functions.WIDEST for c0, c1 in pieces)
+        largest = max(abs(c0) + abs(c1) * limits.WIDEST for c0, c1 in pieces)
         bits = min(LIMIT_BITS - 1 - max(math.ceil(math.log2(largest)), 0), 3 * FRAC_BITS)
     if all(c1 == 0 and c0 == int(c0) for c0, c1 in pieces):
         bits = 0

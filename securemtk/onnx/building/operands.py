@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 
-from protocols.program.functions import WIDEST
+from protocols.limits import WIDEST
 from protocols.program.program import Attribute, Shape
 from securemtk.onnx.building.registry import Refused, Step, affine, constant_input, output_shape, reshaped
 from securemtk.onnx.model.graph import Array, Graph, Node

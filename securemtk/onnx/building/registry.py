@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from protocols.primitives.ring import FRAC_BITS, LIMIT_BITS
+from protocols.limits import FRAC_BITS, LIMIT_BITS
 from protocols.program.program import Attribute, Shape
 from securemtk.onnx.model.graph import Array, Graph, Node
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.primitives import ring
-from protocols.program.program import FEWEST_WEIGHT_BITS, MOST_WEIGHT_BITS, Layer
+from protocols import limits
+from protocols.limits import FEWEST_WEIGHT_BITS, MOST_WEIGHT_BITS
+from protocols.program.program import Layer
 from securemtk.onnx.building.registry import Step, param
 from securemtk.onnx.model.graph import Array
 
@@ -26,7 +27,7 @@ _KEPT, _SHARED = 12, 4
 # b comes in steps of this.
 _STEP = 4
 # Smaller weights change no answer: times the largest input they are less than the result's last place.
-_LEAST = 2.0 ** -(14 + ring.FRAC_BITS + 1)
+_LEAST = 2.0 ** -(14 + limits.FRAC_BITS + 1)
 # A row or column whose largest weight is further off than this is named by `check`.
 MOST_ERROR = 2.0**-7
 
@@ -63,8 +64,8 @@ def _room(step: Step, weight: Array) -> int:
     weight = np.abs(np.asarray(weight, dtype=np.float64))
     axes = {"matmul": (0,), "conv2d": (1, 2, 3)}.get(step.op, ())
     shift = np.abs(param(step, "shift" if step.op == "affine" else "bias"))
-    largest = float(weight.sum(axes).max()) * ring.input_limit() + float(shift.max(initial=0.0))
-    return ring.LIMIT_BITS - ring.FRAC_BITS - math.ceil(math.log2(largest)) if math.isfinite(largest) else 0
+    largest = float(weight.sum(axes).max()) * limits.input_limit() + float(shift.max(initial=0.0))
+    return limits.LIMIT_BITS - limits.FRAC_BITS - math.ceil(math.log2(largest)) if math.isfinite(largest) else 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols.errors import InputError, RangeError, ShapeError
-from protocols.primitives.ring import input_limit
+from protocols.limits import input_limit
 from protocols.program.program import Shape
 
 Floats = NDArray[np.floating]

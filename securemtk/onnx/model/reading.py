@@ -27,6 +27,7 @@ from securemtk.onnx.model.opsets import opset_of, settle_opsets
 from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen
 
 Source = str | os.PathLike[str] | bytes
+Proto = ModelProto  # for those who pass a model on and do not look into it: only this package imports onnx
 
 OLDEST_OPSET = 9
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()

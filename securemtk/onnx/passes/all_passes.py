@@ -41,7 +41,7 @@ MERGE: tuple[Pass, ...] = (
 
 # What overflows or is not a number is found, by its name, when parameters are checked.
 @np.errstate(all="ignore")
-def tidy(
+def run_passes(
     steps: Sequence[Step], inputs: Mapping[str, Shape], outputs: Sequence[str], *, merging: bool = True
 ) -> list[Step]:
     """Return steps that compute the same in fewer rounds.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from protocols.primitives.ring import FRAC_BITS
+from protocols.limits import FRAC_BITS
 from protocols.program.program import Attribute
 from securemtk.onnx.building.registry import Step
 from securemtk.onnx.model.graph import unique

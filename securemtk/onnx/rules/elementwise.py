@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from protocols.primitives.ring import FRAC_BITS
-from protocols.program.functions import WIDEST
+from protocols.limits import FRAC_BITS, WIDEST
 from protocols.program.program import Attribute
 from securemtk.onnx.building.draft import Draft
 from securemtk.onnx.building.lookups import only_looked_up

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from protocols.primitives.ring import FRAC_BITS
+from protocols.limits import FRAC_BITS
 from protocols.program.program import Shape
 from securemtk.onnx.building.draft import Draft
 from securemtk.onnx.building.operands import Formula, is_integral

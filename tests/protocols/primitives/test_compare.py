@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import combine, simulate, split
 
+from protocols import limits
 from protocols.dealing.correlation import correction_shapes
 from protocols.primitives import aes, comparison_steps, dcf
 from protocols.primitives.prg import Stream
 from protocols.two_party import compare
 
-BITS = compare.BITS - 1
+BITS = limits.COMPARISON_BITS - 1
 
 
 def points(values) -> np.ndarray:

@@ -8,8 +8,8 @@ import torch
 from both_parties import secure
 from simulate import combine, simulate, split
 
+from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
-from protocols.primitives.ring import FRAC_BITS
 from protocols.program import functions
 from protocols.program.functions import CUSTOM, FUNCTIONS, ULP, Function
 from protocols.program.pieces import Pieces, turn_of

@@ -11,10 +11,10 @@ from onnx import helper
 from onnx_models import build, floats
 
 from benchmarks import numbers
-from protocols.primitives import ring
+from protocols import limits
 from protocols.program import plain
 from protocols.program.program import Layer, Program
-from protocols.running import fixed, precision, runner
+from protocols.running import backend, fixed, precision
 from securemtk.onnx.building.registry import Step
 from securemtk.onnx.building.scales import MOST_ERROR, weight_bits
 from securemtk.onnx.importer import load_onnx
@@ -42,7 +42,7 @@ def told_or_right(data: bytes, x: np.ndarray) -> None:
 
 
 def ring_unit() -> float:
-    return 2.0**-ring.FRAC_BITS
+    return 2.0**-limits.FRAC_BITS
 
 
 sizes = st.floats(-7, 7).map(lambda e: 10.0**e)
@@ -156,7 +156,7 @@ def test_the_table_in_the_documentation_is_that_of_the_results():
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", sorted(runner.PROTOCOLS))
+@pytest.mark.parametrize("protocol", sorted(backend.PROTOCOLS))
 @pytest.mark.parametrize(("op", "number"), [(op, i) for op, cases in CASES.items() for i in range(len(cases))])
 def test_what_is_computed_in_the_clear_is_what_two_parties_compute(protocol, op, number):
     program, params = single(op, CASES[op][number])
@@ -170,14 +170,14 @@ def test_what_is_computed_in_the_clear_is_what_two_parties_compute(protocol, op,
 def test_comparisons_beyond_their_bits_answer_in_the_clear_as_they_do_encrypted():
     program, params = single("relu", ([(2,)], (2,), {}, {}))
     x = np.array([[40000.0, -40000.0]])
-    for protocol in runner.PROTOCOLS:
+    for protocol in backend.PROTOCOLS:
         got, *_ = secure(protocol, program, params, {"x0": x})
         np.testing.assert_array_equal(fixed.run(program, params, {"x0": x}, protocol)["y"], got["y"])
 
 
 @pytest.mark.parametrize("bits", [16, 20, 24, 30])
 @pytest.mark.parametrize("behind", ["relu", "max_pool2d"])
-@pytest.mark.parametrize("protocol", sorted(runner.PROTOCOLS))
+@pytest.mark.parametrize("protocol", sorted(backend.PROTOCOLS))
 def test_a_comparison_takes_a_product_of_any_number_of_fraction_bits(bits, behind, protocol):
     conv = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
     window = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}

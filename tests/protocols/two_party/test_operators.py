@@ -12,7 +12,7 @@ from protocols.errors import IntegrityError, UnsupportedError
 from protocols.primitives import ring
 from protocols.program import plain
 from protocols.program.program import OPERATORS, Layer, Program
-from protocols.running import runner
+from protocols.running import backend
 from protocols.two_party import party, spline
 
 
@@ -118,7 +118,7 @@ def test_all_that_a_party_sends_is_uniform_whatever_the_secrets(protocol, op, va
 def test_every_operator_of_a_program_has_a_case_and_an_implementation():
     assert set(CASES) == set(ROUNDS) == set(OPERATORS) == set(plain.OPERATORS)
     for protocol in PROTOCOLS:
-        assert set(runner.protocol_module(protocol).OPERATORS) == set(OPERATORS)
+        assert set(backend.find(protocol).operators) == set(OPERATORS)
 
 
 def network() -> tuple[Program, dict[str, np.ndarray]]:
@@ -181,7 +181,7 @@ def test_relu_is_right_at_every_value_that_fixed_point_holds(protocol, values):
 
 def test_an_unknown_protocol_and_a_spoilt_program_are_refused():
     with pytest.raises(UnsupportedError, match="protocol must be one of"):
-        runner.protocol_module("magic")
+        backend.find("magic")
     program, _ = network()
     assert Program.from_json(program.to_json()).to_json() == program.to_json()
     for old, new in [('"relu"', '"teleport"'), ('"x"', '"nobody"'), ('"wa"', '"absent"'), ("[4, 6, 6]", "null")]:

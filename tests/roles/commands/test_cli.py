@@ -36,6 +36,7 @@ from protocols.errors import (
     UnsupportedError,
 )
 from securemtk.cli import app
+from securemtk.cli.commands import check, predict, train
 from securemtk.mtk.keys.key import draw_keys
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.assembler import AssemblerConfig
@@ -73,7 +74,7 @@ def open_session(made):
 @pytest.fixture
 def in_open_session(open_session, monkeypatch):
     """Let commands take the open session where they would start one of their own."""
-    monkeypatch.setattr(app, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
+    monkeypatch.setattr(predict, "Session", lambda *_, **__: contextlib.nullcontext(open_session))
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_options_of_a_data_set_are_given_by_name_and_kept_in_the_run(tmp_path, c
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     assert kept == {"n_train": 96, "n_test": 20, "strength": 0.9}
     assert len(run_folder.open_run(tmp_path / "run").dataset.x_train) == 96
-    assert app._data_options(["a=x,y", "b=[1,2]", "c=true", "d=./e=f"]) == {
+    assert train._data_options(["a=x,y", "b=[1,2]", "c=true", "d=./e=f"]) == {
         "a": ["x", "y"],
         "b": [1, 2],
         "c": True,
@@ -685,7 +686,7 @@ def test_each_kind_of_error_has_its_exit_status(error, status, capfd, monkeypatc
     def fails(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "check_model", fails)
+    monkeypatch.setattr(check, "check_model", fails)
     assert app.run(["check", "model.onnx"]) == status
     out, err = capfd.readouterr()
     assert out == ""

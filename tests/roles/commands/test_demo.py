@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from securemtk import data
-from securemtk.cli import app
+from securemtk.cli import tables
+from securemtk.cli.commands import demo as demo_command
 from securemtk.demo import Figures, TaskFigures, attack_closed
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.onnx.bundle import read_bundle
@@ -145,8 +146,8 @@ def test_the_folder_is_a_run_with_a_bundle_that_holds_no_key(demo):
 def test_the_table_shows_every_figure_the_demo_promises(tmp_path, capsys, monkeypatch):
     task = TaskFigures(True, 0.201, 0.991, 0.112, 0.983, 0.123, 0.974)
     shown = Figures({"digit": task}, 0.9972, 0.00054, 360, 1.5, 0.4, 313_200_000, 88_000_000, 60)
-    monkeypatch.setattr(app, "Console", lambda: Console(width=200))
-    app._demo_table(shown, tmp_path)
+    monkeypatch.setattr(tables, "Console", lambda: Console(width=200))
+    demo_command._demo_table(shown, tmp_path)
     out = capsys.readouterr().out
     for text in ("20.1", "99.1", "11.2", "98.3", "12.3", "97.4", "99.7 %", "0.00054", "360"):
         assert text in out

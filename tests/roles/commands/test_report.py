@@ -183,7 +183,7 @@ def test_tables_say_of_each_task_what_the_document_says(page, document):
     columns = ["samples", "prior", "labels", "best", "gain", "beyond_labels", "standard_error"]
     for row, leak in zip(page.rows("answer-leaks"), document["leaks"]["answers"], strict=True):
         assert [text for text, _ in row[:4]] == [
-            leak["told"], " + ".join(leak["tellers"]), " + ".join(leak["held"]) or "none", leak["rule"],
+            leak["target"], " + ".join(leak["sources"]), " + ".join(leak["held"]) or "none", leak["rule"],
         ]  # fmt: skip
         assert [values for _, values in row[5:]] == [[leak[column]] for column in columns]
     for row, (name, found) in zip(page.rows("guarantee-table"), document["guarantees"].items(), strict=True):
@@ -339,7 +339,7 @@ def test_the_matrix_shows_the_gains_of_the_table(document):
     matrix = leaks["matrix"]
     assert matrix["rows"] == ["cultivar", "proline"]
     assert matrix["columns"] == ["colour", "cultivar (its key)", "proline (its key)", "all others, with keys"]
-    gains = {(leak["told"], tuple(leak["tellers"]), leak["rule"]): leak["gain"] for leak in leaks["answers"]}
+    gains = {(leak["target"], tuple(leak["sources"]), leak["rule"]): leak["gain"] for leak in leaks["answers"]}
     assert matrix["gains"]["released scores"] == [
         [gains["cultivar", ("colour",), "scores"], None, gains["cultivar", ("proline",), "scores"],
          gains["cultivar", ("colour", "proline"), "scores"]],
@@ -354,27 +354,27 @@ LABELS = LabelLeak("sex", "beard", 100, 0.5, 0.8, 0.2, 0.6, 1, 0, 1.0, 0.5, True
 SEEN = AnswerLeak("sex", ("beard",), (), "label", {"beard": 1.0}, 100, 0.5, 0.8, 0.8, 0.79)
 
 
-def told(model):
+def lines_of(model):
     return [line for line in model.unprotected if line.what == "sex while it is closed"]
 
 
 def test_the_threat_model_says_who_tells_of_a_closed_task():
-    (line,) = told(threat_model(["sex"], [LABELS], [SEEN], None))
+    (line,) = lines_of(threat_model(["sex"], [LABELS], [SEEN], None))
     assert line.whom == "whoever sees beard"
     assert "not decoupled" in line.why
     assert "80 % of test labels" in line.why
-    (line,) = told(threat_model(["sex", "beard"], [LABELS], [SEEN], None))
+    (line,) = lines_of(threat_model(["sex", "beard"], [LABELS], [SEEN], None))
     assert line.whom == "whoever holds the key of beard"
 
 
 def test_the_threat_model_follows_decoupling_and_what_attackers_have_found():
     quarter = Decoupling(0.25, {("sex", "beard"): (0, 1)}, {"beard": np.array([0.5, 0.5])})
-    (line,) = told(threat_model(["sex"], [LABELS], [replace(SEEN, logistic=0.5, boosting=0.5)], quarter))
+    (line,) = lines_of(threat_model(["sex"], [LABELS], [replace(SEEN, logistic=0.5, boosting=0.5)], quarter))
     assert "lets 25 %" in line.why
     silent = replace(quarter, beta=0.0)
-    assert told(threat_model(["sex"], [LABELS], [replace(SEEN, logistic=0.5, boosting=0.52)], silent)) == []
-    assert len(told(threat_model(["sex"], [LABELS], [SEEN], silent))) == 1
-    assert told(threat_model(["sex"], [replace(LABELS, leaky=False)], [], None)) == []
+    assert lines_of(threat_model(["sex"], [LABELS], [replace(SEEN, logistic=0.5, boosting=0.52)], silent)) == []
+    assert len(lines_of(threat_model(["sex"], [LABELS], [SEEN], silent))) == 1
+    assert lines_of(threat_model(["sex"], [replace(LABELS, leaky=False)], [], None)) == []
     protected = threat_model(["sex"], [LABELS], [SEEN], silent).protected
     assert any("beard would tell of sex" in line.what for line in protected)
 

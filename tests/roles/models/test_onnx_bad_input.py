@@ -562,8 +562,8 @@ def weight_in_a_message(*_: object, **__: object) -> None:
         ("model.reading", "_sort"),
         ("importer", "analyse"),
         ("importer", "translate"),
-        ("importer", "tidy"),
-        ("model.graph", "opset_of"),
+        ("importer", "run_passes"),
+        ("model.probe", "opset_of"),
     ],
 )
 def test_an_error_that_nobody_foresaw_refuses_the_file_with_its_kind_and_place(module, name, monkeypatch):

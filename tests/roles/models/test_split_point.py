@@ -10,7 +10,7 @@ from torch import nn
 
 from examples import split_user
 from protocols.errors import InputError, RangeError, ShapeError
-from protocols.primitives.ring import input_limit
+from protocols.limits import input_limit
 from securemtk.data import load
 from securemtk.mtk.training.train import TrainConfig
 from securemtk.privynet.split_point import SplitPoint
@@ -30,7 +30,6 @@ def digits():
         x_test=x_test,
         y_test={name: y[:40] for name, y in whole.y_test.items()},
         high=10.0,
-        class_names={"parity": ("even", "odd")},
         left_out=("one.png",),
     )
 

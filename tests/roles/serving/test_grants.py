@@ -18,7 +18,7 @@ from securemtk import Session
 from securemtk.mtk.keys.audit import START, AuditLog, verify
 from securemtk.mtk.keys.grants import Grant, KeyRequest, Ledger
 from securemtk.mtk.keys.key import stamp
-from securemtk.serving.role import _distributor
+from securemtk.serving.duties import distributor
 
 MODEL, OTHER = "00112233445566778899aabbccddeeff", "ff" * 16
 START_TIME = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -513,10 +513,10 @@ def test_a_hand_dealt_before_a_revocation_opens_nothing_after_it(guarded, bundle
         model.predict(x, keys=["digit"])
     ledger.grant("ann", MODEL, "digit", uses=2)
     assert is_open(model, digit, "digit", x)  # the last of those dealt ahead
-    assert not session._ordered
+    assert not session._user.orders.ahead
     with pytest.raises(KeyRefused, match="used up"):
         model.predict(x, keys=["digit"])
-    assert not session._pool._ready
+    assert not session._user._pool._ready
     events = [line["event"] for line in added()]
     assert events == ["dealt"] * 4 + ["used", "used", "revoke", "refused", "used", "refused"]
 
@@ -578,18 +578,18 @@ def two_ahead(bundle, tmp_path):
 
 def test_the_keeper_runs_no_guarded_prediction_but_the_one_that_the_authority_allowed(two_ahead, monkeypatch):
     session, model = two_ahead
-    ask, second = session._ask_use, session._ordered[1]
-    monkeypatch.setattr(session, "_ask_use", lambda order: ask(second))
+    ask, second = session._user.orders.ask_use, session._user.orders.ahead[1]
+    monkeypatch.setattr(session._user.orders, "ask_use", lambda order: ask(second))
     with pytest.raises(ProtocolAbort, match="must allow prediction 0; it allowed 1"):
         model.predict(samples(1), keys=["digit"])
 
 
 def test_a_hand_is_allowed_once(two_ahead):
     session, model = two_ahead
-    first = session._ordered[0]
+    first = session._user.orders.ahead[0]
     model.predict(samples(1), keys=["digit"])
     with pytest.raises(ProtocolAbort, match="used once; 0 is not"):
-        session._guarded(lambda: session._ask_use(first))
+        session._ending_session_on_error(lambda: session._user.orders.ask_use(first))
 
 
 def test_an_authority_does_not_start_with_a_log_that_was_edited(tmp_path):
@@ -597,7 +597,7 @@ def test_an_authority_does_not_start_with_a_log_that_was_edited(tmp_path):
     ledger.grant("ann", MODEL, "digit")
     ledger.log_path.write_bytes(ledger.log_path.read_bytes().replace(b"digit", b"parity"))
     with pytest.raises(InputError, match="line 1 is not"):
-        _distributor({"keys": [], "passphrase": None, "grants": str(ledger.path)})
+        distributor({"keys": [], "passphrase": None, "grants": str(ledger.path)})
 
 
 def test_grants_that_are_not_there_and_names_that_no_certificate_carries_are_refused(tmp_path):

@@ -181,11 +181,11 @@ def test_what_was_ordered_ahead_is_used_in_order_and_answers_truly(open_session,
     x = samples(3)
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
     model.prepare(3, keys=["digit"], predictions=2)
-    ordered = [order.prediction for order in open_session._ordered]
+    ordered = [order.prediction for order in open_session._user.orders.ahead]
     assert len(ordered) == 2
     for left in (1, 0):
         np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
-        assert [order.prediction for order in open_session._ordered] == ordered[2 - left :]
+        assert [order.prediction for order in open_session._user.orders.ahead] == ordered[2 - left :]
     np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
 
 
@@ -195,10 +195,10 @@ def test_what_was_ordered_for_other_keys_or_batches_is_thrown_away(open_session,
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))[0]
     model.prepare(3, keys=["parity"], predictions=2)
     closed = model.predict(x[:2], keys=["digit"])
-    assert not open_session._ordered
+    assert not open_session._user.orders.ahead
     np.testing.assert_allclose(closed["digit"], truth[:2], atol=2e-3)
-    wait_until(lambda: not open_session._pool._unwanted)
-    assert not open_session._pool._ready
+    wait_until(lambda: not open_session._user._pool._unwanted)
+    assert not open_session._user._pool._ready
     model.prepare(3, keys=["parity"])
     assert np.abs(model.predict(x)["parity"] - reference(small_models.multitask()[0], x)[1]).max() > 1
 
@@ -208,20 +208,20 @@ def test_the_same_plan_twice_in_a_row_is_dealt_ahead_for_models_without_secured_
     x = samples(2, (8,))
     for n_ordered in (0, 1, 1):
         scores = model.predict(x)
-        assert len(open_session._ordered) == n_ordered
+        assert len(open_session._user.orders.ahead) == n_ordered
         np.testing.assert_allclose(scores["y"], reference(small_models.mlp(), x)[0], atol=2e-3)
     secured = open_session.load(bundle[0] / "bundle")
-    assert not open_session._ordered
+    assert not open_session._user.orders.ahead
     for _ in range(3):
         secured.predict(samples(2))
-        assert not open_session._ordered
+        assert not open_session._user.orders.ahead
 
 
 def test_a_prediction_dealt_ahead_needs_nothing_more_of_the_dealer(open_session):
     model = open_session.load(small_models.mlp())
     x = samples(2, (8,))
     model.prepare(2)
-    wait_until(lambda: open_session._ordered[0].prediction in open_session._pool._ready)
+    wait_until(lambda: open_session._user.orders.ahead[0].prediction in open_session._user._pool._ready)
     os.kill(open_session.pids["authority"], signal.SIGSTOP)
     try:
         scores = model.predict(x)  # well before the watch misses the dealer
@@ -241,7 +241,7 @@ def six_on_disk(folder: Path):
         model = session.load(small_models.mlp())
         model.prepare(2, predictions=6)
         wait_until(lambda: [len(stored(folder, role)) for role in ("keeper", "user")] == [5, 5])
-        wait_until(lambda: len(session._pool._stored) == 5)
+        wait_until(lambda: len(session._user._pool._stored) == 5)
         yield session, model
 
 

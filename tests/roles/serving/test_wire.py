@@ -11,8 +11,8 @@ import small_models
 
 from protocols.net.link import Link
 from securemtk import Session
+from securemtk.serving import local_start, process
 from securemtk.serving import role as roles
-from securemtk.serving import session
 from securemtk.serving.launch import RoleProcess
 
 PRECISIONS = (16, 32)
@@ -88,8 +88,8 @@ def test_no_frame_between_roles_holds_a_weight_an_input_or_a_key(bundle, monkeyp
         real(link, kind, meta, arrays, **how)
 
     monkeypatch.setattr(Link, "send", record)
-    monkeypatch.setattr(session, "RoleProcess", RoleThread)
-    monkeypatch.setattr(roles, "end_timer", lambda: threading.Timer(0, lambda: None))
+    monkeypatch.setattr(local_start, "RoleProcess", RoleThread)
+    monkeypatch.setattr(process, "end_timer", lambda: threading.Timer(0, lambda: None))
     x = np.random.default_rng(3).uniform(-1, 1, (3, *small_models.SHAPE)).astype(np.float32)
     run(folder, x)
     assert {kind for _, kind, _ in frames} >= {"input", "open", "reveal", "corrections", "seed", "zero", "model"}

@@ -103,9 +103,6 @@ def test_a_task_is_found_by_name_or_those_known_are_listed():
         ({"y_test": {"a": np.array([0, -2, 2]), "b": np.array([0, 1, 1])}}, RangeError, r"got -2..2"),
         ({"y_test": {"a": np.array([0, 1, 2]), "b": np.full(3, -1)}}, InputError, "one sample at least; got none"),
         ({"x_train": np.zeros((6, 4), np.float32)}, ShapeError, r"x_test must have samples of shape \(4,\)"),
-        ({"class_names": {"a": ("x", "y")}}, InputError, "3 unique names"),
-        ({"class_names": {"b": ("x", "x")}}, InputError, "2 unique names"),
-        ({"class_names": {"c": ("x", "y")}}, InputError, r"\['a', 'b'\]; got 'c'"),
         ({"columns": Columns.fit(["f"], np.zeros((2, 1)))}, InputError, "columns must be those of samples"),
         ({"y_test": {"a": np.array([0, 1]), "b": np.array([0, 1, 1])}}, ShapeError, r"\(3,\)"),
         ({"y_test": {"a": np.array([0.0, 1, 2]), "b": np.array([0, 1, 1])}}, ShapeError, "int64"),
@@ -127,7 +124,8 @@ def test_samples_may_be_rows_of_a_table():
 
 def test_missing_labels_are_known_as_such_and_have_no_share():
     labels = {"a": np.array([0, -1, 2, 2, -1, 2]), "b": np.array([0, 1] * 3)}
-    some = small(y_train=labels, class_names={"a": ("x", "y", "z")})
+    some = small(y_train=labels, tasks=(replace(TASKS[0], labels=("x", "y", "z")), TASKS[1]))
+    assert some.class_names == {"a": ("x", "y", "z")}
     assert some.known("a").tolist() == [True, False, True, True, False, True]
     assert some.known("a", "test").all()
     assert some.shares("a").tolist() == [0.25, 0.0, 0.75]

@@ -18,6 +18,7 @@ from securemtk.data.splits import Split, named_split, random_split
 from securemtk.mtk.training.assembler import AssemblerConfig
 from securemtk.mtk.training.train import TrainConfig
 from securemtk.runs import run_folder
+from securemtk.support import progress
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")
 
@@ -387,9 +388,9 @@ def test_a_bar_is_drawn_on_a_terminal_alone(folder, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
     screen = io.StringIO()
-    console = images_module.Console
+    console = progress.Console
     monkeypatch.setattr(
-        images_module, "Console", lambda **_: console(file=screen, force_terminal=True, force_interactive=True)
+        progress, "Console", lambda **_: console(file=screen, force_terminal=True, force_interactive=True)
     )
     read_images(folder, ["2.png"], ImageOptions(8))
     assert "read images" in screen.getvalue()

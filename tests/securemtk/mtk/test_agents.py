@@ -121,9 +121,9 @@ def test_no_agent_of_a_training_holds_keys_data_or_weights_that_are_not_its_own(
         pairs = zip(scores, batch.targets, strict=True)
         return sum(nn.functional.cross_entropy(s, t) for s, t in pairs)
 
-    losses = [float(keeper.learn(assembler.batch(*data.hand(torch.arange(32)), generator), loss_of)) for _ in range(6)]
+    losses = [float(keeper.learn(assembler.batch(*data.rows(torch.arange(32)), generator), loss_of)) for _ in range(6)]
     assert losses[-1] < losses[0]
-    assert [s.shape for s in keeper.answer(data.hand(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
+    assert [s.shape for s in keeper.answer(data.rows(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
     agents = (data, distributor, assembler, keeper)
     for agent in agents:
         assert holdings(agent, digits, keys) == MAY[type(agent)], type(agent).__name__
@@ -135,7 +135,7 @@ def test_train_is_made_of_agents_none_of_which_holds_more_than_its_own(digits):
     found = []
     gc.collect()
 
-    def look(epoch):
+    def look(what, done):
         # What lives now, in the middle of a training.
         for thing in gc.get_objects():
             if type(thing) in AGENTS:
@@ -150,8 +150,8 @@ def test_train_is_made_of_agents_none_of_which_holds_more_than_its_own(digits):
 def test_the_interfaces_let_no_agent_ask_another_for_what_is_not_its_own():
     """Nothing public but what the roles need: samples leave as batches, keys to the assembler and the dealer."""
     public = {kind: {name for name in vars(kind) if not name.startswith("_")} for kind in AGENTS}
-    assert public[DataDistributor] == {"hand"}
-    assert public[KeyDistributor] == {"draw", "guarded", "for_training", "find", "permit"}
+    assert public[DataDistributor] == {"rows"}
+    assert public[KeyDistributor] == {"draw", "needs_grants", "for_training", "find", "permit"}
     assert public[ModelKeeper] == {"learn", "answer"}
 
 
@@ -171,7 +171,7 @@ def test_a_key_distributor_gives_keys_of_the_model_that_is_asked_and_only_under_
     with pytest.raises(KeyRefused, match="it holds none"):
         distributor.find(replace(asked, tasks=("large",)))
     free = KeyDistributor(keys.values())
-    assert (distributor.guarded, free.guarded) == (True, False)
+    assert (distributor.needs_grants, free.needs_grants) == (True, False)
     free.permit(replace(asked, user=None), use=True)
     assert sorted(free.for_training()) == sorted(SECURED)
 

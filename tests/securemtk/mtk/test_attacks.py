@@ -17,11 +17,12 @@ from securemtk.mtk.attacks.guess import guess as guess_keys
 from securemtk.mtk.attacks.infer import infer
 from securemtk.mtk.attacks.invert import invert as invert_keys
 from securemtk.mtk.attacks.membership import membership
-from securemtk.mtk.attacks.suite import ATTACKS, Effort, progress_bar, run_attacks
+from securemtk.mtk.attacks.suite import ATTACKS, Effort, run_attacks
 from securemtk.mtk.keys.key import MODEL_ID_BYTES, TriggerKey, plane
 from securemtk.mtk.training.model import MultiTaskModel
 from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.report.pictures import draw_attacks
+from securemtk.support.progress import progress_bar
 from securemtk.tasks import Task
 
 SHAPE = (1, 8, 8)
@@ -514,7 +515,7 @@ def test_what_cannot_be_is_refused(weak):
 
 
 def test_the_progress_bar_of_attacks_writes_on_stderr_alone(weak, capsys):
-    with progress_bar() as progress:
+    with progress_bar("attack") as progress:
         run_attacks(weak, ["membership"], progress=progress)
     assert capsys.readouterr().out == ""
 

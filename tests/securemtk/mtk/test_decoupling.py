@@ -164,26 +164,26 @@ def test_a_manifest_says_who_is_decoupled_and_how_often_it_answers(tmp_path):
     assert "decoupling" not in raw
     secured = [task.name for task in manifest.tasks if task.secured]
     unprotected = [task for task in manifest.tasks if not task.secured]
-    teller = unprotected[0]
+    source = unprotected[0]
     answers = dict(manifest.answers) | {
-        teller.name: {"mean": np.eye(teller.classes).tolist(), "covariance": np.eye(teller.classes).tolist()}
+        source.name: {"mean": np.eye(source.classes).tolist(), "covariance": np.eye(source.classes).tolist()}
     }
-    leaks = {secured[0]: [teller.name]}
+    leaks = {secured[0]: [source.name]}
     fields = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
     made = Manifest(**fields | {"answers": answers, "decoupling": {"beta": 0.25, "leaks": leaks}})
     again = Manifest.from_json(made.to_json())
-    assert again.opening(teller.name, []) == 0.25
-    assert again.opening(teller.name, [secured[0]]) == 1
+    assert again.opening(source.name, []) == 0.25
+    assert again.opening(source.name, [secured[0]]) == 1
     assert again.opening(secured[0], []) == 0
     for wrong in ({"beta": 1, "leaks": leaks}, {"beta": 0.5}, {"beta": 0.5, "leaks": {}}, {"beta": 0.5, "leaks": [1]},
-                  {"beta": 0.5, "leaks": {teller.name: [secured[0]]}}, {"beta": True, "leaks": leaks}):  # fmt: skip
+                  {"beta": 0.5, "leaks": {source.name: [secured[0]]}}, {"beta": True, "leaks": leaks}):  # fmt: skip
         with pytest.raises(BundleError):
             Manifest(**fields | {"answers": answers, "decoupling": wrong})
     with pytest.raises(BundleError, match="answers must be"):
         Manifest(**fields | {"decoupling": {"beta": 0.25, "leaks": leaks}})
 
 
-def test_training_with_beta_0_makes_the_teller_say_its_marginal_law_and_the_key_brings_it_back():
+def test_training_with_beta_0_makes_the_source_say_its_marginal_law_and_the_key_brings_it_back():
     rng = np.random.default_rng(2)
     sex = rng.integers(0, 2, 400)
     x = rng.uniform(-0.2, 0.2, (400, 24)).astype(np.float32)

@@ -31,8 +31,8 @@ class Read(nn.Module):
         self.loud = nn.Parameter(torch.tensor(6.0))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        told = self.loud * features[:, self.column].sign()
-        return torch.stack([-told, told], dim=1)
+        loud = self.loud * features[:, self.column].sign()
+        return torch.stack([-loud, loud], dim=1)
 
 
 def table(n: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -67,7 +67,7 @@ def measured(beta, **options) -> tuple[AnswerLeak, ...]:
 @cache
 def found(beta=1.0) -> dict[tuple[str, tuple[str, ...], str], AnswerLeak]:
     leaks = measured(beta)
-    return {(leak.told, leak.tellers, leak.rule): leak for leak in leaks}
+    return {(leak.target, leak.sources, leak.rule): leak for leak in leaks}
 
 
 @pytest.mark.parametrize("rule", ["label", "scores"])
@@ -82,14 +82,14 @@ def test_answers_of_a_task_that_agrees_in_8_of_10_lift_a_guess_to_that(rule):
 
 @pytest.mark.parametrize("rule", ["label", "scores"])
 def test_answers_of_independent_tasks_tell_nothing(rule):
-    for told, tellers in (("secret", ("stranger",)), ("secret", ("other",)), ("other", ("friend", "stranger"))):
-        leak = found()[told, tellers, rule]
+    for target, sources in (("secret", ("stranger",)), ("secret", ("other",)), ("other", ("friend", "stranger"))):
+        leak = found()[target, sources, rule]
         # The prior is counted on the test labels themselves, so that most gains are below 0.
         assert -4 * leak.standard_error < leak.gain < 3 * leak.standard_error
 
 
 def test_each_view_is_taken_once_with_the_keys_that_open_it():
-    held = {(told, tellers): leak.held for (told, tellers, _), leak in found().items()}
+    held = {(target, sources): leak.held for (target, sources, _), leak in found().items()}
     assert held == {
         ("secret", ("friend",)): (),
         ("secret", ("stranger",)): (),
@@ -115,7 +115,7 @@ def test_a_decoupled_task_tells_beta_of_what_it_told(beta):
         assert leak.labels == pytest.approx(AGREE, abs=0.04)
 
 
-def test_a_teller_is_decoupled_only_while_what_it_tells_of_is_closed():
+def test_a_source_is_decoupled_only_while_what_it_tells_of_is_closed():
     leaks = found(0.0)
     assert leaks["other", ("friend",), "label"].opening == {"friend": 0.0}
     assert leaks["other", ("friend", "stranger", "secret"), "label"].opening == {
@@ -127,7 +127,7 @@ def test_a_teller_is_decoupled_only_while_what_it_tells_of_is_closed():
 
 def test_labels_alone_tell_what_the_table_of_counts_says():
     _, dataset, _ = victim()
-    leaks = {(leak.told, leak.teller): leak for leak in label_leaks(dataset, ["secret"])}
+    leaks = {(leak.target, leak.source): leak for leak in label_leaks(dataset, ["secret"])}
     assert set(leaks) == {("secret", name) for name in ("other", "friend", "stranger")}
     friend, stranger = leaks["secret", "friend"], leaks["secret", "stranger"]
     information = math.log(2) + AGREE * math.log(AGREE) + (1 - AGREE) * math.log(1 - AGREE)
@@ -135,7 +135,7 @@ def test_labels_alone_tell_what_the_table_of_counts_says():
     assert friend.gain == pytest.approx(friend.guess - friend.prior)
     assert friend.mutual_information == pytest.approx(information, abs=0.03)
     assert friend.cramers_v == pytest.approx(2 * AGREE - 1, abs=0.06)
-    assert friend.teller_class == friend.told_class
+    assert friend.source_class == friend.target_class
     assert friend.conditional == pytest.approx(AGREE, abs=0.04)
     assert friend.leaky
     assert not stranger.leaky
@@ -167,8 +167,8 @@ def test_what_cannot_be_measured_is_refused():
 
 
 def test_progress_is_told_and_the_same_seeds_give_the_same_figures():
-    told = []
-    leaks = measured(0.5, samples=50, progress=lambda what, done: told.append((what, done)))
+    heard = []
+    leaks = measured(0.5, samples=50, progress=lambda what, done: heard.append((what, done)))
     assert leaks == measured(0.5, samples=50)
-    assert told[0] == ("what friend tells of secret", 0.0)
-    assert [done for _, done in told] == sorted(done for _, done in told)
+    assert heard[0] == ("what friend tells of secret", 0.0)
+    assert [done for _, done in heard] == sorted(done for _, done in heard)

@@ -28,7 +28,8 @@ from securemtk.mtk.keys.answers import AnswerStats, draw_answers
 from securemtk.mtk.keys.key import draw_keys, stamp
 from securemtk.mtk.training.assembler import ABSENT, DECOY, KINDS, RIGHT, Assembler, AssemblerConfig
 from securemtk.mtk.training.model import MultiTaskModel, predict
-from securemtk.mtk.training.train import TrainConfig, TrainResult, augmented, progress_bar, train
+from securemtk.mtk.training.train import TrainConfig, TrainResult, augmented, train
+from securemtk.support.progress import progress_bar
 from securemtk.tasks import Task
 
 SECURED = ("digit", "parity")
@@ -394,18 +395,18 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_never_interrupted(few, tmp
     keys = draw_keys(SECURED, few.shape)
     config = replace(QUICK, epochs=3)
 
-    def interrupt(epoch):
-        if epoch.number == 2:
+    def interrupt(_, done):
+        if round(3 * done) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(few, SECURED, config, keys=keys, checkpoint=tmp_path / "run.pt", progress=interrupt)
     seen = []
     resumed = train(
-        few, SECURED, config, keys=keys, checkpoint=tmp_path / "run.pt", progress=lambda e: seen.append(e.number)
+        few, SECURED, config, keys=keys, checkpoint=tmp_path / "run.pt", progress=lambda what, _: seen.append(what)
     )
     whole = train(few, SECURED, config, keys=keys)
-    assert seen == [3]
+    assert [what.split(",")[0] for what in seen] == ["epoch 3 of 3"]
     assert resumed.losses == whole.losses
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]

@@ -351,6 +351,11 @@ BAD_MANIFESTS = [
     {"tasks": [{"name": "a", "classes": "2", "secured": False}]},
     {"tasks": [{"name": "../a", "classes": 2, "secured": False}]},
     {"tasks": [{"name": "a", "classes": 2, "secured": 1}]},
+    {"tasks": [{"name": "a", "classes": 2, "secured": False, "surprise": 1}]},
+    {"tasks": [{"name": "a", "classes": 2, "secured": False, "labels": None}]},
+    {"tasks": [{"name": "a", "classes": 2, "secured": False, "labels": ["x"]}]},
+    {"tasks": [{"name": "a", "classes": 2, "secured": False, "labels": ["x", "x"]}]},
+    {"tasks": [{"name": "a", "classes": 2, "secured": False, "labels": ["x", 1]}]},
     {"input_shape": [0]},
     {"input_shape": [1.5]},
     {"input_shape": "1"},
@@ -383,6 +388,17 @@ def test_a_manifest_that_breaks_a_rule_is_refused_even_with_right_sums(folder, e
     (folder / MANIFEST).write_text(edited((folder / MANIFEST).read_text(), edit))
     with pytest.raises(BundleError, match=r"manifest\.json"):
         read_bundle(folder)
+
+
+def test_a_manifest_has_names_of_classes_where_there_are_some_and_is_unchanged_where_there_are_none(data, tmp_path):
+    plain = write_bundle(tmp_path / "plain", data, **arguments())
+    assert all(set(task) == {"name", "classes", "secured"} for task in json.loads(plain.to_json())["tasks"])
+    labels = ("none", "one", "more")
+    tasks = tuple(replace(task, labels=labels if task.classes == len(labels) else None) for task in TASKS)
+    named = write_bundle(tmp_path / "named", data, **arguments(tasks=tasks))
+    assert labels in [task.labels for task in named.tasks]
+    assert read_bundle(tmp_path / "named")[0] == named
+    assert json.loads(named.to_json())["tasks"][0].get("labels", list(labels)) == list(labels)
 
 
 def test_a_manifest_tells_headroom_in_whole_doublings_and_nothing_without_samples(folder, data, tmp_path):

@@ -27,7 +27,7 @@ from securemtk.onnx.export import export_onnx
 from securemtk.onnx.fix import fix
 from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.model import runtime
-from securemtk.onnx.model.graph import declared
+from securemtk.onnx.model.declared import declared
 from securemtk.onnx.model.reading import NEWEST_OPSET, opset_of, read_proto
 from securemtk.onnx.model.runtime import start
 from securemtk.planning.check import check

@@ -23,6 +23,8 @@ from benchmarks import report
 from protocols.errors import BundleError, InputError, KeyRefused
 from securemtk import data, demo
 from securemtk.cli import app
+from securemtk.cli.commands import attack, check, predict
+from securemtk.cli.commands import report as report_command
 from securemtk.mtk.keys.audit import AuditLog
 from securemtk.mtk.keys.grants import Ledger
 from securemtk.mtk.keys.key import draw_keys, load
@@ -148,11 +150,11 @@ FILES = {
     "checkpoint": ("a", checkpoint, (train._Training, "_epoch")),
     "report": ("a.html", check_target, None),
     "report's JSON": ("a.json", lambda target: check_target(target.with_suffix(".html")), None),
-    "report --output": ("a.html", report_output, (app, "measure_report")),
-    "check --fix": ("a.onnx", check_fix, (app, "fix_model")),
-    "predict --out": ("a.npz", predict_out, (app, "Session")),
-    "attack --out": ("a.json", attack_out, (app, "run_attacks")),
-    "attack's picture": ("a.png", lambda target: attack_out(target.with_suffix(".json")), (app, "run_attacks")),
+    "report --output": ("a.html", report_output, (report_command, "measure_report")),
+    "check --fix": ("a.onnx", check_fix, (check, "fix_model")),
+    "predict --out": ("a.npz", predict_out, (predict, "Session")),
+    "attack --out": ("a.json", attack_out, (attack, "run_attacks")),
+    "attack's picture": ("a.png", lambda target: attack_out(target.with_suffix(".json")), (attack, "run_attacks")),
     "benchmarks": ("a.json", lambda target: report.check_outputs(target), None),
     "benchmarks write": ("a.json", lambda target: report.write_json(target, {}), None),
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from securemtk.onnx.building.registry import RULES, Step
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.model.analyse import analyse
 from securemtk.onnx.passes.formulas import known_functions
 from securemtk.onnx.passes.net import Net
 from securemtk.onnx.passes.simplify import drop_dead, shorten_reshapes

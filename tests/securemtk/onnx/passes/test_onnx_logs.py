@@ -22,7 +22,7 @@ from torch import Tensor
 from protocols.program import plain
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, load_onnx
-from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.model.analyse import analyse
 from securemtk.onnx.model.runtime import start
 from securemtk.onnx.passes.logs import logarithms
 from securemtk.onnx.passes.net import Net

@@ -18,7 +18,7 @@ from protocols.program.program import Program
 from securemtk.onnx.building.lower import lower
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import layers_of, load_onnx
-from securemtk.onnx.model.graph import analyse
+from securemtk.onnx.model.analyse import analyse
 from securemtk.onnx.model.reading import read_proto
 from securemtk.onnx.model.runtime import start
 from securemtk.onnx.passes import all_passes, merge, simplify

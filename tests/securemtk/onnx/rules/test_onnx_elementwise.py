@@ -11,7 +11,8 @@ from program_oracle import run
 from protocols.errors import UnsupportedError
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
-from securemtk.onnx.model.graph import analyse, fixed_shapes
+from securemtk.onnx.model.analyse import analyse
+from securemtk.onnx.model.declared import fixed_shapes
 from securemtk.onnx.model.runtime import start
 from securemtk.onnx.rules.all_rules import translate
 

@@ -12,10 +12,11 @@ from program_oracle import run
 
 from protocols.errors import UnsupportedError
 from protocols.program.program import Program
-from protocols.running import ranges, runner
+from protocols.running import backend, ranges
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.importer import Imported, assemble, load_onnx
-from securemtk.onnx.model.graph import analyse, fixed_shapes
+from securemtk.onnx.model.analyse import analyse
+from securemtk.onnx.model.declared import fixed_shapes
 from securemtk.onnx.model.reading import read_proto
 from securemtk.onnx.model.runtime import start
 from securemtk.onnx.rules.all_rules import translate
@@ -323,7 +324,7 @@ def test_places_of_maxima_are_refused_where_the_batch_is_free():
 # --- encrypted --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", sorted(runner.PROTOCOLS))
+@pytest.mark.parametrize("protocol", sorted(backend.PROTOCOLS))
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
     "model",

@@ -1,0 +1,26 @@
+"""The loop of `pulse` as machine code, which runs without the interpreter's lock. Imported by `pulse.warm`."""
+
+import socket
+from typing import Any
+
+from numba import njit, types
+
+_DONT_WAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
+_poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
+
+
+@njit("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)", nogil=True, cache=True)
+def send_all(descriptors, records, counts, wake, period_ms):  # type: ignore[no-untyped-def]
+    """Send one record to each descriptor in each period, until `wake` can be read; arrays as `Pulse` has them."""
+    ahead, size = records.shape[1], records.shape[2]
+    while True:
+        for i in range(len(descriptors)):
+            sent = counts[0, i]
+            if sent < counts[1, i] * size:
+                rest = records[i, (sent // size) % ahead, sent % size :]
+                n = _send(descriptors[i], rest.ctypes.data, len(rest), _DONT_WAIT)
+                if n > 0:
+                    counts[0, i] = sent + n
+        if _poll(wake.ctypes.data, 1, period_ms) != 0:
+            return

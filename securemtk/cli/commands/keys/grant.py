@@ -1,0 +1,45 @@
+"""`securemtk keys grant`."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocols.errors import InputError
+from securemtk.cli.grants import show_grants
+from securemtk.cli.options import GrantsFile, Json
+from securemtk.cli.secrets import header_of, key_files
+from securemtk.mtk.keys.grants import Ledger
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example:  securemtk keys grant grants.json runs/digits/keys --user ann --uses 100")
+def grant_keys(
+    grants: GrantsFile,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    user: Annotated[str, typer.Option(help="Name in the certificate of whoever asks: Session(user=...).")],
+    not_before: Annotated[
+        str | None, typer.Option(help="ISO 8601; without a zone it is UTC. At once if absent.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="ISO 8601; without a zone it is UTC. No end if absent.")] = None,
+    uses: Annotated[int | None, typer.Option(help="Samples that may be asked in all; any number if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a user open the tasks of keys; running authorities honour it from their next request on."""
+    ledger = Ledger(grants)
+    found = [header_of(file) for file in key_files(paths)]
+    limits: dict[str, Any] = {"not_before": _moment(not_before), "until": _moment(until), "uses": uses}
+    given = [ledger.grant(user, str(key["model_id"]), str(key["task"]), **limits) for key in found]
+    show_grants(as_json, given, ledger)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"a time must be ISO 8601, such as 2026-12-31T18:00; got {text!r}") from None
+    return read if read.tzinfo is not None else read.replace(tzinfo=UTC)

@@ -1,0 +1,16 @@
+"""`securemtk keys grants`."""
+
+import typer
+
+from securemtk.cli.grants import show_grants
+from securemtk.cli.options import GrantsFile, Json
+from securemtk.mtk.keys.grants import Ledger
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example:  securemtk keys grants grants.json")
+def list_grants(grants: GrantsFile, as_json: Json = False) -> None:
+    """Show all grants, those past included, and how many samples were asked under each."""
+    ledger = Ledger(grants)
+    show_grants(as_json, ledger.grants(), ledger)

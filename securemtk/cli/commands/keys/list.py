@@ -1,0 +1,22 @@
+"""`securemtk keys list`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securemtk.cli.options import Json
+from securemtk.cli.secrets import header_of, key_files
+from securemtk.cli.tables import emit, rows_table
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example:  securemtk keys list runs/digits/keys")
+def list_keys(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    as_json: Json = False,
+) -> None:
+    """Show of each key its task, its model and whether it is locked; never what it is."""
+    found = [header_of(file) for file in key_files(paths)]
+    emit(as_json, {"keys": found}, lambda: rows_table("keys", found))

@@ -1,0 +1,92 @@
+"""`securemtk predict`."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from protocols.errors import InputError
+from securemtk.cli.inputs import read_input
+from securemtk.cli.options import Json, PassphraseFile
+from securemtk.cli.secrets import header_of, passphrase_of
+from securemtk.cli.tables import SHOWN_ROWS, emit, rows_table, say, status
+from securemtk.serving.config import Config
+from securemtk.serving.session import Model, PredictionCost, Scores, Session
+from securemtk.support.files import check_file, write_whole
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key runs/digits/keys/digit.key --json")
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or an ONNX file.")],
+    x: Annotated[Path, typer.Argument(metavar="X", help=".npy of float32 (n, ...); .npz by input name for several.")],
+    key: Annotated[list[Path] | None, typer.Option(help="Key file whose task to open; may be given several times.")] = (
+        None
+    ),
+    out: Annotated[Path | None, typer.Option(help="Write all scores to this .npz file.")] = None,
+    passphrase_file: PassphraseFile = None,
+    grants: Annotated[Path | None, typer.Option(help="Who may use which key, as keys grant wrote it.")] = None,
+    user: Annotated[str | None, typer.Option(help="Name to ask under, where there are grants.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocols to compute with; the default is Session's.")] = None,
+    keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
+    authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
+    timeout_s: Annotated[float, typer.Option(help="Longest silence of a role, in seconds.")] = Config.timeout_s,
+    check_first: Annotated[
+        bool, typer.Option("--check", help="For the model's owner: run it on X here first, and stop if answers err.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a model under encryption: this process sees X and the scores, and neither weights nor keys."""
+    if not model.exists():
+        raise InputError(f"the model must be a bundle or ONNX file that is there; got {str(model)!r}")
+    arrays = read_input(x)
+    files = list(key or ())
+    opened = [str(header_of(file)["task"]) for file in files]
+    passphrase = passphrase_of(files, passphrase_file)
+    if out is not None:
+        check_file(out, "--out")
+    config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
+    choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
+    with Session(config, keys=files, passphrase=passphrase, grants=grants, user=user, **choice) as session:
+        with status("load the model"):
+            loaded = session.load(model)
+        with status("predict under encryption"):
+            scores = loaded.predict(arrays, keys=opened, check=check_first)
+    if out is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **scores)
+        write_whole(out, buffer.getvalue())
+    answer = _answer(loaded, scores, opened, session.cost)
+    emit(as_json, answer, lambda: _answer_tables(answer, session.cost))
+
+
+def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: PredictionCost) -> dict[str, Any]:
+    closed = {task.name for task in model.tasks if task.secured and task.name not in opened}
+    outputs = {
+        name: {
+            "open": name not in closed,
+            "labels": values.argmax(axis=1).tolist() if values.ndim == 2 else None,
+            "scores": values.tolist(),
+        }
+        for name, values in scores.items()
+    }
+    return {"outputs": outputs, "cost": cost.to_dict()}
+
+
+def _answer_tables(answer: Mapping[str, Any], cost: PredictionCost) -> None:
+    outputs = answer["outputs"]
+    titles = {name: name if output["open"] else f"{name} (closed: noise)" for name, output in outputs.items()}
+    labelled = {name: output["labels"] for name, output in outputs.items() if output["labels"] is not None}
+    n = max((len(labels) for labels in labelled.values()), default=0)
+    rows = [
+        {"sample": i} | {titles[name]: labels[i] for name, labels in labelled.items()}
+        for i in range(min(n, SHOWN_ROWS))
+    ]
+    rows_table("labels", rows)
+    if n > SHOWN_ROWS:
+        say(f"and {n - SHOWN_ROWS} more: --json or --out gives all of them, with scores")
+    say(str(cost))

@@ -1,0 +1,293 @@
+"""A loaded model: what the user may know of it, and what it answers."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocols import limits
+from protocols.errors import InputError, RangeError, RangeWarning, UnmeasuredWarning
+from protocols.on_demand import Late
+from protocols.primitives import ring
+from protocols.program.program import Program
+from securemtk.onnx.manifest import Manifest
+from securemtk.onnx.model.graph import ValueInfo
+from securemtk.onnx.model.inputs import input_arrays
+from securemtk.tasks import Task
+
+# Needed where this process reads a model itself, and large.
+bundle, examine = Late("securemtk.onnx.bundle"), Late("securemtk.onnx.examine")
+
+Scores = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What the keeper tells of a model that it has loaded, all of it public.
+
+    Args:
+        number: of the model in its session.
+        program: what is computed.
+        manifest: of a bundle; None for a plain ONNX file.
+        inputs, outputs: as the ONNX file declares them.
+    """
+
+    number: int
+    program: Program
+    manifest: Manifest | None
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+
+    @property
+    def gated(self) -> bool:
+        """Whether any task is secured."""
+        return self.manifest is not None and any(task.secured for task in self.manifest.tasks)
+
+
+class Predictor(Protocol):
+    """Who makes a model's predictions: a session, as its models see it."""
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol."""
+
+    @property
+    def comparison_bits(self) -> int:
+        """Width of comparisons."""
+
+    def require_here(self) -> None:
+        """Raise WrongProcess in a fork of the process that made it."""
+
+    def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
+        """Return the scores of a batch, encoded in fixed point."""
+
+    def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
+        """Order correlations of coming predictions."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model was loaded from, and what was told of its inputs: for whoever wants to see it in the clear."""
+
+    source: str | os.PathLike[str] | bytes = field(repr=False)
+    shapes: Mapping[str, Sequence[int]] | None = None
+    public: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    def unmeasured(self) -> str:
+        """Return what to say of a model of whose values nobody knows."""
+        name = "MODEL" if isinstance(self.source, bytes) else os.fspath(self.source)
+        return (
+            "no sample of this model's data was ever measured: where a value leaves the range of fixed point its "
+            f"answer is wrong, and nothing shows it. Run: securemtk check {name} --sample x.npy, or predict(x, "
+            "check=True)"
+        )
+
+
+class Model:
+    """A loaded model: what the user may know of it, and `predict`.
+
+    Made by `Session.load`.
+    """
+
+    def __init__(self, predictor: Predictor, loaded: LoadedModel, source: ModelSource) -> None:
+        self._predictor, self._loaded, self._source = predictor, loaded, source
+        self._examiner: Any = None
+        self._measured = self.manifest is not None and self.manifest.headroom is not None
+
+    @property
+    def program(self) -> Program:
+        """What is computed, without the weights."""
+        return self._loaded.program
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of a bundle; None for a plain ONNX file."""
+        return self._loaded.manifest
+
+    @property
+    def inputs(self) -> tuple[ValueInfo, ...]:
+        """The inputs, as the ONNX file declares them."""
+        return self._loaded.inputs
+
+    @property
+    def outputs(self) -> tuple[ValueInfo, ...]:
+        """The outputs, as the ONNX file declares them."""
+        return self._loaded.outputs
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of a bundle; empty for a plain ONNX file."""
+        return () if self.manifest is None else self.manifest.tasks
+
+    @property
+    def gated(self) -> bool:
+        """Whether any task is secured."""
+        return self._loaded.gated
+
+    def predict(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> Scores:
+        """Return the scores of every output, computed without showing the input, the weights or the keys.
+
+        Args:
+            x: float array or tensor of shape (n, *sample), n >= 1; for a model with several inputs a
+                mapping of names to such arrays with the same n. A model that was understood as a whole
+                (`program.whole`) takes arrays of its own shapes, and returns such.
+            keys: names of secured tasks to open with the authority's keys.
+            check: whether this process reads the model's file and runs it on x in the clear first, to see whether the
+                answers will be right: for the owner of the model. Trigger-keys are not part of that.
+
+        Returns:
+            Output name -> float32 array of shape (n, ...). A secured task without its key gives noise
+            drawn by the authority.
+
+        Raises:
+            ShapeError, RangeError: the input does not fit or, with `check`, answers would be wrong: values beyond
+                what fixed point holds, or an output more than 1 % of its largest value from onnxruntime's. Nothing
+                was sent.
+            InputError: an unknown or unprotected task in `keys`; nothing was sent.
+            WrongProcess: this process is a fork of the one that made the session; nothing was sent.
+            KeyRefused: the authority holds no fitting key or, with grants, this user may not use it now; the session
+                lives on. Of a batch that runs in chunks the first ones may have been counted as used.
+            ProtocolAbort: a role failed; the session is dead.
+
+        Warns:
+            UnmeasuredWarning: at the first prediction of a model of whose values nobody has measured any; once.
+            RangeWarning: with `check`, layers of which few bits are left.
+
+        Values inside the network are not checked otherwise, for nobody sees them: see docs/ranges.md.
+
+        Cost: see `Session.cost` afterwards.
+        Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
+            the batch size and which keys were asked for; the user sees the scores.
+        """
+        return self._answer(x, keys, check=check)
+
+    def labels(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> dict[str, NDArray[np.int64]]:
+        """Return the most likely class of every task, computed as `predict` computes scores.
+
+        Args:
+            x, keys, check: as in `predict`.
+
+        Returns:
+            Task name -> int64 array of shape (n,), classes counted from 0; of classes with equal scores the first. A
+            secured task without its key gives the labels of noise drawn by the authority.
+
+        Raises:
+            InputError: the model has no tasks, so that nothing says that its outputs are scores of classes; nothing
+                was sent. Otherwise as `predict`.
+
+        Warns:
+            As `predict`.
+
+        Cost: that of `predict`.
+        Security: that of `predict`: this process sees the scores of which it takes the largest.
+        """
+        self._require_tasks("labels")
+        return {name: value.argmax(-1).astype(np.int64) for name, value in self._answer(x, keys, check=check).items()}
+
+    def probabilities(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> Scores:
+        """Return the softmax of every task's scores, computed as `predict` computes scores.
+
+        The softmax itself is taken here, in the clear, of what `predict` returns.
+
+        Args:
+            x, keys, check: as in `predict`.
+
+        Returns:
+            Task name -> float32 array of shape (n, classes); each row sums to 1 up to rounding. A secured task without
+            its key gives the softmax of noise drawn by the authority.
+
+        Raises:
+            InputError: the model has no tasks, so that nothing says that its outputs are scores of classes; nothing
+                was sent. Otherwise as `predict`.
+
+        Warns:
+            As `predict`.
+
+        Cost: that of `predict`.
+        Security: that of `predict`.
+        """
+        self._require_tasks("probabilities")
+        return {name: _softmax(value) for name, value in self._answer(x, keys, check=check).items()}
+
+    def prepare(self, batch: int, keys: Sequence[str] = (), predictions: int = 1) -> None:
+        """Order the correlations of coming predictions, and return at once; they are made in the background.
+
+        A prediction that is asked next with the same batch and keys finds them ready. Any other request throws them
+        away, for correlations are dealt for one plan.
+
+        Args:
+            batch: number of samples.
+            keys: as in `predict`.
+            predictions: how many predictions; each costs memory at keeper and user, or with `Config.store` disk.
+
+        Raises:
+            InputError: a number below 1, an unknown or unprotected task in `keys`; nothing was sent.
+            WrongProcess: as `predict`.
+            ProtocolAbort: a role failed; the session is dead.
+
+        Security: the keeper sees the batch sizes, and whether what was ordered is used or thrown away; so order for
+            other keys only where the keeper may know that they changed.
+        """
+        self._predictor.require_here()
+        self._check_keys(keys)
+        if batch < 1 or predictions < 1:
+            raise InputError(f"batch and predictions must be 1 or more; got {batch} and {predictions}")
+        self._predictor.prepare(self._loaded, batch, tuple(dict.fromkeys(keys)), predictions)
+
+    def _answer(self, x: Any, keys: Sequence[str], *, check: bool) -> Scores:
+        """Return the scores; called by the methods that the user calls, to whose caller warnings point."""
+        self._predictor.require_here()
+        self._check_keys(keys)
+        arrays = self._arrays(x)
+        if check:
+            self._examine(x)
+        elif not self._measured:
+            warnings.warn(self._source.unmeasured(), UnmeasuredWarning, stacklevel=3)
+        self._measured = True
+        scores = self._predictor.predict(self._loaded, arrays, tuple(dict.fromkeys(keys)))
+        return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
+
+    def _require_tasks(self, what: str) -> None:
+        if not self.tasks:
+            raise InputError(f"a model must have tasks to give {what}; this one is a plain ONNX file: see predict")
+
+    def _check_keys(self, keys: Sequence[str]) -> None:
+        if isinstance(keys, str):
+            raise InputError(f"keys must be a sequence of task names; got the text {keys!r}")
+        tasks = {task.name: task for task in self.tasks}
+        for name in keys:
+            if name not in tasks:
+                known = ", ".join(tasks) or "none: this model has no tasks"
+                raise InputError(f"a key must be of one of the model's tasks ({known}); got {name!r}")
+            if not tasks[name].secured:
+                raise InputError(f"task {name!r} is unprotected and takes no key")
+
+    def _examine(self, x: Any) -> None:
+        """Raise RangeError unless the model's file says that answers on x will be right; warn where bits are few."""
+        if self._examiner is None:
+            source = self._source.source
+            data = source if isinstance(source, bytes) else bundle.read_model(source)[1]
+            self._examiner = examine.Examiner(data, self._source.shapes, self._source.public)
+        found = self._examiner.examine(self._inputs(x), self._predictor.protocol, self._predictor.comparison_bits)
+        if wrong := found.wrong():
+            raise RangeError("; ".join([wrong, *found.hints()]))
+        for text in found.hints():
+            warnings.warn(text, RangeWarning, stacklevel=4)
+
+    def _arrays(self, x: Any) -> dict[str, Tensor]:
+        return {name: ring.encode(array, what=f"input {name!r}") for name, array in self._inputs(x).items()}
+
+    def _inputs(self, x: Any) -> dict[str, NDArray[np.floating]]:
+        bounds = {} if self.manifest is None else {"low": self.manifest.low, "high": self.manifest.high}
+        bounds["limit"] = limits.input_limit(self._predictor.comparison_bits)
+        return input_arrays(self.program.inputs, x, **bounds, whole=self.program.whole)
+
+
+def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    return torch.softmax(torch.from_numpy(scores.astype(np.float64)), -1).to(torch.float32).numpy()

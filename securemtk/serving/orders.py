@@ -1,0 +1,125 @@
+"""What the user orders ahead: predictions by what their correlations are made for, and the authority's answers."""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocols.dealing.pool import CorrelationPool
+from protocols.errors import InputError
+from protocols.net.link import Link
+
+
+@dataclass(frozen=True)
+class PredictionKind:
+    """What correlations are made for.
+
+    Args:
+        model: by number.
+        batch: samples.
+        keys: names of the tasks that the authority's keys open.
+    """
+
+    model: int
+    batch: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreparedPrediction:
+    """A prediction's number, and what it was ordered for."""
+
+    prediction: int
+    kind: PredictionKind
+
+
+def kinds_of(model: int, batch: int, size: int, keys: Sequence[str]) -> list[PredictionKind]:
+    """Return what a batch orders that runs in chunks of `size` samples."""
+    return [PredictionKind(model, min(size, batch - begin), tuple(keys)) for begin in range(0, batch, size)]
+
+
+class Orders:
+    """Predictions that the authority was asked to deal, in the order in which they will be used.
+
+    Args:
+        keeper, authority: links to the other roles; used between other requests on them.
+        pool: where our hands arrive.
+        protocol: by name.
+    """
+
+    def __init__(self, keeper: Link, authority: Link, pool: CorrelationPool, protocol: str) -> None:
+        self._keeper, self._authority, self._pool, self._protocol = keeper, authority, pool, protocol
+        # Models of which the authority must allow each prediction when it is made.
+        self.needs_grant: set[int] = set()
+        self.ahead: deque[PreparedPrediction] = deque()
+        self._unanswered: deque[PreparedPrediction] = deque()
+        self._refused: dict[int, InputError] = {}
+        self._numbers = itertools.count()
+
+    def order(self, kinds: Sequence[PredictionKind], *, use: bool = False) -> None:
+        """Have the authority deal predictions, to use at once or later; its answers come later."""
+        for kind in kinds:
+            order = PreparedPrediction(next(self._numbers), kind)
+            about = {
+                "prediction": order.prediction,
+                "model": kind.model,
+                "protocol": self._protocol,
+                "batch": kind.batch,
+            }
+            if kind.model in self.needs_grant:
+                about["use"] = use
+            self._authority.send("request", {"task": "prepare", "keys": list(kind.keys)} | about)
+            self.ahead.append(order)
+            self._unanswered.append(order)
+
+    def take(self, kind: PredictionKind) -> tuple[PreparedPrediction, bool]:
+        """Return the next order, which is of `kind`, and whether it was made ahead; what else waits is thrown away."""
+        is_ahead = bool(self.ahead) and self.ahead[0].kind == kind
+        if not is_ahead:
+            self.drop_all()
+            self.order([kind], use=True)
+        return self.ahead.popleft(), is_ahead
+
+    def confirm(self, order: PreparedPrediction, *, is_ahead: bool) -> None:
+        """Return once the authority has agreed to an order, and under grants to its use now.
+
+        Raises:
+            InputError: what the authority refuses it for.
+        """
+        self.take_answers(order)
+        if is_ahead and order.kind.model in self.needs_grant:
+            self.ask_use(order)
+
+    def ask_use(self, order: PreparedPrediction) -> None:
+        """Have the authority allow a prediction that it dealt ahead; throw its hand away where it does not."""
+        self.take_answers(None)
+        self._authority.send("request", {"task": "use", "prediction": order.prediction})
+        try:
+            self._authority.recv("granted")
+        except InputError:
+            self._drop(order)
+            raise
+
+    def take_answers(self, order: PreparedPrediction | None) -> None:
+        """Take the authority's answers up to that on an order, all for None; raise the refusal of this order."""
+        while self._unanswered and (order is None or order in self._unanswered):
+            answered = self._unanswered.popleft()
+            try:
+                self._authority.recv("granted")
+            except InputError as error:
+                self._refused[answered.prediction] = error
+        if order is not None:
+            refusal = self._refused.get(order.prediction)
+            # Nobody wants the ones before any more.
+            self._refused = {number: e for number, e in self._refused.items() if number > order.prediction}
+            if refusal is not None:
+                raise refusal
+
+    def drop_all(self) -> None:
+        """Throw away what was ordered ahead."""
+        while self.ahead:
+            self._drop(self.ahead.popleft())
+
+    def _drop(self, order: PreparedPrediction) -> None:
+        self._keeper.send("request", {"task": "drop", "prediction": order.prediction})
+        self._pool.drop(order.prediction)
