@@ -1,0 +1,1 @@
+"""Folders of runs: what training leaves, and what is released of it."""
