@@ -18,8 +18,9 @@ from protocols.errors import InputError, ProtocolAbort, RangeWarning, SecureErro
 from protocols.forks import Origin
 from protocols.net.link import Link
 from protocols.net.watch import Watch
-from protocols.running import ranges, runner
+from protocols.running import ranges
 from securemtk.onnx.model.inputs import KnownInputs
+from securemtk.serving.backends import backend
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Config
 from securemtk.serving.costs import PredictionCost
 from securemtk.serving.local_start import LocalStart, Paths
@@ -75,7 +76,7 @@ class Session:
         timeout_s: float | None = None,
         start: Start | None = None,
     ) -> None:
-        runner.protocol_module(protocol)
+        backend(protocol)
         given = {"keys": keys, "passphrase": passphrase, "grants": grants, "user": user}
         if start is not None and any(value is not None for value in given.values()):
             raise InputError("keys, passphrase, grants and user must be absent where start is given: they are its own")
@@ -229,9 +230,9 @@ class Session:
 
     def _load_or_abort(self, source: str | os.PathLike[str] | bytes, known: KnownInputs) -> LoadedModel:
         with self._lock:
-            user = self._started()
+            user, peers = self._started()
             try:
-                return user.load(source, known)
+                return user.load(source if isinstance(source, bytes) else peers.model_name(source), known)
             except InputError:
                 raise
             except SecureError as error:
@@ -242,11 +243,11 @@ class Session:
                 self._abort(error)
                 raise
 
-    def _started(self) -> UserParty:
+    def _started(self) -> tuple[UserParty, Peers]:
         self.start()
-        if self._user is None:
+        if self._user is None or self._peers is None:
             raise ProtocolAbort("the session must run; it does not")
-        return self._user
+        return self._user, self._peers
 
     def _ending_session_on_error(self, work: Callable[[], T]) -> T:
         threads = torch.get_num_threads()
@@ -275,12 +276,12 @@ class _Predictor:
     def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
         session = self._session
         with session._lock:
-            user = session._started()
+            user, _ = session._started()
             scores, session.cost = session._ending_session_on_error(lambda: user.predict(model, inputs, keys))
         return scores
 
     def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
         session = self._session
         with session._lock:
-            user = session._started()
+            user, _ = session._started()
             session._ending_session_on_error(lambda: user.prepare(model, batch, keys, predictions))
