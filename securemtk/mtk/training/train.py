@@ -17,6 +17,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
+from securemtk.mtk.keys.file_stores import HeldKeys
 from securemtk.mtk.keys.key import DEFAULT_COLUMNS, TriggerKey, draw_keys
 from securemtk.mtk.training.agents import DataDistributor, KeyDistributor, ModelKeeper
 from securemtk.mtk.training.assembler import Assembler, AssemblerConfig, Batch
@@ -163,7 +164,7 @@ def train(
     if keys is None:
         if secured and (checkpoint is not None or accelerator.num_processes > 1):
             raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
-        keys = KeyDistributor(config.draw_keys(dataset, secured).values()).for_training()
+        keys = KeyDistributor(HeldKeys(config.draw_keys(dataset, secured).values())).for_training()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
