@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from protocols.errors import InputError
 from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Victim, stream_of
-from securemtk.mtk.attacks.suite import FORMAT as ATTACK_FORMAT
 from securemtk.mtk.attacks.suite import Effort, run_attacks
 from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
 from securemtk.mtk.evaluation.guarantees import guarantees
@@ -21,13 +22,30 @@ from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
 from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
+from securemtk.support.documents import Document, parse_json, read
 from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 
-_FINDING = {"attack": str, "task": str, "what": str, "figure": float | int, "chance": float | int, "meaning": str}
+
+class _Finding(Document, frozen=True):
+    attack: str
+    task: str
+    what: str
+    figure: float
+    chance: float
+    meaning: str
+    details: dict[str, Any]
+
+
+class _AttackFile(Document, frozen=True):
+    format: Literal[1]
+    seed: int
+    effort: dict[str, Any]
+    findings: Annotated[list[_Finding], Meta(min_length=1)]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -166,23 +184,13 @@ def read_attacks(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        raw = json.loads(path.read_text(), parse_constant=_refuse)
-        whole = raw["format"] == ATTACK_FORMAT and len(raw["findings"]) > 0 and isinstance(raw["effort"], dict)
-        for finding in raw["findings"]:
-            whole = whole and all(isinstance(finding[name], kind) for name, kind in _FINDING.items())
-        if not whole:
-            raise ValueError
-        kept = {name: raw[name] for name in ("format", "seed", "effort", "findings", "seconds")}
-        made = path.stat().st_mtime
-        checkpoint = folder / CHECKPOINT
+        raw = parse_json(path.read_bytes(), ATTACK_FILE)
+        made, checkpoint = path.stat().st_mtime, folder / CHECKPOINT
         stale = checkpoint.exists() and made < checkpoint.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{ATTACK_FILE} must be as written by securemtk attack; got another") from None
-    return kept | {"made": facts.moment(made), "stale": stale}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
+    except OSError as error:
+        raise InputError(f"{ATTACK_FILE} must be readable; got {error.strerror}") from None
+    read(_AttackFile, raw, ATTACK_FILE)
+    return dict(raw) | {"made": facts.moment(made), "stale": stale}
 
 
 def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: ReportOptions) -> None:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.primitives.prg import Stream
+from securemtk.support.documents import Document, parse_json, read
 from securemtk.support.files import read_private, write_whole
 from securemtk.tasks import Task
 
@@ -216,21 +217,29 @@ def plane(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def load(path: str | os.PathLike[str], passphrase: str | None = None) -> TriggerKey:
     """Read a key that `TriggerKey.save` wrote.
 
+    Args:
+        path: of the file.
+        passphrase: the one that it was locked with; None where it was not.
+
     Raises:
         KeyRefused: there is no such file, others than its owner may read or write it, it is damaged or edited, its
             passphrase is missing or wrong, or its mask and pattern do not fit each other.
     """
     path = Path(path)
-    body = _parse(path, _read_private(path))
     try:
-        header = {name: body[name] for name in ("format", "version", "task", "model_id", "shape")}
-        if header["format"] != _FORMAT or header["version"] != _VERSION:
-            raise KeyRefused(f"{path.name} must be a {_FORMAT} of version {_VERSION}; got another")
-        secret = _unlock(path, body, passphrase) if "cipher" in body else _open_plain(path, body)
-        return _rebuild(header, secret)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, KeyRefused):
-            raise
+        body = parse_json(read_private(path, _FILE_BYTES_MOST), path.name)
+        if isinstance(body, dict) and "cipher" in body:
+            locked = read(_LockedFile, body, path.name)
+            return _rebuild(locked, _unlock(path, locked, body, passphrase))
+        plain = read(_PlainFile, body, path.name)
+        return _rebuild(plain, _open_plain(path, plain, body))
+    except KeyRefused:
+        raise
+    except InputError as error:
+        raise KeyRefused(str(error)) from None
+    except OSError as error:
+        raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
+    except ValueError:
         raise KeyRefused(f"{path.name} must be a whole key file; got a damaged one") from None
 
 
@@ -300,16 +309,59 @@ def _patch(shape: Sequence[int], top: int, left: int, side: int) -> NDArray[np.b
     return mask
 
 
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+class _Secret(Document, frozen=True):
+    """Mask and pattern in base64: bits of one channel, and little-endian float32 for each place of the mask."""
+
+    mask: str
+    pattern: str
+
+
+class _Header(Document, frozen=True):
+    format: Literal["securemtk-key"]
+    version: Literal[1]
+    task: str
+    model_id: str
+    shape: list[int]
+
+
+class _PlainFile(_Header, frozen=True):
+    mask: str
+    pattern: str
+    sha256: str
+
+
+class _Scrypt(Document, frozen=True):
+    name: str
+    n: int
+    r: int
+    p: int
+    salt: str
+
+
+class _Cipher(Document, frozen=True):
+    name: str
+    nonce: str
+
+
+class _LockedFile(_Header, frozen=True):
+    kdf: _Scrypt
+    cipher: _Cipher
+    sealed: str
+
+
 def _plain(header: Mapping[str, object], secret: Mapping[str, str]) -> dict[str, object]:
     body = {**header, **secret}
     return {**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}
 
 
-def _open_plain(path: Path, body: dict[str, Any]) -> Mapping[str, str]:
+def _open_plain(path: Path, found: _PlainFile, body: Mapping[str, object]) -> _Secret:
     rest = {name: value for name, value in body.items() if name != "sha256"}
-    if not hmac.compare_digest(str(body["sha256"]), hashlib.sha256(_canonical(rest)).hexdigest()):
+    if not hmac.compare_digest(found.sha256.encode(), hashlib.sha256(_canonical(rest)).hexdigest().encode()):
         raise KeyRefused(f"{path.name} must be a whole key file; got one whose check sum differs")
-    return rest
+    return _Secret(found.mask, found.pattern)
 
 
 def _locked(header: Mapping[str, object], secret: Mapping[str, str], passphrase: str) -> dict[str, object]:
@@ -328,60 +380,39 @@ def _locked(header: Mapping[str, object], secret: Mapping[str, str], passphrase:
     return {**bound, "sealed": _encode(sealed)}
 
 
-def _unlock(path: Path, body: dict[str, Any], passphrase: str | None) -> dict[str, str]:
+def _unlock(path: Path, found: _LockedFile, body: Mapping[str, object], passphrase: str | None) -> _Secret:
     if passphrase is None:
         raise KeyRefused(f"{path.name} is locked: it must be opened with its passphrase; got none")
     bound = {name: value for name, value in body.items() if name != "sealed"}
-    kdf, cipher = body["kdf"], body["cipher"]
-    n = int(kdf["n"])
-    if (kdf["name"], kdf["r"], kdf["p"], cipher["name"]) != ("scrypt", 8, 1, "AES-256-GCM") or not (
-        2 <= n <= _SCRYPT_N_MOST and n & (n - 1) == 0
+    kdf, cipher = found.kdf, found.cipher
+    if (kdf.name, kdf.r, kdf.p, cipher.name) != ("scrypt", 8, 1, "AES-256-GCM") or not (
+        2 <= kdf.n <= _SCRYPT_N_MOST and kdf.n & (kdf.n - 1) == 0
     ):
         raise KeyRefused(f"{path.name} must be locked by scrypt (r=8, p=1) and AES-256-GCM; got other parameters")
-    key = Scrypt(salt=_decode(kdf["salt"]), length=32, n=n, r=8, p=1).derive(passphrase.encode())
+    key = Scrypt(salt=_decode(kdf.salt), length=32, n=kdf.n, r=8, p=1).derive(passphrase.encode())
     try:
-        opened = AESGCM(key).decrypt(_decode(cipher["nonce"]), _decode(body["sealed"]), _canonical(bound))
+        opened = AESGCM(key).decrypt(_decode(cipher.nonce), _decode(found.sealed), _canonical(bound))
     except InvalidTag:
         raise KeyRefused(f"{path.name} does not open: the passphrase is wrong or the file was edited") from None
-    secret: dict[str, str] = json.loads(opened)
-    return secret
+    return read(_Secret, parse_json(opened, path.name), path.name)
 
 
-def _rebuild(header: Mapping[str, Any], secret: Mapping[str, str]) -> TriggerKey:
-    shape = tuple(int(n) for n in header["shape"])
+def _rebuild(header: _Header, secret: _Secret) -> TriggerKey:
+    shape = tuple(header.shape)
     if len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > _ELEMENTS_MOST:
         raise KeyRefused("a key's shape must be (C, H, W) of an image or (F,) of a table's row; got another")
     pixels = math.prod(shape[-2:])
-    packed = np.frombuffer(_decode(secret["mask"]), dtype=np.uint8)
+    packed = np.frombuffer(_decode(secret.mask), dtype=np.uint8)
     if len(packed) != (pixels + 7) // 8:
         raise KeyRefused(f"a key's mask must have {pixels} bits; got {8 * len(packed)}")
     plane = np.unpackbits(packed, count=pixels).astype(np.bool_).reshape(shape[-2:])
     mask = np.array(np.broadcast_to(plane, shape))
-    values = np.frombuffer(_decode(secret["pattern"]), dtype="<f4").astype(np.float32)
+    values = np.frombuffer(_decode(secret.pattern), dtype="<f4").astype(np.float32)
     if len(values) != mask.sum():
         raise KeyRefused(f"a key's pattern must have a value for each of {mask.sum()} places; got {len(values)}")
     pattern = np.zeros(shape, dtype=np.float32)
     pattern[mask] = values
-    return TriggerKey(str(header["task"]), str(header["model_id"]), mask, pattern)
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        return read_private(path, _FILE_BYTES_MOST)
-    except InputError as error:
-        raise KeyRefused(str(error)) from None
-    except OSError as error:
-        raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise KeyRefused(f"{path.name} must be a key file in JSON; got something else")
-    return body
+    return TriggerKey(header.task, header.model_id, mask, pattern)
 
 
 def _canonical(body: Mapping[str, object]) -> bytes:
