@@ -26,6 +26,7 @@ from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.onnx.manifest import MODEL, Manifest
 from securemtk.onnx.model.runtime import start
+from securemtk.report.encrypted import CostFigures
 from securemtk.report.pictures import Sample, draw_demo
 from securemtk.runs.run_folder import KEYS, Trained, export, task_figures, train_run
 from securemtk.serving.session import PredictionCost, Session
@@ -62,31 +63,6 @@ class TaskFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What the demo shows; the content of demo.json.
-
-    Args:
-        tasks: by name.
-        agreement: share of test samples on which every open task's label is the one that onnxruntime gives, in every
-            state of the keys.
-        max_difference: greatest difference of an open task's score from onnxruntime's.
-        samples: size of the test part.
-        online_s, offline_s, online_bytes, offline_bytes, rounds: of one prediction of the whole test part, the one of
-            median online time.
-    """
-
-    tasks: Mapping[str, TaskFigures]
-    agreement: float
-    max_difference: float
-    samples: int
-    online_s: float
-    offline_s: float
-    online_bytes: int
-    offline_bytes: int
-    rounds: int
-
-
-@dataclass(frozen=True)
 class EncryptedAnswer:
     """One encrypted prediction of the test part.
 
@@ -101,6 +77,24 @@ class EncryptedAnswer:
     scores: Scores
     plain: Scores
     cost: PredictionCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(CostFigures):
+    """What the demo shows; the content of demo.json. Costs are of one prediction of the whole test part.
+
+    Args:
+        tasks: by name.
+        agreement: share of test samples on which every open task's label is the one that onnxruntime gives, in every
+            state of the keys.
+        max_difference: greatest difference of an open task's score from onnxruntime's.
+        samples: size of the test part.
+    """
+
+    tasks: Mapping[str, TaskFigures]
+    agreement: float
+    max_difference: float
+    samples: int
 
 
 @dataclass
@@ -217,17 +211,12 @@ def _figures(trained: Trained, baseline: Mapping[str, float], asked: Sequence[En
     for name, one in _open(trained, asked):
         agree &= one.scores[name].argmax(axis=1) == one.plain[name].argmax(axis=1)
         difference = max(difference, float(np.abs(one.scores[name] - one.plain[name]).max()))
-    cost = _median(asked).cost
     return Figures(
         tasks=tasks,
         agreement=float(agree.mean()),
         max_difference=difference,
         samples=len(agree),
-        online_s=cost.online_s,
-        offline_s=cost.offline_s,
-        online_bytes=cost.online_bytes,
-        offline_bytes=cost.offline_bytes,
-        rounds=cost.rounds,
+        **asdict(CostFigures.of([_median(asked).cost])),
     )
 
 

@@ -4,15 +4,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any
 
 from protocols.errors import InputError
 from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Victim, stream_of
-from securemtk.mtk.attacks.suite import Effort, run_attacks
+from securemtk.mtk.attacks.suite import AttackReport, Effort, run_attacks
 from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
 from securemtk.mtk.evaluation.guarantees import guarantees
 from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
@@ -22,30 +20,12 @@ from securemtk.report import facts
 from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
 from securemtk.runs.run_folder import CHECKPOINT, RUN, Run, Trained, open_run, read_run, task_figures
-from securemtk.support.documents import Document, parse_json, read
+from securemtk.support.documents import parse_json
 from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
 RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
-
-
-class _Finding(Document, frozen=True):
-    attack: str
-    task: str
-    what: str
-    figure: float
-    chance: float
-    meaning: str
-    details: dict[str, Any]
-
-
-class _AttackFile(Document, frozen=True):
-    format: Literal[1]
-    seed: int
-    effort: dict[str, Any]
-    findings: Annotated[list[_Finding], Meta(min_length=1)]
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -189,8 +169,7 @@ def read_attacks(folder: Path) -> dict[str, Any] | None:
         stale = checkpoint.exists() and made < checkpoint.stat().st_mtime
     except OSError as error:
         raise InputError(f"{ATTACK_FILE} must be readable; got {error.strerror}") from None
-    read(_AttackFile, raw, ATTACK_FILE)
-    return dict(raw) | {"made": facts.moment(made), "stale": stale}
+    return AttackReport.from_dict(raw, ATTACK_FILE).to_dict() | {"made": facts.moment(made), "stale": stale}
 
 
 def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: ReportOptions) -> None:
