@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 
 from protocols.errors import InputError
 from securemtk.data.base import DataSet, Labels
@@ -75,10 +76,8 @@ class Correlation:
     @property
     def mutual_information(self) -> float:
         """I(target; source) in nats."""
-        joint = self.given * self.of_source[:, None]
         independent = self.of_source[:, None] * self.marginal
-        seen = joint > 0
-        return float(max((joint[seen] * np.log(joint[seen] / independent[seen])).sum(), 0.0))
+        return float(max(rel_entr(self.given * self.of_source[:, None], independent).sum(), 0.0))
 
     @property
     def cramers_v(self) -> float:
