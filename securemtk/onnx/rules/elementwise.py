@@ -9,7 +9,7 @@ import numpy as np
 from protocols.primitives.ring import FRAC_BITS
 from protocols.program.functions import WIDEST
 from protocols.program.program import Attribute
-from securemtk.onnx.building.draft import Draft
+from securemtk.onnx.building.builder import Draft
 from securemtk.onnx.building.lookups import only_looked_up
 from securemtk.onnx.building.lower import custom, straight
 from securemtk.onnx.building.operands import Formula, decidable, is_integral
