@@ -103,6 +103,10 @@ def write_bundle(
 def check_bundle_target(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Return the absolute path of a folder that `write_bundle` may make, or replace; for use before the work.
 
+    Args:
+        folder: of the bundle.
+        overwrite: whether a bundle that is there may be replaced.
+
     Raises:
         BundleError: something is there that may not be replaced, or its parent takes no new folder.
     """

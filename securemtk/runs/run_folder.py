@@ -140,6 +140,10 @@ def train_run(
 def open_run(folder: str | os.PathLike[str], passphrase: str | None = None) -> Trained:
     """Read a run that has ended, and measure it again.
 
+    Args:
+        folder: of the run.
+        passphrase: of the key files; None where they are not locked.
+
     Raises:
         InputError: the folder holds no run, or one that has not ended.
         KeyRefused: a key file is absent, damaged, or locked by another passphrase.

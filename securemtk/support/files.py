@@ -102,7 +102,12 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, private: bool = Fa
 
 
 def check_private(descriptor: int, path: str | os.PathLike[str]) -> None:
-    """Raise InputError unless an open file is a regular one that its owner alone may read and write, mode 0600."""
+    """Raise InputError unless an open file is a regular one that its owner alone may read and write, mode 0600.
+
+    Args:
+        descriptor: of the file.
+        path: its name, for the message.
+    """
     found = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(found):
         raise InputError(f"{os.path.basename(path)} must be a regular file; it is none")
@@ -114,7 +119,12 @@ def check_private(descriptor: int, path: str | os.PathLike[str]) -> None:
 
 
 def no_waiting(path: str, flags: int) -> int:
-    """Open a file, for `open` as its opener: without O_NONBLOCK a named pipe in its place would wait for a writer."""
+    """Open a file, for `open` as its opener: without O_NONBLOCK a named pipe in its place would wait for a writer.
+
+    Args:
+        path: of the file.
+        flags: those that `open` chose.
+    """
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -146,6 +156,10 @@ def read_regular(
 
 def read_private(path: str | os.PathLike[str], most_bytes: int) -> bytes:
     """Return what a private file begins with, up to a number of bytes.
+
+    Args:
+        path: of the file.
+        most_bytes: how much is read.
 
     Raises:
         InputError: as `check_private`; mode and content are those of the same open file.

@@ -50,7 +50,12 @@ def pack(value: Any, what: str = "a value") -> Parts:
 
 
 def unpack(meta: Any, arrays: Sequence[np.ndarray]) -> Any:
-    """Return what `pack` was given; raise IntegrityError for anything else."""
+    """Return what `pack` was given; raise IntegrityError for anything else.
+
+    Args:
+        meta: JSON values.
+        arrays: uint8 (n,) each, in the order of `pack`.
+    """
 
     def get(x: Any) -> Any:
         if not isinstance(x, dict):

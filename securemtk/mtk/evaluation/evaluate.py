@@ -139,6 +139,10 @@ def accuracy(answers: Scores | Floats, y: Labels) -> float:
 
     Rows whose label is missing (-1) do not count. The share is the expectation over ties broken at random: rounded
     probabilities of a closed task are often all equal, and the lowest index would then be a guess of class 0.
+
+    Args:
+        answers: (n, classes), scores or probabilities.
+        y: int64 (n,).
     """
     answers, y = _labelled(answers, y)
     top = answers == answers.max(axis=1, keepdims=True)
@@ -149,6 +153,11 @@ def released_accuracy(scores: Scores | Floats, y: Labels, how: Release = "sample
     """Return the accuracy of released answers, in expectation over sampled labels and broken ties.
 
     Rows whose label is missing (-1) do not count.
+
+    Args:
+        scores: (n, classes).
+        y: int64 (n,).
+        how: the rule of release.
     """
     scores, y = _labelled(scores, y)
     if how == "sampled":

@@ -21,7 +21,13 @@ class KeyDistributor:
 
     @classmethod
     def draw(cls, tasks: Sequence[str], shape: Sequence[int], *, low: float, high: float) -> "KeyDistributor":
-        """Make new keys for tasks, as `draw_keys`: it learns of the samples their shape and range alone."""
+        """Make new keys for tasks, as `draw_keys`: it learns of the samples their shape and range alone.
+
+        Args:
+            tasks: names of the tasks; none gives a distributor without keys.
+            shape: (C, H, W) or (F,) of a sample.
+            low, high: range of the keys' values.
+        """
         return cls(draw_keys(tasks, shape, low=low, high=high).values() if tasks else ())
 
     @property
@@ -43,6 +49,10 @@ class KeyDistributor:
 
     def permit(self, asked: KeyRequest, *, use: bool) -> None:
         """Decide whether keys may be used, as `Ledger.permit`: when this returns it is logged, and they may.
+
+        Args:
+            asked: what for.
+            use: whether the keys are used now; False where correlations are dealt ahead.
 
         Raises:
             KeyRefused: they may not.

@@ -79,7 +79,13 @@ class Grant:
             raise InputError(f"a grant's uses must be a whole number of samples, 1 or more; got {self.uses!r}")
 
     def refusal(self, now: datetime, used: int, batch: int) -> str | None:
-        """Return why it does not allow `batch` samples now, after `used` of them; None where it does."""
+        """Return why it does not allow `batch` samples now, after `used` of them; None where it does.
+
+        Args:
+            now: the time, with its zone.
+            used: samples asked under it so far.
+            batch: samples asked now.
+        """
         if self.revoked is not None:
             return "revoked"
         if self.not_before is not None and now < self.not_before:
@@ -174,6 +180,9 @@ class Ledger:
     ) -> Grant:
         """Add a grant, with a line in the log.
 
+        Args:
+            user, model_id, task, not_before, until, uses: as in `Grant`.
+
         Raises:
             InputError: as `Grant`, or a file that is not as it was written; nothing is changed.
             OSError: the disk refuses; nothing is granted.
@@ -191,6 +200,9 @@ class Ledger:
         self, *, id: str | None = None, user: str | None = None, model_id: str | None = None, task: str | None = None
     ) -> tuple[Grant, ...]:
         """Revoke all grants that match everything given; they hold no more from an authority's next request on.
+
+        Args:
+            id, user, model_id, task: as in `Grant`; what is None matches every grant.
 
         Returns:
             Those revoked now.
@@ -241,6 +253,11 @@ class Ledger:
 
     def refuse(self, asked: KeyRequest, task: str, reason: str) -> None:
         """Log that a key was refused for another reason.
+
+        Args:
+            asked: what for.
+            task: whose key was refused.
+            reason: in a few words.
 
         Raises:
             KeyRefused: the log cannot be written.

@@ -111,6 +111,10 @@ class TriggerKey:
         Under a passphrase, mask and pattern are encrypted by AES-256-GCM under a key from scrypt (n = 2**17, r = 8,
         p = 1), with all other fields as associated data. Without one they stand in the file as they are.
 
+        Args:
+            path: of the file; an older one is replaced.
+            passphrase: locks the file; None leaves it open.
+
         Raises:
             InputError: the passphrase is empty, or as `securemtk.support.files.check_file`.
             OSError: the file cannot be written; nothing is left behind.
@@ -428,7 +432,12 @@ def _decode(text: str) -> bytes:
 
 
 def is_hex(text: str, n_bytes: int) -> bool:
-    """Return whether a text is `n_bytes` bytes in lower hexadecimal digits."""
+    """Return whether a text is `n_bytes` bytes in lower hexadecimal digits.
+
+    Args:
+        text: what is looked at.
+        n_bytes: number of bytes that it should stand for.
+    """
     return len(text) == 2 * n_bytes and set(text) <= set("0123456789abcdef")
 
 

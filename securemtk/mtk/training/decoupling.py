@@ -151,7 +151,12 @@ class Decoupling:
         return sorted({source for target, source in self.leaks if target in closed})
 
     def opening(self, task: str, closed: Sequence[str]) -> float:
-        """Return the probability with which an open task answers truly while these tasks are closed."""
+        """Return the probability with which an open task answers truly while these tasks are closed.
+
+        Args:
+            task: an open one.
+            closed: tasks that are closed.
+        """
         return self.beta if task in self.sources(closed) else 1.0
 
     def by_closed(self) -> dict[str, list[str]]:
@@ -162,6 +167,11 @@ class Decoupling:
 
 def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig) -> Decoupling | None:
     """Find the unprotected tasks that tell of secured ones; None where `beta` is 1 or none does.
+
+    Args:
+        dataset: its training labels are counted.
+        secured: names of the secured tasks.
+        config: thresholds and beta.
 
     Source: detection on training labels alone, docs/method.md#decoupling.
     """

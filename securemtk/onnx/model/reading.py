@@ -44,7 +44,12 @@ _INTS = range(-(1 << 31), 1 << 31)
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes; raise BundleError otherwise."""
+    """Return the bytes of a regular file of at most `limit` bytes; raise BundleError otherwise.
+
+    Args:
+        path: of the file.
+        limit: how many bytes it may have.
+    """
     name = os.fspath(path)
     try:
         return read_regular(name, limit, repr(name))
