@@ -37,7 +37,7 @@ DATASET, SECURED = "digits", ("digit", "parity")
 FIGURES, DETAILS, PICTURE, BUNDLE, INPUT = "demo.json", "details.json", "demo.png", "bundle", "x.npy"
 N_SHOWN, N_GUESSED, N_MORE = 4, 50, 720
 
-Scores = Mapping[str, NDArray[np.float32]]
+TaskScores = Mapping[str, NDArray[np.float32]]
 log = logging.getLogger(__name__)
 
 
@@ -60,23 +60,6 @@ class TaskFigures:
     right_key: float
     wrong_key: float
     encrypted: float
-
-
-@dataclass(frozen=True)
-class EncryptedAnswer:
-    """One encrypted prediction of the test part.
-
-    Args:
-        keys: tasks whose keys were granted.
-        scores: what was revealed.
-        plain: onnxruntime's scores for the same input with the same keys in it.
-        cost: of the prediction.
-    """
-
-    keys: tuple[str, ...]
-    scores: Scores
-    plain: Scores
-    cost: PredictionCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +93,23 @@ class Clock:
         begin = time.perf_counter()
         yield
         self.stages[name] = round(time.perf_counter() - begin, 3)
+
+
+@dataclass(frozen=True)
+class EncryptedAnswer:
+    """One encrypted prediction of the test part.
+
+    Args:
+        keys: tasks whose keys were granted.
+        scores: what was revealed.
+        plain: onnxruntime's scores for the same input with the same keys in it.
+        cost: of the prediction.
+    """
+
+    keys: tuple[str, ...]
+    scores: TaskScores
+    plain: TaskScores
+    cost: PredictionCost
 
 
 def run_demo(folder: Path, config: TrainConfig | None = None) -> Figures:
@@ -168,7 +168,7 @@ def _baseline(dataset: DataSet, config: TrainConfig | None, clock: Clock) -> dic
         return {name: task.right_key for name, task in evaluate(model, dataset, {}).items()}
 
 
-def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[EncryptedAnswer], Scores]:
+def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[EncryptedAnswer], TaskScores]:
     """Answer the whole test part under encryption: with no key, then with each key alone.
 
     Returns:
@@ -232,7 +232,9 @@ def _median(asked: Sequence[EncryptedAnswer]) -> EncryptedAnswer:
     return sorted(asked, key=lambda one: one.cost.online_s)[len(asked) // 2]
 
 
-def _details(trained: Trained, manifest: Manifest, asked: Sequence[EncryptedAnswer], more: Scores) -> dict[str, Any]:
+def _details(
+    trained: Trained, manifest: Manifest, asked: Sequence[EncryptedAnswer], more: TaskScores
+) -> dict[str, Any]:
     """Return what demo.json has no place for: each prediction's cost, attacks, guesses of keys, versions."""
     result, dataset = trained.result, trained.dataset
     attacks, openings = {}, {}

@@ -8,11 +8,11 @@ import torch
 
 from protocols.errors import InputError, IntegrityError
 
-Parts = tuple[Any, list[np.ndarray]]
+Packed = tuple[Any, list[np.ndarray]]
 _KINDS = "biuf"
 
 
-def pack(value: Any, what: str = "a value") -> Parts:
+def pack(value: Any, what: str = "a value") -> Packed:
     """Return a value as (JSON, arrays).
 
     Args:
