@@ -11,9 +11,9 @@ from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Victim, stream_of
 from securemtk.mtk.attacks.suite import AttackReport, Effort, run_attacks
-from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
+from securemtk.mtk.evaluation.evaluate import RELEASES, Release, accuracy, attack, release, released_accuracy
 from securemtk.mtk.evaluation.guarantees import guarantees
-from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
+from securemtk.mtk.evaluation.leaks import AnswerLeak, AnswerRule, LabelLeak, answer_leaks, guessable, label_leaks
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.model import Scores, predict
 from securemtk.report import facts
@@ -25,7 +25,6 @@ from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
-RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 
 
 @dataclass(frozen=True)
@@ -226,11 +225,11 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     if len(rows) > 1 and len(unprotected) + len(rows) > 2:
         columns.append(("all others, with keys", unprotected, True))
 
-    def leak(target: str, sources: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
+    def leak(target: str, sources: tuple[str, ...], others: bool, rule: AnswerRule) -> AnswerLeak | None:
         more = tuple(name for name in rows if name != target) if others else ()
         return found.get((target, (*sources, *more), rule))
 
-    def gains(rule: Rule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
+    def gains(rule: AnswerRule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
         cells = [[leak(target, sources, others, rule) for _, sources, others in columns] for target in rows]
         return [[None if cell is None else gain(cell) for cell in row] for row in cells]
 
@@ -259,7 +258,7 @@ def _guarantees(trained: Trained, stream: Stream) -> dict[str, Any]:
                     dataset.y_test[name],
                     stream,
                 )
-                for rule in RULES
+                for rule in RELEASES
             }
         }
         for name, found in guarantees(result.model, dataset, result.keys).items()

@@ -28,6 +28,7 @@ from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.model import MultiTaskModel, Scores, predict
 
 Release = Literal["sampled", "rounded", "raw"]
+RELEASES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 Floats = NDArray[np.float64]
 
 _ROWS = 4096
