@@ -7,30 +7,22 @@ where it takes some columns.
 Source: [Wan21], figure 1; docs/method.md#keys; drawing and files are ours.
 """
 
-import base64
-import hashlib
-import hmac
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.primitives.prg import Stream
-from securemtk.support.documents import Document, parse_json, read
-from securemtk.support.files import read_private, write_whole
+from securemtk.mtk.keys.key_file import KeyContent, load_content, save_content
 from securemtk.tasks import Task
 
 PLACES = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -40,12 +32,6 @@ DEFAULT_SIDE = 5
 LEAST_SIDE = 3
 DEFAULT_COLUMNS, LEAST_COLUMNS = 16, 4
 
-_FORMAT = "securemtk-key"
-_VERSION = 1
-_SCRYPT_N = 1 << 17
-# A file may name its own cost, but not one that fills the reader's memory: 128 * n * r bytes.
-_SCRYPT_N_MOST = 1 << 20
-_FILE_BYTES_MOST = 1 << 26
 _ELEMENTS_MOST = 1 << 22
 _TRIES = 10_000
 
@@ -119,14 +105,8 @@ class TriggerKey:
             InputError: the passphrase is empty, or as `securemtk.support.files.check_file`.
             OSError: the file cannot be written; nothing is left behind.
         """
-        header = {"format": _FORMAT, "version": _VERSION, "task": self.task, "model_id": self.model_id}
-        header["shape"] = list(self.shape)
-        secret = {
-            "mask": _encode(np.packbits(plane(self.mask)).tobytes()),
-            "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
-        }
-        body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
-        write_whole(path, json.dumps(body, indent=1).encode(), private=True)
+        mask, pattern = np.packbits(plane(self.mask)).tobytes(), self.pattern[self.mask].astype("<f4").tobytes()
+        save_content(path, KeyContent(self.task, self.model_id, self.shape, mask, pattern), passphrase)
 
 
 def draw_keys(
@@ -230,19 +210,11 @@ def load(path: str | os.PathLike[str], passphrase: str | None = None) -> Trigger
             passphrase is missing or wrong, or its mask and pattern do not fit each other.
     """
     path = Path(path)
+    content = load_content(path, passphrase)
     try:
-        body = parse_json(read_private(path, _FILE_BYTES_MOST), path.name)
-        if isinstance(body, dict) and "cipher" in body:
-            locked = read(_LockedFile, body, path.name)
-            return _rebuild(locked, _unlock(path, locked, body, passphrase))
-        plain = read(_PlainFile, body, path.name)
-        return _rebuild(plain, _open_plain(path, plain, body))
+        return _rebuild(content)
     except KeyRefused:
         raise
-    except InputError as error:
-        raise KeyRefused(str(error)) from None
-    except OSError as error:
-        raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
     except ValueError:
         raise KeyRefused(f"{path.name} must be a whole key file; got a damaged one") from None
 
@@ -313,122 +285,22 @@ def _patch(shape: Sequence[int], top: int, left: int, side: int) -> NDArray[np.b
     return mask
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-class _Secret(Document, frozen=True):
-    """Mask and pattern in base64: bits of one channel, and little-endian float32 for each place of the mask."""
-
-    mask: str
-    pattern: str
-
-
-class _Header(Document, frozen=True):
-    format: Literal["securemtk-key"]
-    version: Literal[1]
-    task: str
-    model_id: str
-    shape: list[int]
-
-
-class _PlainFile(_Header, frozen=True):
-    mask: str
-    pattern: str
-    sha256: str
-
-
-class _Scrypt(Document, frozen=True):
-    name: str
-    n: int
-    r: int
-    p: int
-    salt: str
-
-
-class _Cipher(Document, frozen=True):
-    name: str
-    nonce: str
-
-
-class _LockedFile(_Header, frozen=True):
-    kdf: _Scrypt
-    cipher: _Cipher
-    sealed: str
-
-
-def _plain(header: Mapping[str, object], secret: Mapping[str, str]) -> dict[str, object]:
-    body = {**header, **secret}
-    return {**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}
-
-
-def _open_plain(path: Path, found: _PlainFile, body: Mapping[str, object]) -> _Secret:
-    rest = {name: value for name, value in body.items() if name != "sha256"}
-    if not hmac.compare_digest(found.sha256.encode(), hashlib.sha256(_canonical(rest)).hexdigest().encode()):
-        raise KeyRefused(f"{path.name} must be a whole key file; got one whose check sum differs")
-    return _Secret(found.mask, found.pattern)
-
-
-def _locked(header: Mapping[str, object], secret: Mapping[str, str], passphrase: str) -> dict[str, object]:
-    if not passphrase:
-        raise InputError("a passphrase must not be empty")
-    # Salt and nonce are public, but come from the same source as all else.
-    stream = Stream()
-    salt, nonce = stream.bytes(16), stream.bytes(12)
-    bound = {
-        **header,
-        "kdf": {"name": "scrypt", "n": _SCRYPT_N, "r": 8, "p": 1, "salt": _encode(salt)},
-        "cipher": {"name": "AES-256-GCM", "nonce": _encode(nonce)},
-    }
-    key = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=8, p=1).derive(passphrase.encode())
-    sealed = AESGCM(key).encrypt(nonce, json.dumps(secret).encode(), _canonical(bound))
-    return {**bound, "sealed": _encode(sealed)}
-
-
-def _unlock(path: Path, found: _LockedFile, body: Mapping[str, object], passphrase: str | None) -> _Secret:
-    if passphrase is None:
-        raise KeyRefused(f"{path.name} is locked: it must be opened with its passphrase; got none")
-    bound = {name: value for name, value in body.items() if name != "sealed"}
-    kdf, cipher = found.kdf, found.cipher
-    if (kdf.name, kdf.r, kdf.p, cipher.name) != ("scrypt", 8, 1, "AES-256-GCM") or not (
-        2 <= kdf.n <= _SCRYPT_N_MOST and kdf.n & (kdf.n - 1) == 0
-    ):
-        raise KeyRefused(f"{path.name} must be locked by scrypt (r=8, p=1) and AES-256-GCM; got other parameters")
-    key = Scrypt(salt=_decode(kdf.salt), length=32, n=kdf.n, r=8, p=1).derive(passphrase.encode())
-    try:
-        opened = AESGCM(key).decrypt(_decode(cipher.nonce), _decode(found.sealed), _canonical(bound))
-    except InvalidTag:
-        raise KeyRefused(f"{path.name} does not open: the passphrase is wrong or the file was edited") from None
-    return read(_Secret, parse_json(opened, path.name), path.name)
-
-
-def _rebuild(header: _Header, secret: _Secret) -> TriggerKey:
-    shape = tuple(header.shape)
+def _rebuild(content: KeyContent) -> TriggerKey:
+    shape = content.shape
     if len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > _ELEMENTS_MOST:
         raise KeyRefused("a key's shape must be (C, H, W) of an image or (F,) of a table's row; got another")
     pixels = math.prod(shape[-2:])
-    packed = np.frombuffer(_decode(secret.mask), dtype=np.uint8)
+    packed = np.frombuffer(content.mask, dtype=np.uint8)
     if len(packed) != (pixels + 7) // 8:
         raise KeyRefused(f"a key's mask must have {pixels} bits; got {8 * len(packed)}")
     plane = np.unpackbits(packed, count=pixels).astype(np.bool_).reshape(shape[-2:])
     mask = np.array(np.broadcast_to(plane, shape))
-    values = np.frombuffer(_decode(secret.pattern), dtype="<f4").astype(np.float32)
+    values = np.frombuffer(content.pattern, dtype="<f4").astype(np.float32)
     if len(values) != mask.sum():
         raise KeyRefused(f"a key's pattern must have a value for each of {mask.sum()} places; got {len(values)}")
     pattern = np.zeros(shape, dtype=np.float32)
     pattern[mask] = values
-    return TriggerKey(header.task, header.model_id, mask, pattern)
-
-
-def _canonical(body: Mapping[str, object]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _decode(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return TriggerKey(content.task, content.model_id, mask, pattern)
 
 
 def is_hex(text: str, n_bytes: int) -> bool:
