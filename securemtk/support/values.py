@@ -9,11 +9,11 @@ import torch
 
 from protocols.errors import InputError, IntegrityError
 
-Parts = tuple[Any, list[np.ndarray]]
+Packed = tuple[Any, list[np.ndarray]]
 _KINDS = "biuf"
 
 
-def pack(value: Any, what: str = "a value") -> Parts:
+def pack(value: Any, what: str = "a value") -> Packed:
     """Return a value as (JSON, arrays).
 
     Args:
@@ -58,7 +58,12 @@ def pack(value: Any, what: str = "a value") -> Parts:
 
 
 def unpack(meta: Any, arrays: Sequence[np.ndarray]) -> Any:
-    """Return what `pack` was given; raise IntegrityError for anything else."""
+    """Return what `pack` was given; raise IntegrityError for anything else.
+
+    Args:
+        meta: JSON values.
+        arrays: uint8 (n,) each, in the order of `pack`.
+    """
 
     def get(x: Any) -> Any:
         if not isinstance(x, dict):

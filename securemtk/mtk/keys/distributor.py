@@ -24,7 +24,13 @@ class KeyDistributor:
 
     @classmethod
     def draw(cls, tasks: Sequence[str], shape: Sequence[int], *, low: float, high: float) -> "KeyDistributor":
-        """Make new keys for tasks, as `draw_keys`: it learns of the samples their shape and range alone."""
+        """Make new keys for tasks, as `draw_keys`: it learns of the samples their shape and range alone.
+
+        Args:
+            tasks: names of the tasks; none gives a distributor without keys.
+            shape: (C, H, W) or (F,) of a sample.
+            low, high: range of the keys' values.
+        """
         return cls(HeldKeys(draw_keys(tasks, shape, low=low, high=high).values() if tasks else ()))
 
     @property

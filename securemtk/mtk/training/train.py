@@ -86,13 +86,23 @@ class TrainConfig:
         return self.epochs or max(30, math.ceil(least / max(1, n // batch))), batch
 
     def with_room(self, dataset: DataSet, secured: Sequence[str]) -> DataSet:
-        """Return the data set with room for the keys: a table gets columns for them, an image has it."""
+        """Return the data set with room for the keys: a table gets columns for them, an image has it.
+
+        Args:
+            dataset: as loaded.
+            secured: names of the tasks that get a key.
+        """
         if len(dataset.shape) != 1 or not secured:
             return dataset
         return dataset.with_key_columns(len(secured) * (self.key_side or DEFAULT_COLUMNS))
 
     def draw_keys(self, dataset: DataSet, secured: Sequence[str]) -> dict[str, TriggerKey]:
-        """Draw a key for each secured task, as this config says."""
+        """Draw a key for each secured task, as this config says.
+
+        Args:
+            dataset: gives the shape and range of samples.
+            secured: names of the tasks.
+        """
         if not secured:
             return {}
         low, high = dataset.low, dataset.high
