@@ -55,12 +55,12 @@ expand from their seeds costs nothing. Shares that serve the truncation of the s
 
 def declared() -> Iterator[tuple[str, Callable[..., Any], Callable[..., Cost]]]:
     """Give name, function and cost of everything in `protocols` that declares one."""
-    for info in pkgutil.iter_modules(protocols.__path__):
-        module = importlib.import_module(f"protocols.{info.name}")
+    for info in pkgutil.walk_packages(protocols.__path__, "protocols."):
+        module = importlib.import_module(info.name)
         for name, function in vars(module).items():
             cost = getattr(function, "cost", None)
             if inspect.isfunction(function) and function.__module__ == module.__name__ and cost is not None:
-                yield f"{info.name}.{name}", function, cost
+                yield f"{info.name.rpartition('.')[2]}.{name}", function, cost
 
 
 def cost_for(cost: Callable[..., Cost], n: int) -> Cost:
