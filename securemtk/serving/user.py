@@ -119,6 +119,8 @@ class UserParty:
         answer = self._keeper.hear(PublicModel, NeedsMore).message
         if isinstance(answer, NeedsMore):
             raise NeedsInputs(answer.why, answer.shapes, answer.public)
+        if (answer.protocol, answer.comparison_bits) != (self._protocol, self._config.comparison_bits):
+            raise IntegrityError("the keeper must load a model for the protocol and comparisons asked for; it has not")
         self._authority.say(AskKnown())
         known_there = self._authority.hear(Known).message
         program = answer.read_program()
@@ -238,6 +240,8 @@ class UserParty:
         self._keeper.say(predict_of(order))
         own = self._pool.take(prediction, (kind.model, kind.batch))
         ready = self._keeper.hear(Ready).message
+        if ready.prediction != prediction:
+            raise IntegrityError(f"the keeper must be ready for prediction {prediction}; it is for {ready.prediction}")
         n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + ready.bytes
         return prediction, own.hand, n_bytes
 

@@ -110,7 +110,7 @@ def test_models_by_name_keys_and_grants_may_come_from_anywhere(bundle):
     with role_threads.running(**how, user="ann") as roles:
         user = user_of(roles)
         for other in ("/etc/passwd", small_models.mlp()):
-            with pytest.raises(InputError, match="must be one of digits|its own models only"):
+            with pytest.raises(InputError, match=r"must be one of digits|its own models only"):
                 user.load(other, KnownInputs())
         model = user.load("digits", KnownInputs())
         expected = truth(stored[1], stamp(IMAGES, [keys["digit"]]))[0]
