@@ -22,7 +22,7 @@ from protocols.running.runner import LayerCost, Plan
 from securemtk.serving.backends import backend
 from securemtk.serving.config import Config
 from securemtk.serving.messages import Granted, Ready
-from securemtk.serving.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
+from securemtk.serving.parties.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
 
 NETWORKS = {
     "local": Network(),

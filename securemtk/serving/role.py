@@ -17,11 +17,11 @@ from protocols.net.tls import Credentials
 from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.file_stores import FileGrants, FileKeyStore
 from securemtk.mtk.keys.grants import Ledger
-from securemtk.serving.authority import Authority
 from securemtk.serving.backends import backend
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
-from securemtk.serving.keeper import Keeper
 from securemtk.serving.messages import AuthoritySettings, KeeperAt, KeeperSettings, Listening
+from securemtk.serving.parties.authority import Authority
+from securemtk.serving.parties.keeper import Keeper
 from securemtk.serving.peers import Links
 from securemtk.serving.process import Life, PipeStarter, Starter, live, run
 

@@ -33,7 +33,7 @@ from securemtk.serving.messages import (
     Ready,
     Use,
 )
-from securemtk.serving.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
+from securemtk.serving.parties.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
 
 PROGRAM = load_onnx(small_models.mlp()).program.to_json()
 COMMON = {

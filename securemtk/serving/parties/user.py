@@ -31,8 +31,8 @@ from securemtk.serving.config import Config
 from securemtk.serving.costs import PredictionCost
 from securemtk.serving.messages import AskKnown, Known, Load, NeedsMore, PublicModel, Ready
 from securemtk.serving.model import LoadedModel, Scores
-from securemtk.serving.orders import Orders, PredictionKind, kinds_of, predict_of
-from securemtk.serving.steps import Steps
+from securemtk.serving.parties.orders import Orders, PredictionKind, kinds_of, predict_of
+from securemtk.serving.parties.steps import Steps
 from securemtk.support.cores import own_cores
 
 
