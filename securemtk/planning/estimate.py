@@ -21,7 +21,7 @@ from protocols.running.replay import BYTE_S, MESSAGE_S, Network, correction_fram
 from protocols.running.runner import LayerCost, Plan
 from securemtk.serving.config import Config
 from securemtk.serving.messages import Granted, Ready
-from securemtk.serving.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
+from securemtk.serving.parties.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
 
 NETWORKS = {
     "local": Network(),

@@ -10,9 +10,9 @@ from protocols.running import backend
 from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.file_stores import FileGrants, FileKeyStore
 from securemtk.mtk.keys.grants import Ledger
-from securemtk.serving.authority import Authority
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE
-from securemtk.serving.keeper import Keeper
+from securemtk.serving.parties.authority import Authority
+from securemtk.serving.parties.keeper import Keeper
 from securemtk.serving.peers import Links
 from securemtk.serving.process import Life, settle
 from securemtk.serving.start_messages import AuthoritySettings, KeeperSettings

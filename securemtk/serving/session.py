@@ -24,8 +24,8 @@ from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Con
 from securemtk.serving.costs import PredictionCost
 from securemtk.serving.local_start import LocalStart, Paths
 from securemtk.serving.model import LoadedModel, Model, ModelSource, Scores
+from securemtk.serving.parties.user import UserParty
 from securemtk.serving.peers import Peers, Start, sort_links
-from securemtk.serving.user import UserParty
 
 __all__ = ["Model", "PredictionCost", "Scores", "Session"]
 

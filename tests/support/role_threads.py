@@ -12,10 +12,10 @@ from protocols.net.listener import Listener, connect
 from protocols.net.tls import issue
 from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.file_stores import HeldKeys
-from securemtk.serving.authority import Authority
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
-from securemtk.serving.keeper import Keeper
-from securemtk.serving.models import ModelStore
+from securemtk.serving.parties.authority import Authority
+from securemtk.serving.parties.keeper import Keeper
+from securemtk.serving.parties.model_store import ModelStore
 
 PAIRS = ((KEEPER_ROLE, USER_ROLE), (AUTHORITY_ROLE, USER_ROLE), (KEEPER_ROLE, AUTHORITY_ROLE))
 
@@ -35,7 +35,9 @@ class Roles:
     """The links of a user to a keeper and an authority, and how both ended.
 
     Args:
-        needs_grant, models, keys: of the roles.
+        keys, models: of the roles.
+        user: name in the user's certificate.
+        timeout_s: of the links.
         watched: whether there are links for a watch and its beats too.
     """
 
@@ -59,11 +61,11 @@ class Roles:
             for purpose in self._purposes[listens, USER_ROLE]
         }
         self._ends = ends
-        self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"securemtk-test-{role}")
+        self._threads = {
+            role: threading.Thread(target=self._run, args=(role, work), name=f"securemtk-test-{role}")
             for role, work in ((KEEPER_ROLE, self._keep), (AUTHORITY_ROLE, self._decide))
-        ]
-        for thread in self._threads:
+        }
+        for thread in self._threads.values():
             thread.start()
 
     def _connect(self, user: str | None, timeout_s: float) -> dict[tuple[str, str, str], Link]:
@@ -86,8 +88,7 @@ class Roles:
         """Return a role's end of a connection."""
         return self._ends[role, peer, purpose]
 
-    def _run(self, work: Callable[[], None]) -> None:
-        role = threading.current_thread().name.rsplit("-", 1)[1]
+    def _run(self, role: str, work: Callable[[], None]) -> None:
         try:
             work()
         except PeerLost:
@@ -115,9 +116,13 @@ class Roles:
         """Leave, and wait for the roles to end."""
         for link in self.links.values():
             link.close()
-        for thread in self._threads:
-            thread.join(timeout=max(grace_s, 30.0))
-            assert not thread.is_alive()
+        for role in self._threads:
+            self.wait(role, max(grace_s, 30.0))
+
+    def wait(self, role: str, timeout_s: float = 30.0) -> None:
+        """Wait for a role to end."""
+        self._threads[role].join(timeout_s)
+        assert not self._threads[role].is_alive()
 
 
 @contextlib.contextmanager

@@ -597,7 +597,7 @@ def test_an_authority_does_not_start_with_a_log_that_was_edited(tmp_path):
     ledger.grant("ann", MODEL, "digit")
     ledger.log_path.write_bytes(ledger.log_path.read_bytes().replace(b"digit", b"parity"))
     with pytest.raises(InputError, match="line 1 is not"):
-        FileGrants(ledger)
+        FileGrants(Ledger(ledger.path))
 
 
 def test_grants_that_are_not_there_and_names_that_no_certificate_carries_are_refused(tmp_path):

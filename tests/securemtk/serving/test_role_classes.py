@@ -1,7 +1,5 @@
 """Keeper, authority and user as classes over links: in threads, with stores that are no files."""
 
-import threading
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -9,16 +7,18 @@ import role_threads
 import small_models
 import torch
 
+import securemtk
 from protocols.errors import DealerError, InputError, IntegrityError, KeyRefused, ProtocolAbort
+from protocols.net.frames import HEADER
 from protocols.primitives import ring
-from securemtk import Config, Session
+from securemtk import Config
 from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.file_stores import HeldKeys
 from securemtk.mtk.keys.key import stamp
 from securemtk.onnx.bundle import read_bundle
 from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.messages import Predict, Prepare, Use
-from securemtk.serving.user import UserParty
+from securemtk.serving.parties.user import UserParty
 
 RNG = np.random.default_rng(2)
 X = RNG.uniform(-1, 1, (3, 8)).astype(np.float32)
@@ -155,7 +155,7 @@ class ThreadPeers(role_threads.Roles):
 def test_a_session_takes_another_way_to_its_peers(bundle):
     keys, stored = bundle
     how = {"keys": KeyDistributor(HeldKeys(keys.values())), "models": Registry({"digits": stored})}
-    with Session(start=ThreadStart(**how)) as session:
+    with securemtk.Session(start=ThreadStart(**how)) as session:
         model = session.load("digits")
         scores, labels, odds = (
             ask(IMAGES, keys=["digit"]) for ask in (model.predict, model.labels, model.probabilities)
@@ -171,64 +171,61 @@ def test_a_session_takes_another_way_to_its_peers(bundle):
 
 
 def test_labels_and_probabilities_are_of_tasks_and_a_start_has_keys_of_its_own():
-    with Session(start=ThreadStart()) as session:
+    with securemtk.Session(start=ThreadStart()) as session:
         model = session.load(small_models.mlp())
         for ask in (model.labels, model.probabilities):
             with pytest.raises(InputError, match="must have tasks"):
                 ask(X)
     with pytest.raises(InputError, match="must be absent where start is given"):
-        Session(start=ThreadStart(), user="ann")
+        securemtk.Session(start=ThreadStart(), user="ann")
 
 
 # --- a user who does not keep to the protocol ------------------------------------------------------------------------
 
 
-def keeper_error(bundle, deviate) -> dict[str, BaseException | None]:
-    """Return what ended the roles after a user has loaded two models and deviated."""
+def end_of(role, bundle, deviate) -> BaseException | None:
+    """Return what ended a role after a user has loaded two models and deviated."""
     keys, stored = bundle
-    grants = Grants(digit=5)
-    how = {"keys": KeyDistributor(HeldKeys(keys.values()), grants)}
-    with role_threads.running(**how, user="ann", models=Registry({"digits": stored, "more": stored})) as roles:
+    registry = Registry({"digits": stored, "more": stored})
+    distributor = KeyDistributor(HeldKeys(keys.values()), Grants(digit=5))
+    with role_threads.running(keys=distributor, models=registry, user="ann") as roles:
         user = user_of(roles)
-        models = [user.load(name, KnownInputs()) for name in ("digits", "more")]
-        keeper, authority = roles.links["keeper", "data"], roles.links["authority", "data"]
-        deviate(user, models, keeper, authority)
-        for role in ("keeper", "authority"):
-            for thread in threading.enumerate():
-                if thread.name == f"securemtk-test-{role}" and role in deviate.__doc__:
-                    thread.join(timeout=30)
+        for name in ("digits", "more"):
+            user.load(name, KnownInputs())
+        deviate(roles.links["keeper", "data"], roles.links["authority", "data"])
+        roles.wait(role)
         user.close()
-    return roles.errors
+    return roles.errors[role]
 
 
-def other_model(user, models, keeper, authority):
+def other_model(keeper, authority):
     """The keeper is asked for a model that the correlations were not dealt for."""
     authority.say(Prepare(0, 0, 1, ("digit",), use=True))
     keeper.say(Predict(0, 1, 1))
 
 
-def other_batch(user, models, keeper, authority):
+def other_batch(keeper, authority):
     """The keeper is asked for another batch."""
     authority.say(Prepare(0, 0, 1, ("digit",), use=True))
     keeper.say(Predict(0, 0, 2))
 
 
-def no_model(user, models, keeper, authority):
+def no_model(keeper, authority):
     """The keeper is asked for a model that it never loaded."""
     keeper.say(Predict(0, 7, 1))
 
 
-def unknown_to_authority(user, models, keeper, authority):
+def unknown_to_authority(keeper, authority):
     """The authority is asked for a model that it never heard of."""
     authority.say(Prepare(0, 7, 1))
 
 
-def used_twice(user, models, keeper, authority):
+def used_twice(keeper, authority):
     """The authority is asked to allow what it never dealt."""
     authority.say(Use(3))
 
 
-def dealt_twice(user, models, keeper, authority):
+def dealt_twice(keeper, authority):
     """The authority is asked to deal one number twice."""
     authority.say(Prepare(0, 0, 1))
     authority.say(Prepare(0, 0, 1))
@@ -246,29 +243,21 @@ def dealt_twice(user, models, keeper, authority):
     ],
 )
 def test_a_user_who_deviates_ends_the_session_by_an_error_of_ours(bundle, deviate, role, error, said):
-    found = keeper_error(bundle, deviate)[role]
+    found = end_of(role, bundle, deviate)
     assert isinstance(found, error)
     assert said in str(found)
 
 
 @pytest.mark.parametrize("batch", [b"0", b"-1", b"1.5", b"true", b"1e400", b"9" * 400])
 def test_a_batch_that_is_no_whole_number_of_samples_is_no_message(bundle, batch):
-    def deviate(user, models, keeper, authority):
+    def deviate(keeper, authority):
         """The authority is told of a batch."""
         text = (
             b'{"kind":"prepare","meta":{"prediction":0,"model":0,"batch":%s,"keys":["digit"],"use":true},"arrays":[]}'
         )
         text %= batch
-        authority._write(memoryview(authority_frame(text)))
+        authority._write(memoryview(HEADER.pack(len(text), 0, 1) + text))
 
-    found = keeper_error(bundle, deviate)["authority"]
+    found = end_of("authority", bundle, deviate)
     assert isinstance(found, IntegrityError)
-    assert "user must send 'prepare' with fields that keep its rules; one breaks them at $.batch" in str(found) or (
-        "user must send 'prepare'" in str(found)
-    )
-
-
-def authority_frame(text: bytes) -> bytes:
-    from protocols.net.frames import HEADER
-
-    return HEADER.pack(len(text), 0, 1) + text
+    assert "user must send 'prepare' with fields that keep its rules" in str(found)

@@ -32,8 +32,8 @@ from securemtk.serving.config import Config
 from securemtk.serving.costs import PredictionCost
 from securemtk.serving.messages import AskKnown, Known, Load, NeedsMore, PublicModel, Ready
 from securemtk.serving.model import LoadedModel, Scores
-from securemtk.serving.orders import Orders, PredictionKind, kinds_of, predict_of
-from securemtk.serving.steps import Steps
+from securemtk.serving.parties.orders import Orders, PredictionKind, kinds_of, predict_of
+from securemtk.serving.parties.steps import Steps
 from securemtk.support.cores import own_cores
 
 
@@ -126,6 +126,8 @@ class UserParty:
         answer = self._keeper.hear(PublicModel, NeedsMore).message
         if isinstance(answer, NeedsMore):
             raise NeedsInputs(answer.why, answer.shapes, answer.public)
+        if (answer.protocol, answer.comparison_bits) != (self._protocol, self._config.comparison_bits):
+            raise IntegrityError("the keeper must load a model for the protocol and comparisons asked for; it has not")
         self._authority.say(AskKnown())
         known_there = self._authority.hear(Known).message
         program = answer.read_program()
@@ -245,6 +247,8 @@ class UserParty:
         self._keeper.say(predict_of(order))
         own = self._pool.take(prediction, (kind.model, kind.batch))
         ready = self._keeper.hear(Ready).message
+        if ready.prediction != prediction:
+            raise IntegrityError(f"the keeper must be ready for prediction {prediction}; it is for {ready.prediction}")
         n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + ready.bytes
         return prediction, own.hand, n_bytes
 

@@ -33,8 +33,8 @@ from securemtk.onnx.manifest import Manifest
 from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.config import KEEPER_ROLE
 from securemtk.serving.messages import Allowed, Declared, Drop, Load, NeedsMore, Predict, PublicModel, Ready
-from securemtk.serving.models import LocalModels, ModelStore
-from securemtk.serving.steps import Steps
+from securemtk.serving.parties.model_store import LocalModels, ModelStore
+from securemtk.serving.parties.steps import Steps
 from securemtk.support.cores import own_cores
 
 # What models are read with: large, and not needed before there is one to read.

@@ -26,7 +26,7 @@ from securemtk.mtk.keys.grants import KeyRequest
 from securemtk.mtk.keys.key import TriggerKey
 from securemtk.onnx.manifest import Manifest
 from securemtk.serving.messages import Allowed, AskKnown, Granted, Known, Prepare, PublicModel, Use
-from securemtk.serving.steps import Steps
+from securemtk.serving.parties.steps import Steps
 
 
 @dataclass
