@@ -321,7 +321,7 @@ class _Training:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         state = _read_checkpoint(self.checkpoint)
-        if state.get("about") != self.about:
+        if not _is_equal(state.get("about"), self.about):
             raise InputError(f"{self.checkpoint.name} must be of this training; got one of other data, keys or config")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -360,6 +360,14 @@ def _class_weights(y: Tensor, classes: int) -> Tensor:
 def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:
     # Distinct seeds for distinct (seed, epoch, stream); ordinary training randomness, no secret hangs on it.
     return torch.Generator(device).manual_seed((seed << 40) + (epoch << 16) + stream)
+
+
+def _is_equal(found: object, text: str) -> bool:
+    """Return whether two JSON texts say the same; a whole number is the same setting with a point and without."""
+    try:
+        return bool(isinstance(found, str) and json.loads(found) == json.loads(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
