@@ -26,6 +26,7 @@ from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.train import TrainConfig, train
 from securemtk.onnx.manifest import MODEL, Manifest
 from securemtk.onnx.model.runtime import start
+from securemtk.report.encrypted import CostFigures
 from securemtk.report.pictures import Sample, draw_demo
 from securemtk.runs.places import KEYS
 from securemtk.runs.run_folder import Trained, export, task_figures, train_run
@@ -37,7 +38,7 @@ DATASET, SECURED = "digits", ("digit", "parity")
 FIGURES, DETAILS, PICTURE, BUNDLE, INPUT = "demo.json", "details.json", "demo.png", "bundle", "x.npy"
 N_SHOWN, N_GUESSED, N_MORE = 4, 50, 720
 
-Scores = Mapping[str, NDArray[np.float32]]
+TaskScores = Mapping[str, NDArray[np.float32]]
 log = logging.getLogger(__name__)
 
 
@@ -62,9 +63,9 @@ class TaskFigures:
     encrypted: float
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What the demo shows; the content of demo.json.
+@dataclass(frozen=True, kw_only=True)
+class Figures(CostFigures):
+    """What the demo shows; the content of demo.json. Costs are of one prediction of the whole test part.
 
     Args:
         tasks: by name.
@@ -72,36 +73,12 @@ class Figures:
             state of the keys.
         max_difference: greatest difference of an open task's score from onnxruntime's.
         samples: size of the test part.
-        online_s, offline_s, online_bytes, offline_bytes, rounds: of one prediction of the whole test part, the one of
-            median online time.
     """
 
     tasks: Mapping[str, TaskFigures]
     agreement: float
     max_difference: float
     samples: int
-    online_s: float
-    offline_s: float
-    online_bytes: int
-    offline_bytes: int
-    rounds: int
-
-
-@dataclass(frozen=True)
-class EncryptedAnswer:
-    """One encrypted prediction of the test part.
-
-    Args:
-        keys: tasks whose keys were granted.
-        scores: what was revealed.
-        plain: onnxruntime's scores for the same input with the same keys in it.
-        cost: of the prediction.
-    """
-
-    keys: tuple[str, ...]
-    scores: Scores
-    plain: Scores
-    cost: PredictionCost
 
 
 @dataclass
@@ -117,6 +94,23 @@ class Clock:
         begin = time.perf_counter()
         yield
         self.stages[name] = round(time.perf_counter() - begin, 3)
+
+
+@dataclass(frozen=True)
+class EncryptedAnswer:
+    """One encrypted prediction of the test part.
+
+    Args:
+        keys: tasks whose keys were granted.
+        scores: what was revealed.
+        plain: onnxruntime's scores for the same input with the same keys in it.
+        cost: of the prediction.
+    """
+
+    keys: tuple[str, ...]
+    scores: TaskScores
+    plain: TaskScores
+    cost: PredictionCost
 
 
 def run_demo(folder: Path, config: TrainConfig | None = None) -> Figures:
@@ -175,7 +169,7 @@ def _baseline(dataset: DataSet, config: TrainConfig | None, clock: Clock) -> dic
         return {name: task.right_key for name, task in evaluate(model, dataset, {}).items()}
 
 
-def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[EncryptedAnswer], Scores]:
+def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[list[EncryptedAnswer], TaskScores]:
     """Answer the whole test part under encryption: with no key, then with each key alone.
 
     Returns:
@@ -218,17 +212,12 @@ def _figures(trained: Trained, baseline: Mapping[str, float], asked: Sequence[En
     for name, one in _open(trained, asked):
         agree &= one.scores[name].argmax(axis=1) == one.plain[name].argmax(axis=1)
         difference = max(difference, float(np.abs(one.scores[name] - one.plain[name]).max()))
-    cost = _median(asked).cost
     return Figures(
         tasks=tasks,
         agreement=float(agree.mean()),
         max_difference=difference,
         samples=len(agree),
-        online_s=cost.online_s,
-        offline_s=cost.offline_s,
-        online_bytes=cost.online_bytes,
-        offline_bytes=cost.offline_bytes,
-        rounds=cost.rounds,
+        **asdict(CostFigures.of([_median(asked).cost])),
     )
 
 
@@ -244,7 +233,9 @@ def _median(asked: Sequence[EncryptedAnswer]) -> EncryptedAnswer:
     return sorted(asked, key=lambda one: one.cost.online_s)[len(asked) // 2]
 
 
-def _details(trained: Trained, manifest: Manifest, asked: Sequence[EncryptedAnswer], more: Scores) -> dict[str, Any]:
+def _details(
+    trained: Trained, manifest: Manifest, asked: Sequence[EncryptedAnswer], more: TaskScores
+) -> dict[str, Any]:
     """Return what demo.json has no place for: each prediction's cost, attacks, guesses of keys, versions."""
     result, dataset = trained.result, trained.dataset
     attacks, openings = {}, {}

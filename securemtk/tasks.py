@@ -42,5 +42,10 @@ class Task:
 
     @classmethod
     def named(cls, name: str, labels: Sequence[str]) -> "Task":
-        """Return the task with a class for each of these names, in order."""
+        """Return the task with a class for each of these names, in order.
+
+        Args:
+            name: of the task.
+            labels: names of its classes, distinct.
+        """
         return cls(name, len(labels), labels=tuple(labels))

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Dealing, Dealt, Request
-from protocols.errors import DealerError, IntegrityError
+from protocols.dealing.messages import Corrections
+from protocols.errors import DealerError
 from protocols.net.link import Link
-from protocols.primitives.prg import Stream, fresh_seed
+from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.program.program import Program
 
 # Corrections are sent as they are made, in frames of about this size.
@@ -33,26 +33,6 @@ FRAME_BYTES = 1 << 21
 def stream_of(seed: bytes, prediction: int) -> Stream:
     """Return the stream of one party for one prediction."""
     return Stream(seed).derive(f"prediction {prediction}")
-
-
-def pack(listed: Sequence[Request]) -> list[Any]:
-    """Return requests as JSON values."""
-    return [[q.kind, q.shapes, q.options] for q in listed]
-
-
-def unpack(raw: Sequence[Any]) -> list[Request]:
-    """Read what `pack` returned; raise IntegrityError for anything else."""
-
-    def freeze(value: Any) -> Any:
-        return tuple(map(freeze, value)) if isinstance(value, list) else value
-
-    try:
-        listed = [Request(str(kind), freeze(shapes), freeze(options)) for kind, shapes, options in raw]
-    except (TypeError, ValueError):
-        raise IntegrityError("a list of correlations must consist of kind, shapes and options") from None
-    if not all(q.kind in correlation.KINDS for q in listed):
-        raise IntegrityError("a list of correlations must name kinds that we know")
-    return listed
 
 
 @dataclass
@@ -112,7 +92,7 @@ def send_corrections(
         both = [c for _, common in made for c in common]
         everything = [c for own, common in made for c in (*own, *common)]
         for link, corrections in ((keeper, everything), (user, both)):
-            link.send("corrections", {"prediction": prediction, "last": True}, [c.numpy() for c in corrections])
+            link.say(Corrections(prediction, last=True), [c.numpy() for c in corrections])
         return
     queues: list[queue.Queue[list[Tensor] | None]] = [queue.Queue(maxsize=8), queue.Queue(maxsize=8)]
     stop = threading.Event()
@@ -156,7 +136,7 @@ def _send_frames(
                 continue
             frame += [t.numpy() for t in item or []]
             if item is None or sum(a.nbytes for a in frame) >= FRAME_BYTES:
-                link.send("corrections", {"prediction": prediction, "last": item is None}, frame)
+                link.say(Corrections(prediction, last=item is None), frame)
                 frame = []
             if item is None:
                 return
@@ -170,11 +150,11 @@ def receive_corrections(link: Link, rank: int, prediction: int, listed: Sequence
     corrections: list[Tensor] = []
     last = False
     while not last:
-        message = link.recv("corrections")
-        if message.meta.get("prediction") != prediction:
+        heard = link.hear(Corrections)
+        if heard.message.prediction != prediction:
             raise DealerError(f"the dealer must deal prediction {prediction}; got another number")
-        corrections += [torch.from_numpy(a) for a in message.arrays]
-        last = bool(message.meta.get("last"))
+        corrections += [torch.from_numpy(a) for a in heard.arrays]
+        last = heard.message.last
     shapes = [shape for q in listed for shape in correlation.correction_shapes(q, rank)]
     if [tuple(c.shape) for c in corrections] != shapes or any(c.dtype != torch.int64 for c in corrections):
         raise DealerError(f"the dealer's corrections of prediction {prediction} must fit the plan; they do not")
@@ -183,7 +163,4 @@ def receive_corrections(link: Link, rank: int, prediction: int, listed: Sequence
 
 def receive_seed(link: Link) -> bytes:
     """Return this party's seed."""
-    message = link.recv("seed")
-    if [(a.dtype.str, a.shape) for a in message.arrays] != [("|u1", (16,))]:
-        raise IntegrityError(f"{link.role} must send a seed of 16 bytes")
-    return message.arrays[0].tobytes()
+    return link.recv_array("seed", (SEED_BYTES,), "|u1").tobytes()

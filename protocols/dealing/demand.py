@@ -13,18 +13,19 @@ Source: docs/protocols.md#correlations-on-demand.
 """
 
 import functools
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Dealing, Request
-from protocols.dealing.dealer import correction_bytes, pack, receive_corrections, send_corrections, unpack
+from protocols.dealing.dealer import correction_bytes, receive_corrections, send_corrections
+from protocols.dealing.messages import Supply, Want, pack, unpack
 from protocols.dealing.prediction_shares import Parts
 from protocols.errors import DealerError, IntegrityError, PeerTimeout, ProtocolAbort, SecureError
 from protocols.net.link import Link
@@ -115,8 +116,8 @@ class DemandReceiver(threading.Thread):
             self._changed.notify_all()
 
     def _receive(self) -> None:
-        meta = self._link.recv("deal", timeout_s=None).meta
-        number, epoch, (request,) = int(meta["number"]), int(meta["epoch"]), unpack(meta["requests"])
+        supply = self._link.hear(Supply, timeout_s=None).message
+        number, epoch, (request,) = supply.number, supply.epoch, unpack([supply.request])
         corrections = receive_corrections(self._link, self._rank, number, [request])
         part = correlation.take(request, self._rank, _stream_of(self._seed, number, epoch), corrections)
         with self._changed:
@@ -164,7 +165,7 @@ class DemandCorrelations:
         """
         number = self._wire.taken
         self._enter(f"correlation {number}: {request.kind} {request.shapes}")
-        self._want([request])
+        self._want(request)
         dealt, part = self._wait(number)
         if dealt != request:
             self._epoch += 1
@@ -177,18 +178,18 @@ class DemandCorrelations:
 
     def end(self) -> None:
         """Tell the dealer that the program has ended."""
-        self._want([])
+        self._want(None)
 
-    def _want(self, requests: Sequence[Request]) -> None:
+    def _want(self, request: Request | None) -> None:
         self._peer.flush()
-        self._dealer.send("want", {"number": self._wire.taken, "requests": pack(requests)})
+        self._dealer.say(Want(self._wire.taken, None if request is None else pack([request])[0]))
 
     def _wait(self, number: int) -> tuple[Request, Parts]:
         """Return what the dealer has dealt as the next correlation, once it is here."""
         started = time.monotonic()
         while (dealt := self._supply.take(number, self._epoch, LOOK_S)) is None:
             sent = self._peer.peek(0.0)
-            if sent is not None and int(sent.rsplit(" ", 1)[1]) <= number:
+            if sent is not None and _taken_before(sent, self._peer.role) <= number:
                 raise IntegrityError(
                     f"both parties must run the same program; {self._peer.role} sent {sent.split()[0]!r} "
                     f"where this one asks for correlation {number}"
@@ -259,7 +260,7 @@ class DemandDealer:
             self._enter(f"wait for correlation {self._number}")
             while self._wants[KEEPER].peek(0.0) is None and self._deal_ahead():
                 pass
-            asked = [link.recv("want", timeout_s=None).meta for link in self._wants]
+            asked = [link.hear(Want, timeout_s=None).message for link in self._wants]
             request = _agreed(asked, self._wants, self._number)
             if request is None:
                 return
@@ -291,15 +292,23 @@ class DemandDealer:
             name = dict(request.options)["weight"]
             masks[str(name)] = self._mask(int(name), request.shapes[2])
         for link in self._supplies:
-            link.send("deal", {"number": number, "epoch": self._epoch, "requests": pack([request])}, hold=True)
+            link.say(Supply(number, self._epoch, pack([request])[0]), hold=True)
         dealt = correlation.deal(request, keeper, user, Dealing(None, masks))
         send_corrections(*self._supplies, number, [request], iter([dealt]))
 
 
-def _agreed(asked: Sequence[dict[str, Any]], parties: tuple[Link, Link], number: int) -> Request | None:
+def _taken_before(kind: str, role: str) -> int:
+    """Return how many correlations were taken before a frame of `NumberedWire` was sent."""
+    found = re.fullmatch(r".* after ([0-9]{1,18})", kind, re.DOTALL)
+    if found is None:
+        raise IntegrityError(f"{role} must number its frames; one has no number")
+    return int(found[1])
+
+
+def _agreed(asked: Sequence[Want], parties: tuple[Link, Link], number: int) -> Request | None:
     """Return what both parties want next, None for the end."""
-    wanted = [unpack(meta["requests"]) for meta in asked]
-    if any(meta["number"] != number for meta in asked):
+    wanted = [unpack([want.request] if want.request is not None else []) for want in asked]
+    if any(want.number != number for want in asked):
         raise DealerError(f"the parties must ask for correlation {number}: correlations are never dealt twice")
     if wanted[0] != wanted[1]:
         said = [f"{link.role} asks for {_describe(listed)}" for link, listed in zip(parties, wanted, strict=True)]

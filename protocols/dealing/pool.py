@@ -7,21 +7,22 @@ hands wait in memory; the corrections of the others wait on disk, and a second t
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from protocols.dealing.correlation import Request, correction_shapes
-from protocols.dealing.dealer import receive_corrections, stream_of, unpack
+from protocols.dealing.dealer import receive_corrections, stream_of
+from protocols.dealing.messages import Deal, unpack
 from protocols.dealing.prediction_shares import Parts, PredictionShares
 from protocols.dealing.store import SealedStore
 from protocols.errors import DealerError, PeerLost, PeerTimeout, ProtocolAbort, SecureError, TransportError
 from protocols.forks import Origin
 from protocols.net.link import Link
 
-PlanKey = tuple[int, str, int]
+# Number of a model, and batch.
+PlanKey = tuple[int, int]
 Finish = Callable[[Request, Parts], Parts]
 
 
@@ -34,35 +35,11 @@ def _ignore(error: SecureError) -> None:
 
 
 @dataclass(frozen=True)
-class Deal:
-    """What the dealer says to both parties before it deals a prediction: public.
-
-    Args:
-        prediction: its number; numbers only grow.
-        plan: model, protocol and batch.
-        requests: the plan's correlations as `dealer.pack` gives them, the first time; None later.
-    """
-
-    prediction: int
-    plan: PlanKey
-    requests: list[Any] | None = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {"prediction": self.prediction, "plan": self.plan, "requests": self.requests}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "Deal":
-        """Read what `to_json` returned."""
-        model, protocol, batch = raw["plan"]
-        return cls(int(raw["prediction"]), (int(model), str(protocol), int(batch)), raw["requests"])
-
-
-@dataclass(frozen=True)
 class Ready:
-    """A hand, and the bytes that it cost on the way here."""
+    """A hand, what it was dealt for, and the bytes that it cost on the way here."""
 
     hand: PredictionShares
+    plan: PlanKey
     bytes: int
 
 
@@ -143,12 +120,16 @@ class CorrelationPool(threading.Thread):
             self._on_failure(failure)
 
     def _receive(self) -> None:
-        deal = Deal.from_json(self._link.recv("deal", timeout_s=None).meta)
+        deal = self._link.hear(Deal, timeout_s=None).message
         if deal.prediction <= self._last:
             raise DealerError(f"the dealer must deal each prediction once; got {deal.prediction} again or late")
         self._last = deal.prediction
         if deal.requests is not None:
             self._plans[deal.plan] = unpack(deal.requests)
+        if deal.plan not in self._plans:
+            raise DealerError(
+                f"the dealer must describe a plan before it deals one; prediction {deal.prediction} has none"
+            )
         corrections = receive_corrections(self._link, self._rank, deal.prediction, self._plans[deal.plan])
         traffic = self._link.counters["offline"]
         arrival = _Arrival(deal.prediction, deal.plan, traffic.sent + traffic.received)
@@ -180,7 +161,7 @@ class CorrelationPool(threading.Thread):
         )
         with self._changed:
             if arrival.prediction not in self._unwanted:
-                self._ready[arrival.prediction] = Ready(hand, arrival.bytes)
+                self._ready[arrival.prediction] = Ready(hand, arrival.plan, arrival.bytes)
             self._unwanted.discard(arrival.prediction)
             self._changed.notify_all()
 
@@ -209,12 +190,17 @@ class CorrelationPool(threading.Thread):
         with self._changed:
             self._opening = False
 
-    def take(self, prediction: int) -> Ready:
+    def take(self, prediction: int, plan: PlanKey | None = None) -> Ready:
         """Return a prediction's hand as soon as it is here; it is handed out once.
 
         Until `rest` no other stored hand is opened: nothing shall compete with the prediction.
 
+        Args:
+            prediction: its number.
+            plan: what it must have been dealt for; None for anything.
+
         Raises:
+            DealerError: it was dealt for another plan.
             PeerTimeout: the dealer has sent nothing for the link's `timeout_s`, and no watch judges it.
             WrongProcess: this process is a fork of the one that made the pool.
             SecureError: what ended the pool.
@@ -232,7 +218,10 @@ class CorrelationPool(threading.Thread):
                     raise PeerTimeout(f"{self._link.role} has dealt nothing for {limit_s:g} s ({self._link.step})")
                 self._changed.wait(timeout=0.5)
             self._awaited = None
-            return self._ready.pop(prediction)
+            ready = self._ready.pop(prediction)
+        if plan not in (None, ready.plan):
+            raise DealerError(f"prediction {prediction} must be dealt for model and batch {plan}; got {ready.plan}")
+        return ready
 
     def rest(self) -> None:
         """Say that the prediction is over: stored hands may be opened for the next."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
@@ -26,14 +27,19 @@ from protocols.errors import (
 )
 from protocols.net.frames import (
     HEADER,
-    MAX_BODY_BYTES,
-    MAX_META_BYTES,
+    Frame,
+    Heard,
+    M,
     Message,
-    Meta,
+    N,
+    Refused,
     decode,
     describe,
     describe_error,
+    read,
+    read_header,
     restore_error,
+    room_for,
 )
 from protocols.net.tls import SecureSocket
 
@@ -147,13 +153,13 @@ class Link:
         return self._sock.raw.fileno()
 
     def send(
-        self, kind: str, meta: Meta | None = None, arrays: Sequence[np.ndarray] = (), *, hold: bool = False
+        self, kind: str, message: Message | None = None, arrays: Sequence[np.ndarray] = (), *, hold: bool = False
     ) -> None:
         """Send one frame; reads what arrives meanwhile.
 
         Args:
             kind: names the frame.
-            meta: JSON values.
+            message: of that kind; None for a frame of arrays alone.
             arrays: sent raw.
             hold: whether a small frame may wait for the next one, for `recv`, `flush` or `enter`.
 
@@ -163,7 +169,7 @@ class Link:
         """
         self._sock.require_here()
         parts = [np.asarray(a, order="C") for a in arrays]
-        text = describe(kind, meta or {}, [(a.dtype.str, a.shape) for a in parts])
+        text = describe(kind, message, [(a.dtype.str, a.shape) for a in parts])
         n_body = sum(a.nbytes for a in parts)
         head = HEADER.pack(len(text), n_body, self.clock + 1) + text
         self.counters[self.phase].sent += len(head) + n_body
@@ -187,13 +193,39 @@ class Link:
             held, self._held = b"".join(self._held), []
             self._write(memoryview(held))
 
-    def recv(self, kind: str, *, timeout_s: float | None = -1.0) -> Message:
-        """Return the next frame, which must be of `kind`; frames of kind "refused" raise what they carry.
+    def say(self, message: Message, arrays: Sequence[np.ndarray] = (), *, hold: bool = False) -> None:
+        """Send a message, as `send` does."""
+        self.send(message.kind, message, arrays, hold=hold)
+
+    @overload
+    def hear(self, first: type[M], /, *, timeout_s: float | None = ...) -> Heard[M]: ...
+    @overload
+    def hear(self, first: type[M], second: type[N], /, *, timeout_s: float | None = ...) -> Heard[M | N]: ...
+    @overload
+    def hear(self, *kinds: type[Message], timeout_s: float | None = ...) -> Heard[Message]: ...
+    def hear(self, *kinds: type[Any], timeout_s: float | None = -1.0) -> Heard[Any]:
+        """Return the next message, which must be one of `kinds`, and its arrays; otherwise as `recv`.
+
+        Raises:
+            IntegrityError: it is another one, or its fields break their rules.
+        """
+        return read(self._next(timeout_s), self.role, *kinds, step=self.step)
+
+    def recv(self, kind: str, *, timeout_s: float | None = -1.0) -> Frame:
+        """Return the next frame, of arrays alone, which must be of `kind`; a refusal raises what it carries.
 
         Args:
             kind: expected kind.
             timeout_s: longest silence; None waits for ever, the default is the link's.
         """
+        frame = self._next(timeout_s)
+        if frame.kind != kind:
+            raise IntegrityError(f"{self.role} must send {kind!r} now; got {frame.kind!r} ({self.step})")
+        if frame.meta != b"{}":
+            raise IntegrityError(f"{self.role} must send {kind!r} with arrays alone; it has fields ({self.step})")
+        return frame
+
+    def _next(self, timeout_s: float | None) -> Frame:
         self._sock.require_here()
         is_patient = timeout_s == -1.0
         limit = self.timeout_s if is_patient else timeout_s
@@ -213,12 +245,10 @@ class Link:
         # Counted when it is taken, not when it comes: a frame belongs to the step that waits for it.
         self.counters[self.phase].received += HEADER.size + len(text) + len(body)
         self.clock = max(self.clock, clock)
-        message = decode(text, body, self.role)
-        if message.kind == "refused":
-            raise restore_error(message.meta)
-        if message.kind != kind:
-            raise IntegrityError(f"{self.role} must send {kind!r} now; got {message.kind!r} ({self.step})")
-        return message
+        frame = decode(text, body, self.role)
+        if frame.kind == Refused.kind:
+            raise restore_error(read(frame, self.role, Refused, step=self.step).message)
+        return frame
 
     def peek(self, timeout_s: float) -> str | None:
         """Return the kind of the next frame without taking it; None where none comes within `timeout_s`."""
@@ -240,12 +270,12 @@ class Link:
 
     def seal(self, kind: str) -> bytes:
         """Return an empty frame as bytes for the network, to go there before all that is sent or sealed later."""
-        text = describe(kind, {}, [])
+        text = describe(kind, None)
         return self._sock.seal(HEADER.pack(len(text), 0, 0) + text)
 
     def refuse(self, error: SecureError) -> None:
         """Answer a request by an error: the peer's `recv` raises it."""
-        self.send("refused", describe_error(error))
+        self.say(describe_error(error))
 
     def send_array(self, kind: str, array: np.ndarray, *, hold: bool = False) -> None:
         """Send one array, as `send` does."""
@@ -253,11 +283,11 @@ class Link:
 
     def recv_array(self, kind: str, shape: Sequence[int], dtype: str = "<i8") -> np.ndarray:
         """Return one array, which must have `shape` and `dtype`."""
-        message = self.recv(kind)
-        got = [(a.shape, a.dtype.str) for a in message.arrays]
+        arrays = self.recv(kind).arrays
+        got = [(a.shape, a.dtype.str) for a in arrays]
         if got != [(tuple(shape), dtype)]:
             raise IntegrityError(f"{self.role} must send {kind!r} of shape {tuple(shape)} {dtype}; got {got}")
-        return message.arrays[0]
+        return arrays[0]
 
     def exchange(self, kind: str, array: np.ndarray) -> np.ndarray:
         """Send an array and return the peer's of the same shape and dtype: one round."""
@@ -306,14 +336,12 @@ class Link:
                 self._advance()
 
     def _advance(self) -> None:
-        n_meta, n_body, clock = HEADER.unpack(self._header)
+        n_meta, n_body, clock = read_header(self._header, self.role)
         if self._meta is None:
-            if not 0 < n_meta <= MAX_META_BYTES or n_body > MAX_BODY_BYTES:
-                raise IntegrityError(f"{self.role} sent a frame of impossible size")
-            self._meta = bytearray(n_meta)
+            self._meta = room_for(n_meta, self.role)
             self._target = memoryview(self._meta)
         elif self._body is None and n_body:
-            self._body = bytearray(n_body)
+            self._body = room_for(n_body, self.role)
             self._target = memoryview(self._body)
         else:
             self._inbox.append((clock, bytes(self._meta), self._body or bytearray()))

@@ -13,6 +13,7 @@ from protocols.errors import (
 )
 from protocols.forks import let_go_after_fork
 from protocols.net.link import Link, log
+from protocols.net.messages import Hello, Welcome
 from protocols.net.tls import Credentials, SecureSocket, context_of
 
 
@@ -79,11 +80,11 @@ class Listener:
             return None
         role, link = sock.role, Link(sock, self._timeout_s)
         try:
-            purpose = str(link.recv("hello", timeout_s=timeout_s).meta.get("purpose"))
+            purpose = link.hear(Hello, timeout_s=timeout_s).message.purpose
             if (role, purpose) not in missing:
                 link.refuse(PeerRefused(f"no connection of {role!r} for {purpose!r} is expected here"))
                 raise PeerRefused(role)
-            link.send("welcome")
+            link.say(Welcome())
         except SecureError as error:
             log.warning("refused %s: %s", role, type(error).__name__)
             link.close()
@@ -150,8 +151,8 @@ def connect(
         raise PeerRefused(f"the peer at {address[0]}:{address[1]} must be {role!r}; its certificate says {sock.role!r}")
     link = Link(sock, timeout_s)
     try:
-        link.send("hello", {"purpose": purpose})
-        link.recv("welcome", timeout_s=opening_s)
+        link.say(Hello(purpose))
+        link.hear(Welcome, timeout_s=opening_s)
     except PeerLost:
         link.close()
         raise PeerRefused(f"{role} did not accept our certificate") from None

@@ -19,8 +19,9 @@ from protocols.errors import (
     SecureError,
 )
 from protocols.forks import Origin, let_go_after_fork
-from protocols.net.frames import Meta, decode, describe_error, restore_error
+from protocols.net.frames import Message, decode, describe_error, read, restore_error
 from protocols.net.link import Link
+from protocols.net.messages import Abort, Beat, Bye
 from protocols.net.pulse import Pulse
 
 BEAT_S = 0.5
@@ -111,7 +112,7 @@ class Watch(threading.Thread):
         self._beats = _Beats(role, pulses or {}, self._period_s)
         self._failure: SecureError | None = None
         self._failed = threading.Event()
-        self._parting: Meta | None = None
+        self._parting: Message | None = None
         self._origin = Origin()
         self._wake_r, self._wake_w = os.pipe()
         let_go_after_fork(self)
@@ -126,7 +127,7 @@ class Watch(threading.Thread):
 
     def abort(self, error: SecureError) -> None:
         """Tell all peers that this role failed, and stop."""
-        self._part({"reason": "abort", "step": self.step} | describe_error(error))
+        self._part(Abort(self.step, describe_error(error)))
 
     def fail(self, error: SecureError) -> None:
         """End the session because another thread of this role failed: tell all peers, wake every link by `error`."""
@@ -135,7 +136,7 @@ class Watch(threading.Thread):
 
     def bye(self) -> None:
         """Tell all peers that this role leaves in good order, and stop."""
-        self._part({"reason": "bye"})
+        self._part(Bye())
 
     def let_go(self) -> None:
         """Close a copy's ends of the pipe that wakes this thread."""
@@ -144,8 +145,8 @@ class Watch(threading.Thread):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
-    def _part(self, meta: Meta) -> None:
-        self._parting = self._parting or meta
+    def _part(self, message: Message) -> None:
+        self._parting = self._parting or message
         self._wake()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout=2.0)
@@ -186,7 +187,7 @@ class Watch(threading.Thread):
             if time.monotonic() - beat >= self._period_s:
                 beat = time.monotonic()
                 for link in self._links.values():
-                    link.send("beat", {"step": self.step})
+                    link.say(Beat(self.step))
             poll.poll(max(1.0, self._period_s * 500))
             now = time.monotonic()
             # While this process was stopped, or its interpreter busy, nobody looked: that was not the peers' silence.
@@ -215,15 +216,15 @@ class Watch(threading.Thread):
     def _hear(self, role: str, link: Link) -> bool:
         """Take one message; return whether to go on."""
         _, text, body = link._inbox.popleft()
-        message = decode(text, body, role)
-        if message.kind == "beat":
-            self._steps[role] = str(message.meta.get("step"))
+        message = read(decode(text, body, role), role, Beat, Bye, Abort, step=self.step).message
+        if isinstance(message, Beat):
+            self._steps[role] = message.step
             return True
-        if message.meta.get("reason") == "bye":
+        if not isinstance(message, Abort):
             self._fail(PeerLost(f"{role} has left the session"), tell=False)
             return False
-        error = restore_error(message.meta)
-        said = f"{role} failed at {message.meta.get('step')}: {error} (we were at {self.step})"
+        error = restore_error(message.error)
+        said = f"{role} failed at {message.step}: {error} (we were at {self.step})"
         self._fail(type(error)(said), tell=True)
         return False
 
@@ -233,7 +234,7 @@ class Watch(threading.Thread):
         self._failure = error
         if tell:
             # Whoever sees us go shall hear of the root cause, not of our end.
-            self._parting = {"reason": "abort", "step": self.step} | describe_error(error)
+            self._parting = Abort(self.step, describe_error(error))
         self._failed.set()
         for link in self._guarded:
             link.fail(error)
@@ -245,7 +246,7 @@ class Watch(threading.Thread):
             with contextlib.suppress(SecureError):
                 if self._parting is not None:
                     link.timeout_s = 1.0
-                    link.send("part", self._parting)
+                    link.say(self._parting)
         for link in self._links.values():
             link.finish(0.5 if self._parting is not None else 0.0)
         self.let_go()

@@ -19,14 +19,14 @@ from protocols.dealing.correlation import Request
 from protocols.errors import UnsupportedError
 from protocols.on_demand import load
 from protocols.program.program import Program
+from protocols.running.names import PROTOCOLS
 from protocols.two_party.party import Party
 from protocols.two_party.value import Operator, Weights
 
+__all__ = ["PROTOCOLS", "Backend", "find", "require"]
+
 Params = Mapping[str, NDArray[np.floating]]
 Parts = tuple[Tensor, ...]
-
-# Protocol -> the module whose BACKEND it is.
-PROTOCOLS = {"fss": "protocols.running.fss", "crypten": "protocols.running.with_crypten"}
 
 
 class ShareWeights(Protocol):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Request
 from protocols.dealing.dealer import FRAME_BYTES, correction_bytes
+from protocols.dealing.messages import Corrections
 from protocols.errors import ProtocolAbort
-from protocols.net.frames import frame_bytes
 from protocols.running.rehearsal import Tape
 from protocols.running.runner import LayerCost
 
@@ -122,5 +122,4 @@ def correction_frames(listed: Sequence[Request], rank: int, prediction: int) -> 
 
 
 def _corrections(shapes: Sequence[correlation.Shape], prediction: int, *, last: bool) -> int:
-    meta = {"prediction": prediction, "last": last}
-    return frame_bytes("corrections", meta, [("<i8", shape) for shape in shapes])
+    return Corrections(prediction, last).frame_bytes([("<i8", shape) for shape in shapes])

@@ -41,7 +41,7 @@ def mul(party: Party, x: Tensor, y: Tensor) -> Tensor:
         party: this party.
         x, y: shares, int64; shapes that broadcast.
 
-    Cost: 1 round; 16 (|x| + |y|) bytes.
+    Cost: 1 round; 16 bytes for each element of x and of y.
     Security: as the module says.
     """
     return _product(party, "mul", x, y)
@@ -55,7 +55,7 @@ def matmul(party: Party, x: Tensor, y: Tensor) -> Tensor:
         party: this party.
         x, y: shares, int64; (..., M, K) and (..., K, N), leading axes broadcast.
 
-    Cost: 1 round; 16 (|x| + |y|) bytes.
+    Cost: 1 round; 16 bytes for each element of x and of y.
     Security: as the module says.
     """
     return _product(party, "matmul", x, y)
@@ -76,7 +76,7 @@ def conv2d(
     Returns:
         Share, (n, O, h', w').
 
-    Cost: 1 round; 16 (|x| + |y|) bytes.
+    Cost: 1 round; 16 bytes for each element of x and of y.
     Security: as the module says.
     """
     return _product(party, "conv2d", x, y, stride=tuple(stride), dilation=tuple(dilation), groups=groups)

@@ -15,7 +15,7 @@ Import this module before `crypten`: CrypTen 0.4.1 does not import on current to
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from protocols.errors import InputError, ProtocolAbort, SecureError
 from protocols.net.link import Link
 from protocols.net.tls import issue
 from protocols.net.watch import Watch
+from securemtk.crypten_backend.messages import Addresses, Call, PartySettings, Result
 from securemtk.crypten_backend.roles import CALLER, DEALER, PARTIES, ROLES, open_links
 from securemtk.serving.config import Config
 from securemtk.serving.launch import RoleProcess, stop_all
@@ -68,12 +69,12 @@ def run(
     if protocol not in TYPES:
         raise InputError(f"protocol must be one of {', '.join(TYPES)}; got {protocol!r}")
     arguments, arrays = values.pack({"args": args, "kwargs": kwargs}, "an argument")
-    meta = _reference(program) | {"protocol": protocol, "arguments": arguments}
+    call = Call(**_reference(program), protocol=protocol, arguments=arguments)
     with _Run(config) as roles:
         for link in roles.parties:
-            link.send("program", meta, arrays)
-        answers = [link.recv("result", timeout_s=None) for link in roles.parties]
-    return [values.unpack(answer.meta["result"], answer.arrays) for answer in answers]
+            link.say(call, arrays)
+        answers = [link.hear(Result, timeout_s=None) for link in roles.parties]
+    return [values.unpack(answer.message.result, answer.arrays) for answer in answers]
 
 
 def _reference(program: Callable[..., Any]) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _reference(program: Callable[..., Any]) -> dict[str, Any]:
         if path is None:
             raise InputError(f"the program must lie in a file; {name!r} was typed in")
         path = os.path.abspath(path)
-    return {"module": module, "path": path, "name": name, "sys_path": [os.path.abspath(p) for p in sys.path]}
+    return {"module": module, "path": path, "name": name, "sys_path": tuple(os.path.abspath(p) for p in sys.path)}
 
 
 @dataclass
@@ -115,18 +116,19 @@ class _Run:
 
     def _start(self) -> None:
         config, credentials = self.config, issue(ROLES)
-        common: Mapping[str, Any] = {
-            "host": config.host,
-            "timeout_s": config.timeout_s,
-            "start_timeout_s": config.start_timeout_s,
-            "threads": config.threads,
-        }
         for role in (*PARTIES, DEALER):
-            own = {"credentials": credentials[role].to_json()}
-            self._processes.append(RoleProcess(role, {**common, **own}, module=_MODULE, talks=role != DEALER))
+            settings = PartySettings(
+                role=role,
+                credentials=credentials[role].to_json(),
+                host=config.host,
+                timeout_s=float(config.timeout_s),
+                start_timeout_s=float(config.start_timeout_s),
+                threads=config.threads,
+            )
+            self._processes.append(RoleProcess(role, settings, module=_MODULE, talks=role != DEALER))
         addresses = {process.role: process.address(config.start_timeout_s) for process in self._processes}
         for process in self._processes:
-            process.tell(addresses)
+            process.tell(Addresses(addresses))
         links = open_links(CALLER, credentials[CALLER], addresses, config.timeout_s, config.start_timeout_s)
         self._links, watched, pulses = sort_links(links)
         self.parties = [links[role, "data"] for role in PARTIES]

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ from protocols.dealing.dealer import receive_seed
 from protocols.dealing.demand import DemandCorrelations, DemandDealer, DemandReceiver, NumberedWire, mask_of
 from protocols.errors import InputError, ProtocolAbort, SecureError, place_of
 from protocols.net import pulse
-from protocols.net.frames import Message
+from protocols.net.frames import Heard
 from protocols.net.listener import Listener, connect
+from protocols.net.messages import Bye
 from protocols.net.tls import Credentials
 from protocols.net.watch import Watch
 from protocols.primitives import kernels
 from protocols.primitives.prg import SEED_BYTES, Stream, fresh_seed
 from protocols.two_party.reused_masks import Weights
+from securemtk.crypten_backend.messages import Addresses, Call, PartySettings, Result
 from securemtk.serving.config import WATCH_PURPOSES
 from securemtk.serving.peers import Links
-from securemtk.serving.process import Hear, Life, Say, live, run, settle
+from securemtk.serving.process import Life, PipeStarter, Starter, live, run, settle
+from securemtk.serving.start_messages import Listening
 from securemtk.support import values
 
 PARTIES = ("party0", "party1")
@@ -45,12 +48,12 @@ PURPOSES = ("data", *WATCH_PURPOSES, "supply")
 
 
 def open_links(
-    role: str, credentials: Credentials, addresses: Mapping[str, Sequence[Any]], timeout_s: float, opening_s: float
+    role: str, credentials: Credentials, addresses: Mapping[str, tuple[str, int]], timeout_s: float, opening_s: float
 ) -> Links:
     """Connect to every role before `role` in the order of `ROLES`; limits as of `channel.connect`."""
     return {
-        (other, purpose): connect(credentials, (str(host), int(port)), other, purpose, timeout_s, opening_s=opening_s)
-        for other, (host, port) in addresses.items()
+        (other, purpose): connect(credentials, address, other, purpose, timeout_s, opening_s=opening_s)
+        for other, address in addresses.items()
         if ROLES.index(other) < ROLES.index(role)
         for purpose in PURPOSES
     }
@@ -59,7 +62,7 @@ def open_links(
 # --- a party --------------------------------------------------------------------------------------------------------
 
 
-def load_program(meta: Mapping[str, Any]) -> Callable[..., Any]:
+def load_program(call: Call) -> Callable[..., Any]:
     """Return the function that the caller named: a file or module, and a name in it.
 
     A function that CrypTen's `run_multiprocess` decorates is taken without that decorator.
@@ -67,34 +70,33 @@ def load_program(meta: Mapping[str, Any]) -> Callable[..., Any]:
     Raises:
         InputError: there is no such function.
     """
-    sys.path[:] = [str(path) for path in meta["sys_path"]]
-    if meta["path"] is None:
-        module = importlib.import_module(str(meta["module"]))
+    sys.path[:] = call.sys_path
+    if call.path is None:
+        module = importlib.import_module(call.module)
     else:
         # Under another name than "__main__", so that the script's own start does not run again.
-        spec = importlib.util.spec_from_file_location("__securemtk_program__", str(meta["path"]))
+        spec = importlib.util.spec_from_file_location("__securemtk_program__", call.path)
         if spec is None or spec.loader is None:
-            raise InputError(f"a program must lie in a Python file; got {Path(str(meta['path'])).name!r}")
+            raise InputError(f"a program must lie in a Python file; got {Path(call.path).name!r}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     found: Any = module
-    for name in str(meta["name"]).split("."):
+    for name in call.name.split("."):
         found = getattr(found, name, None)
     if not callable(found):
-        raise InputError(f"the program must be a function of its file; {meta['name']!r} is not")
+        raise InputError(f"the program must be a function of its file; {call.name!r} is not")
     function: Callable[..., Any] = inspect.unwrap(found)
     return function
 
 
-def _run_program(message: Message, party: EagerParty, watch: Watch) -> Any:
-    meta = message.meta
-    path = None
+def _run_program(heard: Heard[Call], party: EagerParty, watch: Watch) -> Any:
+    call, path = heard.message, None
     try:
-        with using(party, str(meta["protocol"])):
-            program = load_program(meta)
+        with using(party, call.protocol):
+            program = load_program(call)
             path = inspect.getsourcefile(program)
-            arguments = values.unpack(meta["arguments"], message.arrays)
+            arguments = values.unpack(call.arguments, heard.arrays)
             return program(*arguments["args"], **arguments["kwargs"])
     except SecureError:
         if watch.failure is None:
@@ -115,7 +117,7 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
     seed, own = receive_seed(dealer), fresh_seed()
     peer.send("zero", None, [np.frombuffer(own, dtype=np.uint8)])
     other = peer.recv_array("zero", (SEED_BYTES,), "|u1").tobytes()
-    message = caller.recv("program", timeout_s=None)
+    heard = caller.hear(Call, timeout_s=None)
     for link in (peer, dealer):
         link.enter("online")
     supply = DemandReceiver(links[DEALER, "supply"], rank, seed)
@@ -125,23 +127,23 @@ def be_party(rank: int, links: Links, watch: Watch) -> None:
     weights = Weights(functools.partial(mask_of, seed))
     enter("program")
     party = EagerParty(rank, wire, demand, Stream(other), Stream(own), Stream(), weights=weights)
-    result, arrays = values.pack(_run_program(message, party, watch), "the program's result")
+    result, arrays = values.pack(_run_program(heard, party, watch), "the program's result")
     enter("end of the program")
     demand.end()
     wire.exchange("end", torch.zeros(1, dtype=torch.int64))
-    caller.send("result", {"result": result}, arrays)
+    caller.say(Result(result), arrays)
 
 
 # --- a process ------------------------------------------------------------------------------------------------------
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
-    credentials = Credentials.from_json(settings["credentials"])
-    timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
-    listener = Listener(credentials, settings["host"], 0, timeout_s)
+def _connect(settings: PartySettings, starter: Starter) -> Links:
+    role, timeout_s, start_s = settings.role, settings.timeout_s, settings.start_timeout_s
+    credentials = Credentials.from_json(settings.credentials)
+    listener = Listener(credentials, settings.host, settings.port, timeout_s)
     try:
-        say({"address": listener.address})
-        links = open_links(role, credentials, hear(), timeout_s, start_s)
+        starter.say(Listening(listener.address))
+        links = open_links(role, credentials, starter.hear(Addresses).addresses, timeout_s, start_s)
         after = ROLES[ROLES.index(role) + 1 :]
         expected = [(other, purpose) for other in after for purpose in PURPOSES]
         return links | listener.accept(expected, start_s)
@@ -149,23 +151,19 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Li
         listener.close()
 
 
-def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
-    """Be a role until the caller leaves.
-
-    Args:
-        settings: role, credentials and limits, as `crypten_backend.run` writes them.
-        say: tells the starter where this role listens.
-        hear: returns what the starter says later.
+def serve(starter: Starter) -> int:
+    """Be the role that the starter says until the caller leaves.
 
     Returns:
         The process's exit status.
     """
-    role = str(settings["role"])
-    torch.set_num_threads(int(settings["threads"]))
+    settings = starter.hear(PartySettings)
+    role = settings.role
+    torch.set_num_threads(settings.threads)
     kernels.warm()
     pulse.warm()
     settle()
-    links = _connect(role, settings, say, hear)
+    links = _connect(settings, starter)
 
     def work(life: Life) -> None:
         if role == DEALER:
@@ -175,13 +173,13 @@ def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
             DemandDealer(wants, supplies, functools.partial(setattr, life.watch, "step")).serve()
         else:
             be_party(PARTIES.index(role), links, life.watch)
-        links[CALLER, "data"].recv("bye", timeout_s=None)
+        links[CALLER, "data"].hear(Bye, timeout_s=None)
 
-    return live(role, links, float(settings["timeout_s"]), work)
+    return live(role, links, settings.timeout_s, work)
 
 
 if __name__ == "__main__":
-    announce = os.fdopen(os.dup(1), "w")
+    announce = os.fdopen(os.dup(1), "wb")
     # From here on what the program prints goes elsewhere: the pipe is for the address.
     os.dup2(2, 1)
-    os._exit(run(serve, sys.stdin, announce))
+    os._exit(run(serve, PipeStarter(sys.stdin.buffer, announce)))

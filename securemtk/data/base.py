@@ -55,7 +55,13 @@ class Columns:
 
     @classmethod
     def fit(cls, names: Sequence[str], rows: NDArray[np.float64], low: float = -1.0, high: float = 1.0) -> "Columns":
-        """Take mean and standard deviation from rows, float64 (n, F)."""
+        """Take mean and standard deviation from rows, float64 (n, F).
+
+        Args:
+            names: of the features.
+            rows: float64 (n, F), in the table's own units.
+            low, high: as in `Columns`.
+        """
         std = rows.std(axis=0)
         return cls(tuple(names), rows.mean(axis=0), np.where(std > 0, std, 1.0), low, high)
 
@@ -191,12 +197,22 @@ class DataSet:
         raise InputError(f"task must be one of {[t.name for t in self.tasks]}; got {name!r}")
 
     def known(self, name: str, part: Part = "train") -> NDArray[np.bool_]:
-        """Return which samples of a part have a label of that task: bool (n,)."""
+        """Return which samples of a part have a label of that task: bool (n,).
+
+        Args:
+            name: of the task.
+            part: train or test.
+        """
         mask: NDArray[np.bool_] = self._labels(name, part) != MISSING
         return mask
 
     def shares(self, name: str, part: Part = "train") -> NDArray[np.float64]:
-        """Return the share of each class among the samples of a part whose label is known: float64 (classes,)."""
+        """Return the share of each class among the samples of a part whose label is known: float64 (classes,).
+
+        Args:
+            name: of the task.
+            part: train or test.
+        """
         counts = np.bincount(self._labels(name, part)[self.known(name, part)], minlength=self.task(name).classes)
         shares: NDArray[np.float64] = counts / counts.sum()
         return shares

@@ -51,13 +51,11 @@ def breast_cancer(*, seed: int = 0) -> DataSet:
     training part. Radius, perimeter and area (mean and worst) and all counts of concave points are no inputs.
 
     Args:
-        seed: of the split, which is stratified by benign: 426 training and 143 test samples.
+        seed: of the split, which is stratified by benign: 426 training and 143 test samples. A seed that is not a
+            whole number is an InputError.
 
     Returns:
-        Rows float32 (n, 21) in [-1, 1], three standard deviations of the training part to each side.
-
-    Raises:
-        InputError: seed is not a whole number.
+        Rows float32 (n, 21), scaled as those of `wine`.
     """
     return _table("breast_cancer", load_breast_cancer(), "benign", _CANCER, seed)
 

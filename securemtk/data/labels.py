@@ -52,7 +52,13 @@ def _rows(path: Path, reader: Iterator[list[str]], width: int) -> Rows:
 
 
 def places_of(path: Path, header: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return the places of columns; raise InputError for those that are not there."""
+    """Return the places of columns; raise InputError for those that are not there.
+
+    Args:
+        path: of the table, for the message.
+        header: all its columns.
+        names: those wanted.
+    """
     if unknown := [name for name in names if name not in header]:
         raise InputError(f"{path} must have the columns {few(names)}; got no {few(unknown)} among {few(header, 20)}")
     return [header.index(name) for name in names]
@@ -63,6 +69,11 @@ def encoded(name: str, values: Sequence[str], source: str) -> tuple[Labels, tupl
 
     Each distinct value is a class: in order of size where all are whole numbers, by text otherwise. An empty value is
     a missing label.
+
+    Args:
+        name: of the column.
+        values: its texts, one for each row.
+        source: names the table in a message.
 
     Raises:
         InputError: there are fewer than 2 or more than 1,000 distinct values.
@@ -87,7 +98,12 @@ def interned(value: str) -> str:
 
 
 def as_folder(path: object, holds: str) -> Path:
-    """Return the path of a folder; raise InputError that says what it should hold where there is none."""
+    """Return the path of a folder; raise InputError that says what it should hold where there is none.
+
+    Args:
+        path: of the folder, as somebody gave it.
+        holds: what it should hold, in words.
+    """
     folder = as_path("path", path)
     if not folder.is_dir():
         raise InputError(f"path must be a folder that holds {holds}; got {str(folder)!r}")

@@ -76,6 +76,10 @@ class Law:
 
         It is the sum over the values g of `given` of max_t P(target = t, given = g), exact.
 
+        Args:
+            target: the attribute guessed.
+            given: attributes that are known.
+
         Raises:
             InputError: a name is unknown, or target is given.
         """
@@ -98,7 +102,12 @@ class Law:
         return {given: self.best_guess(target, given) for given in sets}
 
     def sample(self, n: int, seed: int) -> dict[str, Labels]:
-        """Return n draws, attribute name -> int64 (n,); the same seed gives the same draws."""
+        """Return n draws, attribute name -> int64 (n,); the same seed gives the same draws.
+
+        Args:
+            n: number of draws.
+            seed: of the draws.
+        """
         edges = np.cumsum(self.table.ravel())
         cells = np.searchsorted(edges, np.random.default_rng(seed).random(n) * edges[-1], side="right")
         columns = np.unravel_index(cells, self.table.shape)
@@ -184,13 +193,23 @@ def correlated_law(strength: float = 0.85) -> Law:
 
 
 def load_correlated(*, strength: float = 0.85, n_train: int = 4000, n_test: int = 1000, seed: int = 0) -> DataSet:
-    """Draw shapes under `correlated_law(strength)`; all else is as in `load`."""
+    """Draw shapes under `correlated_law(strength)`; all else is as in `load`.
+
+    Args:
+        strength: as in `correlated_law`.
+        n_train, n_test, seed: as in `load`.
+    """
     drawn = load(law=correlated_law(strength), n_train=n_train, n_test=n_test, seed=seed)
     return replace(drawn, name="shapes-correlated")
 
 
 def draw(labels: dict[str, Labels], seed: int) -> Images:
-    """Draw one image for each row of labels: float32 (n, 3, 32, 32) in [0, 1]."""
+    """Draw one image for each row of labels: float32 (n, 3, 32, 32) in [0, 1].
+
+    Args:
+        labels: attribute -> int64 (n,).
+        seed: of places, turns, shades and noise.
+    """
     rng = np.random.default_rng(seed)
     n = len(labels["shape"])
     out = np.empty((n, 3, SIDE, SIDE), dtype=np.float32)

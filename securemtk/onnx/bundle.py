@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import stat
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.errors import BundleError, RangeError, RangeWarning
+from protocols.errors import BundleError, InputError, RangeError, RangeWarning
 from protocols.program.program import Shape
 from protocols.running import ranges
 from protocols.running.ranges import Headroom
@@ -30,7 +29,7 @@ from securemtk.onnx.importer import Imported, load_onnx
 from securemtk.onnx.manifest import MANIFEST, MODEL, Manifest
 from securemtk.onnx.model.inputs import input_arrays
 from securemtk.onnx.model.reading import MAX_BYTES, read_proto, self_contained
-from securemtk.support.files import replaced_folder, write_whole
+from securemtk.support.files import read_regular, replaced_folder, write_whole
 from securemtk.tasks import Task
 
 _MAX_MANIFEST_BYTES = 1 << 26
@@ -103,6 +102,10 @@ def write_bundle(
 
 def check_bundle_target(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Return the absolute path of a folder that `write_bundle` may make, or replace; for use before the work.
+
+    Args:
+        folder: of the bundle.
+        overwrite: whether a bundle that is there may be replaced.
 
     Raises:
         BundleError: something is there that may not be replaced, or its parent takes no new folder.
@@ -228,16 +231,11 @@ def _looks_like_bundle(target: Path) -> bool:
 def _member(handle: int, name: str, limit: int) -> bytes:
     """Return the bytes of a regular file in an open folder, following no link."""
     try:
-        member = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=handle)
-        with open(member, "rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise BundleError(f"{name} must be a regular file")
-            if facts.st_size > limit:
-                raise BundleError(f"{name} must be at most {limit} bytes; got {facts.st_size}")
-            return file.read(limit)
+        return read_regular(name, limit, name, folder=handle, follow=False)
     except OSError as error:
         raise BundleError(f"{name} must be a regular file, no link: {error.strerror}") from None
+    except InputError as error:
+        raise BundleError(str(error)) from None
 
 
 def _text(data: bytes) -> str:

@@ -106,7 +106,12 @@ class Manifest:
         return {source for name in closed for source in leaks.get(name, ())}
 
     def opening(self, task: str, granted: Collection[str]) -> float:
-        """Return the probability with which a row of a task is answered truly when these tasks' keys are granted."""
+        """Return the probability with which a row of a task is answered truly when these tasks' keys are granted.
+
+        Args:
+            task: name of the task.
+            granted: tasks whose keys are granted.
+        """
         closed = [t.name for t in self.tasks if t.secured and t.name not in granted]
         if task in closed:
             return 0.0

@@ -10,8 +10,8 @@ import torch
 
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, USER, Request
-from protocols.dealing.dealer import correction_bytes, pack
-from protocols.dealing.pool import Deal
+from protocols.dealing.dealer import correction_bytes
+from protocols.dealing.messages import Deal, pack
 from protocols.errors import InputError
 from protocols.net.frames import frame_bytes
 from protocols.program.program import Program, chunk_size
@@ -20,6 +20,8 @@ from protocols.running.rehearsal import Tape
 from protocols.running.replay import BYTE_S, MESSAGE_S, Network, correction_frames
 from protocols.running.runner import LayerCost, Plan
 from securemtk.serving.config import Config
+from securemtk.serving.messages import Granted, Ready
+from securemtk.serving.parties.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
 
 NETWORKS = {
     "local": Network(),
@@ -209,8 +211,7 @@ class _Run:
 
     def offline_bytes(self, prediction: int, keys: Sequence[str], *, first: bool) -> int:
         """Return what all roles send for one prediction before it starts, as `Session` counts it."""
-        plan = self._plan
-        about = {"prediction": prediction, "model": 0, "protocol": plan.protocol, "batch": plan.batch}
+        order = PreparedPrediction(prediction, PredictionKind(0, self._plan.batch, tuple(keys)))
         to_keeper, to_user = (
             self._deal(prediction, first=first) + correction_frames(self._requests, rank, prediction)
             for rank in (KEEPER, USER)
@@ -218,16 +219,15 @@ class _Run:
         return (
             to_keeper
             + to_user
-            + frame_bytes("request", {"task": "prepare", "keys": list(keys)} | about, [])
-            + frame_bytes("granted", {"prediction": prediction}, [])
-            + frame_bytes("request", {"task": "predict"} | about, [])
-            + frame_bytes("ready", {"prediction": prediction, "bytes": to_keeper}, [])
+            + prepare_of(order).frame_bytes()
+            + Granted(prediction).frame_bytes()
+            + predict_of(order).frame_bytes()
+            + Ready(prediction, to_keeper).frame_bytes()
         )
 
     def _deal(self, prediction: int, *, first: bool) -> int:
-        key = (0, self._plan.protocol, self._plan.batch)
         packed = pack(self._requests) if first else None
-        return frame_bytes("deal", Deal(prediction, key, packed).to_json(), [])
+        return Deal(prediction, (0, self._plan.batch), packed).frame_bytes()
 
 
 def _waiting(keeper: Tape, user: Tape, deal_s: float, network: Network) -> float:

@@ -10,11 +10,10 @@ from protocols.errors import InputError
 from protocols.primitives.prg import Stream
 from securemtk.data.base import Labels
 from securemtk.mtk.attacks.base import Victim, stream_of
-from securemtk.mtk.attacks.suite import FORMAT as ATTACK_FORMAT
-from securemtk.mtk.attacks.suite import Effort, run_attacks
-from securemtk.mtk.evaluation.evaluate import Release, accuracy, attack, release, released_accuracy
+from securemtk.mtk.attacks.suite import AttackReport, Effort, run_attacks
+from securemtk.mtk.evaluation.evaluate import RELEASES, Release, accuracy, attack, release, released_accuracy
 from securemtk.mtk.evaluation.guarantees import guarantees
-from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak, Rule, answer_leaks, guessable, label_leaks
+from securemtk.mtk.evaluation.leaks import AnswerLeak, AnswerRule, LabelLeak, answer_leaks, guessable, label_leaks
 from securemtk.mtk.keys.key import stamp
 from securemtk.mtk.training.model import Scores, predict
 from securemtk.report import facts
@@ -22,13 +21,11 @@ from securemtk.report.encrypted import measure_encrypted
 from securemtk.report.threats import threat_model
 from securemtk.runs.places import CHECKPOINT, RUN
 from securemtk.runs.run_folder import Run, Trained, open_run, read_run, task_figures
+from securemtk.support.documents import parse_json
 from securemtk.support.progress import Progress, part_of, silent
 
 KIND, FORMAT = "securemtk report", 2
 ATTACK_FILE = "attack.json"
-RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
-
-_FINDING = {"attack": str, "task": str, "what": str, "figure": float | int, "chance": float | int, "meaning": str}
 
 
 @dataclass(frozen=True)
@@ -167,23 +164,12 @@ def read_attacks(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        raw = json.loads(path.read_text(), parse_constant=_refuse)
-        whole = raw["format"] == ATTACK_FORMAT and len(raw["findings"]) > 0 and isinstance(raw["effort"], dict)
-        for finding in raw["findings"]:
-            whole = whole and all(isinstance(finding[name], kind) for name, kind in _FINDING.items())
-        if not whole:
-            raise ValueError
-        kept = {name: raw[name] for name in ("format", "seed", "effort", "findings", "seconds")}
-        made = path.stat().st_mtime
-        checkpoint = folder / CHECKPOINT
+        raw = parse_json(path.read_bytes(), ATTACK_FILE)
+        made, checkpoint = path.stat().st_mtime, folder / CHECKPOINT
         stale = checkpoint.exists() and made < checkpoint.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{ATTACK_FILE} must be as written by securemtk attack; got another") from None
-    return kept | {"made": facts.moment(made), "stale": stale}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
+    except OSError as error:
+        raise InputError(f"{ATTACK_FILE} must be readable; got {error.strerror}") from None
+    return AttackReport.from_dict(raw, ATTACK_FILE).to_dict() | {"made": facts.moment(made), "stale": stale}
 
 
 def _check_attacks(trained: Trained, attacks: Mapping[str, Any] | None, extent: ReportOptions) -> None:
@@ -240,11 +226,11 @@ def _matrix(trained: Trained, leaks: Sequence[AnswerLeak]) -> dict[str, Any]:
     if len(rows) > 1 and len(unprotected) + len(rows) > 2:
         columns.append(("all others, with keys", unprotected, True))
 
-    def leak(target: str, sources: tuple[str, ...], others: bool, rule: Rule) -> AnswerLeak | None:
+    def leak(target: str, sources: tuple[str, ...], others: bool, rule: AnswerRule) -> AnswerLeak | None:
         more = tuple(name for name in rows if name != target) if others else ()
         return found.get((target, (*sources, *more), rule))
 
-    def gains(rule: Rule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
+    def gains(rule: AnswerRule, gain: Callable[[AnswerLeak], float]) -> list[list[float | None]]:
         cells = [[leak(target, sources, others, rule) for _, sources, others in columns] for target in rows]
         return [[None if cell is None else gain(cell) for cell in row] for row in cells]
 
@@ -273,7 +259,7 @@ def _guarantees(trained: Trained, stream: Stream) -> dict[str, Any]:
                     dataset.y_test[name],
                     stream,
                 )
-                for rule in RULES
+                for rule in RELEASES
             }
         }
         for name, found in guarantees(result.model, dataset, result.keys).items()

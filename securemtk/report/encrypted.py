@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +16,7 @@ from securemtk.mtk.training.model import Scores, predict
 from securemtk.onnx.manifest import MODEL
 from securemtk.runs.places import KEYS
 from securemtk.runs.run_folder import Trained, export
-from securemtk.serving.session import Model, Session
+from securemtk.serving.session import Model, PredictionCost, Session
 from securemtk.support.progress import Progress
 
 
@@ -37,23 +37,39 @@ class KeyState:
     max_difference: float | None
 
 
-@dataclass(frozen=True)
-class BatchCost:
-    """What one prediction costs; seconds are medians, bytes and rounds are exact.
+@dataclass(frozen=True, kw_only=True)
+class CostFigures:
+    """The figures of a `PredictionCost` that are shown: seconds are medians, bytes and rounds are exact."""
 
-    Args:
-        batch: samples at once.
-        repeats: predictions measured, after one that was not.
-        online_s, offline_s, online_bytes, offline_bytes, rounds: as in `PredictionCost`.
-    """
-
-    batch: int
-    repeats: int
     online_s: float
     offline_s: float
     online_bytes: int
     offline_bytes: int
     rounds: int
+
+    @classmethod
+    def of(cls, costs: Sequence[PredictionCost]) -> "CostFigures":
+        """Return the figures of one or more predictions of equal samples and keys."""
+        return CostFigures(
+            online_s=median(cost.online_s for cost in costs),
+            offline_s=median(cost.offline_s for cost in costs),
+            online_bytes=costs[-1].online_bytes,
+            offline_bytes=costs[-1].offline_bytes,
+            rounds=costs[-1].rounds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCost(CostFigures):
+    """What one prediction costs.
+
+    Args:
+        batch: samples at once.
+        repeats: predictions measured, after one that was not.
+    """
+
+    batch: int
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -152,12 +168,4 @@ def _cost(session: Session, model: Model, x: Scores, keys: Sequence[str], repeat
     for _ in range(repeats):
         model.predict(x, keys=keys)
         costs.append(session.cost)
-    return BatchCost(
-        batch=len(x),
-        repeats=repeats,
-        online_s=median(cost.online_s for cost in costs),
-        offline_s=median(cost.offline_s for cost in costs),
-        online_bytes=costs[-1].online_bytes,
-        offline_bytes=costs[-1].offline_bytes,
-        rounds=costs[-1].rounds,
-    )
+    return BatchCost(batch=len(x), repeats=repeats, **asdict(CostFigures.of(costs)))

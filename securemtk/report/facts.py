@@ -25,7 +25,12 @@ _GIT_SECONDS = 10
 
 
 def data_facts(dataset: DataSet, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name, sizes and the loader's options of a data set, without the paths among them."""
+    """Return name, sizes and the loader's options of a data set, without the paths among them.
+
+    Args:
+        dataset: as it was loaded.
+        options: of its loader.
+    """
     return {
         "name": dataset.name,
         "shape": list(dataset.shape),
@@ -39,7 +44,12 @@ def data_facts(dataset: DataSet, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_facts(dataset: DataSet, result: TrainResult) -> list[dict[str, Any]]:
-    """Return of each task its name, classes, whether it is secured, and shares of classes in the training part."""
+    """Return of each task its name, classes, whether it is secured, and shares of classes in the training part.
+
+    Args:
+        dataset: as it was loaded.
+        result: of the training.
+    """
     return [
         {
             "name": task.name,
@@ -60,7 +70,12 @@ def model_facts(model: MultiTaskModel) -> dict[str, int]:
 
 
 def key_facts(key: TriggerKey, dataset: DataSet) -> dict[str, Any]:
-    """Return size and place of a key, never its pattern: rows and columns from 0 of an image, names of a table's."""
+    """Return size and place of a key, never its pattern: rows and columns from 0 of an image, names of a table's.
+
+    Args:
+        key: its mask is told, its pattern is not.
+        dataset: names the columns of a table.
+    """
     facts: dict[str, Any] = {"values": int(key.mask.sum()), "of": int(key.mask.size), "bits": 8 * int(key.mask.sum())}
     if key.mask.ndim == 3:
         _, rows, columns = np.nonzero(key.mask)

@@ -25,12 +25,12 @@ from securemtk.mtk.evaluation.answer_fit import answer_stats
 from securemtk.mtk.evaluation.evaluate import TaskResult, evaluate
 from securemtk.mtk.keys.key import MODEL_ID_BYTES, TriggerKey, stamp
 from securemtk.mtk.keys.key import load as load_key
-from securemtk.mtk.training.settings import train_config
 from securemtk.mtk.training.train import TrainConfig, TrainResult, train
 from securemtk.onnx.bundle import check_bundle_target, write_bundle
 from securemtk.onnx.export import export_onnx
 from securemtk.onnx.manifest import Manifest
 from securemtk.runs.places import CHECKPOINT, KEY_SUFFIX, KEYS, RUN
+from securemtk.support.documents import parse_json, read
 from securemtk.support.files import check_file, check_new_folder, new_folder, write_whole
 from securemtk.support.progress import Progress, silent
 
@@ -62,13 +62,10 @@ class Run:
     @classmethod
     def from_json(cls, text: str) -> "Run":
         """Read what `to_json` wrote; raise InputError for anything else."""
-        try:
-            raw = json.loads(text)
-            if raw.pop("format") != FORMAT:
-                raise ValueError("format")
-            return cls(raw.pop("dataset"), tuple(raw.pop("secured")), train_config(raw.pop("config")), **raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{RUN} must be as written by train; got another ({type(error).__name__})") from None
+        raw = parse_json(text, RUN)
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+            raise InputError(f"{RUN} must be a table of format {FORMAT}, as written by train; got another")
+        return read(cls, raw, RUN)
 
 
 @dataclass(frozen=True)
@@ -142,6 +139,10 @@ def train_run(
 
 def open_run(folder: str | os.PathLike[str], passphrase: str | None = None) -> Trained:
     """Read a run that has ended, and measure it again.
+
+    Args:
+        folder: of the run.
+        passphrase: of the key files; None where they are not locked.
 
     Raises:
         InputError: the folder holds no run, or one that has not ended.

@@ -1,19 +1,17 @@
 """Role processes on this machine: fresh interpreters, their start and their end."""
 
 import contextlib
-import json
 import os
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from protocols.errors import PeerLost, PeerTimeout
 from protocols.forks import Origin, let_go_after_fork
-from protocols.net.frames import restore_error
+from protocols.net.frames import Message, Refused, from_line, restore_error, to_line
+from securemtk.serving.start_messages import Listening
 from securemtk.support.silence import SILENT
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -34,13 +32,13 @@ class RoleProcess:
 
     Args:
         role: for messages.
-        settings: sent as one line of JSON.
+        settings: sent as one line.
         module: what the interpreter runs.
         talks: whether the role may write to this process's standard error.
     """
 
     def __init__(
-        self, role: str, settings: Mapping[str, Any], *, module: str = "securemtk.serving.role", talks: bool = False
+        self, role: str, settings: Message, *, module: str = "securemtk.serving.role", talks: bool = False
     ) -> None:
         self.role = role
         self._origin = Origin()
@@ -54,19 +52,19 @@ class RoleProcess:
             start_new_session=True,
         )
         let_go_after_fork(self)
-        self.tell({"role": role} | dict(settings))
+        self.tell(settings)
 
     @property
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
 
-    def tell(self, line: Mapping[str, Any]) -> None:
-        """Write one line of JSON to the process."""
+    def tell(self, message: Message) -> None:
+        """Write a message to the process, as one line."""
         self._origin.require(f"the process of the {self.role}")
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
-                self._process.stdin.write(json.dumps(line).encode() + b"\n")
+                self._process.stdin.write(to_line(message))
                 self._process.stdin.flush()
 
     def address(self, timeout_s: float) -> tuple[str, int]:
@@ -77,11 +75,10 @@ class RoleProcess:
         line = stdout.readline()
         if not line:
             raise PeerLost(f"{self.role} ended while it started (exit status {self._process.wait(timeout=5)})")
-        said = json.loads(line)
-        if "error" in said:
+        said = from_line(line, self.role, Listening, Refused)
+        if isinstance(said, Refused):
             raise restore_error(said)
-        host, port = said["address"]
-        return str(host), int(port)
+        return said.address
 
     def stop(self, grace_s: float) -> None:
         """Wait for the process to end by itself, then end it; returns when it is gone.

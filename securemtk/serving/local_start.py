@@ -3,12 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from protocols.net.listener import connect
 from protocols.net.tls import Credentials, check_user, issue
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
 from securemtk.serving.launch import RoleProcess, stop_all
 from securemtk.serving.peers import Links
+from securemtk.serving.start_messages import AuthoritySettings, KeeperAt, KeeperSettings
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -28,6 +30,10 @@ class LocalPeers:
     def pids(self) -> Mapping[str, int]:
         """Role -> process id."""
         return {process.role: process.pid for process in self.processes}
+
+    def model_name(self, source: str | os.PathLike[str]) -> str:
+        """Return the absolute path of a bundle or file, which the keeper opens."""
+        return str(Path(source).resolve())
 
     def stop(self, grace_s: float) -> None:
         """Wait for the processes to end by themselves, then end them."""
@@ -57,7 +63,7 @@ class LocalStart:
         if user is not None:
             check_user(user)
         paths = [] if keys is None else [keys] if isinstance(keys, str | os.PathLike) else list(keys)
-        self._keys = [str(Path(path).resolve()) for path in paths]
+        self._keys = tuple(str(Path(path).resolve()) for path in paths)
         self._passphrase = passphrase
         self._grants = None if grants is None else os.path.abspath(grants)
         self._user = user
@@ -78,9 +84,9 @@ class LocalStart:
         names = {} if self._user is None else {USER_ROLE: self._user}
         credentials = issue([KEEPER_ROLE, USER_ROLE, AUTHORITY_ROLE], users=names)
         for settings in self._settings(config, protocol, credentials):
-            processes.append(RoleProcess(str(settings["role"]), settings))
+            processes.append(RoleProcess(settings.kind, settings))
         addresses = {process.role: process.address(config.start_timeout_s) for process in processes}
-        processes[1].tell({"keeper_port": addresses[KEEPER_ROLE][1]})
+        processes[1].tell(KeeperAt(addresses[KEEPER_ROLE]))
         limits = {"timeout_s": config.timeout_s, "opening_s": config.start_timeout_s}
         return {
             (role, purpose): connect(credentials[USER_ROLE], addresses[role], role, purpose, **limits)
@@ -90,26 +96,28 @@ class LocalStart:
 
     def _settings(
         self, config: Config, protocol: str, credentials: Mapping[str, Credentials]
-    ) -> list[dict[str, object]]:
-        common = {
+    ) -> tuple[KeeperSettings, AuthoritySettings]:
+        common: dict[str, Any] = {
             "host": config.host,
-            "timeout_s": config.timeout_s,
-            "start_timeout_s": config.start_timeout_s,
+            "timeout_s": float(config.timeout_s),
+            "start_timeout_s": float(config.start_timeout_s),
             "threads": config.threads,
             "protocol": protocol,
         }
-        keeper = {
-            "role": KEEPER_ROLE,
-            "port": config.keeper_port,
-            "needs_grant": self._grants is not None,
-            "store": None if config.store is None else os.path.abspath(config.store),
-            "slots": max(config.ahead, 1),
-        }
-        authority = {
-            "role": AUTHORITY_ROLE,
-            "port": config.authority_port,
-            "keys": self._keys,
-            "passphrase": self._passphrase,
-            "grants": self._grants,
-        }
-        return [common | own | {"credentials": credentials[str(own["role"])].to_json()} for own in (keeper, authority)]
+        keeper = KeeperSettings(
+            credentials=credentials[KEEPER_ROLE].to_json(),
+            port=config.keeper_port,
+            needs_grant=self._grants is not None,
+            store=None if config.store is None else os.path.abspath(config.store),
+            slots=max(config.ahead, 1),
+            **common,
+        )
+        authority = AuthoritySettings(
+            credentials=credentials[AUTHORITY_ROLE].to_json(),
+            port=config.authority_port,
+            keys=self._keys,
+            passphrase=self._passphrase,
+            grants=self._grants,
+            **common,
+        )
+        return keeper, authority

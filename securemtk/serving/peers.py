@@ -1,5 +1,6 @@
 """How the user comes to a keeper and an authority: a `Start` gives links to them, whatever and wherever they are."""
 
+import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -29,6 +30,9 @@ class Peers(Protocol):
     @property
     def pids(self) -> Mapping[str, int]:
         """Role -> process id, of the roles that run on this machine for this session alone."""
+
+    def model_name(self, source: str | os.PathLike[str]) -> str:
+        """Return the name by which the keeper knows what the user calls `source`."""
 
     def stop(self, grace_s: float) -> None:
         """End what was started, after `grace_s` seconds at the latest; may be called any number of times."""

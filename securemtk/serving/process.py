@@ -5,48 +5,74 @@
 
 import contextlib
 import gc
-import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, BinaryIO, Protocol, overload
 
 from protocols.errors import PeerLost, ProtocolAbort, SecureError, place_of
-from protocols.net.frames import describe_error
+from protocols.net.frames import M, Message, N, describe_error, from_line, to_line
 from protocols.net.watch import Watch
 from securemtk.serving.peers import Links, sort_links
 
 # A role whose peers are gone may still compute for this long before it ends itself.
 GRACE_S = 2.0
 
-Say = Callable[[Mapping[str, Any]], None]
-Hear = Callable[[], Mapping[str, Any]]
+
+class Starter(Protocol):
+    """Who started a role, as the role sees it."""
+
+    def say(self, message: Message) -> None:
+        """Tell the starter something."""
+
+    @overload
+    def hear(self, first: type[M], /) -> M: ...
+    @overload
+    def hear(self, first: type[M], second: type[N], /) -> M | N: ...
+    def hear(self, *kinds: type[Any]) -> Any:
+        """Return what the starter says next, one of `kinds`; raise IntegrityError for anything else."""
 
 
-def run(serve: Callable[[Mapping[str, Any], Say, Hear], int], stdin: TextIO, stdout: TextIO) -> int:
-    """Be a role: read its settings from stdin, let it announce itself on stdout, serve.
+class PipeStarter:
+    """A starter at the other end of two pipes; each line is one message.
 
     Args:
-        serve: settings, what tells the starter something, what returns the starter's next line -> exit status.
-        stdin, stdout: of the process; each line is one JSON object.
+        stdin, stdout: of this process.
+    """
+
+    def __init__(self, stdin: BinaryIO, stdout: BinaryIO) -> None:
+        self._stdin, self._stdout = stdin, stdout
+
+    def say(self, message: Message) -> None:
+        """Write a line."""
+        self._stdout.write(to_line(message))
+        self._stdout.flush()
+
+    @overload
+    def hear(self, first: type[M], /) -> M: ...
+    @overload
+    def hear(self, first: type[M], second: type[N], /) -> M | N: ...
+    def hear(self, *kinds: type[Any]) -> Any:
+        """Read a line."""
+        return from_line(self._stdin.readline(), "the starter", *kinds)
+
+
+def run(serve: Callable[[Starter], int], starter: Starter) -> int:
+    """Be a role: hear its settings, let it announce itself, serve.
+
+    Args:
+        serve: starter -> exit status.
+        starter: who is told why nothing is served.
 
     Returns:
         The process's exit status; 3 for an error before anything was served, which the starter is told.
     """
 
-    def hear() -> Mapping[str, Any]:
-        line: Mapping[str, Any] = json.loads(stdin.readline())
-        return line
-
-    def say(line: Mapping[str, Any]) -> None:
-        stdout.write(json.dumps(line) + "\n")
-        stdout.flush()
-
     try:
-        return serve(hear(), say, hear)
+        return serve(starter)
     except SecureError as error:
-        say(describe_error(error))
+        starter.say(describe_error(error))
         return 3
 
 

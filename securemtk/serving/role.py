@@ -7,7 +7,6 @@ user leaves. It exits by itself when a peer is gone: no process outlives its ses
 
 import os
 import sys
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,23 +15,24 @@ from protocols.net.tls import Credentials
 from protocols.on_demand import Late
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE
 from securemtk.serving.peers import Links
-from securemtk.serving.process import Hear, Life, Say, live, run
+from securemtk.serving.process import Life, PipeStarter, Starter, live, run
+from securemtk.serving.start_messages import AuthoritySettings, KeeperAt, KeeperSettings, Listening
 
 # With torch, which takes longer to load than all else: the peers need not wait for it.
 duties = Late("securemtk.serving.duties")
 
 
-def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Links:
+def _connect(settings: KeeperSettings | AuthoritySettings, starter: Starter) -> Links:
     """Open this role's connections: (peer, purpose) -> link."""
-    credentials = Credentials.from_json(settings["credentials"])
-    timeout_s, start_s = float(settings["timeout_s"]), float(settings["start_timeout_s"])
-    listener = Listener(credentials, settings["host"], int(settings["port"]), timeout_s)
-    say({"address": listener.address})
+    role, timeout_s, start_s = settings.kind, settings.timeout_s, settings.start_timeout_s
+    credentials = Credentials.from_json(settings.credentials)
+    listener = Listener(credentials, settings.host, settings.port, timeout_s)
+    starter.say(Listening(listener.address))
     links: Links = {}
     try:
         expected = [(USER_ROLE, purpose) for purpose in PURPOSES[role, USER_ROLE]]
         if role == AUTHORITY_ROLE:
-            keeper = (settings["host"], int(hear()["keeper_port"]))
+            keeper = starter.hear(KeeperAt).address
             for purpose in PURPOSES[KEEPER_ROLE, AUTHORITY_ROLE]:
                 links[KEEPER_ROLE, purpose] = connect(
                     credentials, keeper, KEEPER_ROLE, purpose, timeout_s, opening_s=start_s
@@ -44,35 +44,27 @@ def _connect(role: str, settings: Mapping[str, Any], say: Say, hear: Hear) -> Li
         listener.close()
 
 
-def _has_keys(settings: Mapping[str, Any]) -> bool:
-    return bool(settings["keys"]) or settings["grants"] is not None
-
-
-def _work(role: str, settings: Mapping[str, Any], keys: Any, links: Links, life: Life) -> None:
-    if role == KEEPER_ROLE:
+def _work(settings: KeeperSettings | AuthoritySettings, keys: Any, links: Links, life: Life) -> None:
+    if isinstance(settings, KeeperSettings):
         duties.keep(settings, links, life)
     else:
         duties.decide(settings, duties.distributor(settings) if keys is None else keys, links, life)
 
 
-def serve(settings: Mapping[str, Any], say: Say, hear: Hear) -> int:
-    """Be a role until the user leaves.
-
-    Args:
-        settings: role, addresses, credentials and limits, as `LocalStart` writes them.
-        say: tells the starter where this role listens.
-        hear: returns what the starter says later.
+def serve(starter: Starter) -> int:
+    """Be the role that the starter says until the user leaves.
 
     Returns:
         The process's exit status.
     """
-    role = str(settings["role"])
+    settings = starter.hear(KeeperSettings, AuthoritySettings)
     # Before it listens: what is wrong with keys or grants is told before anything runs.
-    keys = duties.distributor(settings) if role == AUTHORITY_ROLE and _has_keys(settings) else None
-    links = _connect(role, settings, say, hear)
-    return live(role, links, float(settings["timeout_s"]), partial(_work, role, settings, keys, links))
+    has_keys = isinstance(settings, AuthoritySettings) and (settings.keys or settings.grants is not None)
+    keys = duties.distributor(settings) if has_keys else None
+    links = _connect(settings, starter)
+    return live(settings.kind, links, settings.timeout_s, partial(_work, settings, keys, links))
 
 
 if __name__ == "__main__":
     # Nothing is left to save: do not wait for the interpreter to take torch apart.
-    os._exit(run(serve, sys.stdin, sys.stdout))
+    os._exit(run(serve, PipeStarter(sys.stdin.buffer, sys.stdout.buffer)))

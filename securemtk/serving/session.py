@@ -24,8 +24,8 @@ from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, USER_ROLE, Con
 from securemtk.serving.costs import PredictionCost
 from securemtk.serving.local_start import LocalStart, Paths
 from securemtk.serving.model import LoadedModel, Model, ModelSource, Scores
+from securemtk.serving.parties.user import UserParty
 from securemtk.serving.peers import Peers, Start, sort_links
-from securemtk.serving.user import UserParty
 
 __all__ = ["Model", "PredictionCost", "Scores", "Session"]
 
@@ -228,9 +228,9 @@ class Session:
 
     def _load_or_abort(self, source: str | os.PathLike[str] | bytes, known: KnownInputs) -> LoadedModel:
         with self._lock:
-            user = self._started()
+            user, peers = self._started()
             try:
-                return user.load(source, known)
+                return user.load(source if isinstance(source, bytes) else peers.model_name(source), known)
             except InputError:
                 raise
             except SecureError as error:
@@ -241,23 +241,24 @@ class Session:
                 self._abort(error)
                 raise
 
-    def _started(self) -> UserParty:
+    def _started(self) -> tuple[UserParty, Peers]:
         self.start()
+        peers, watch = self._peers, self._watch
+        if peers is None or watch is None:
+            raise ProtocolAbort("the session must run; it does not")
         if self._user is None:
             # Not in `start`: the roles are still loading what they compute with, and the caller may have other work.
             try:
-                self._user = self._party()
+                self._user = self._party(peers, watch)
             except BaseException as error:
                 self._abort(error)
                 raise
-        return self._user
+        return self._user, peers
 
-    def _party(self) -> UserParty:
-        if self._peers is None or self._watch is None:
-            raise ProtocolAbort("the session must run; it does not")
-        links, here = [self._peers.links[key] for key in _DATA], len(self._peers.pids)
-        how = (self._watch, self._config, self._protocol)
-        return UserParty(links[0], links[1], links[2], *how, store=self._store, roles_here=here)
+    def _party(self, peers: Peers, watch: Watch) -> UserParty:
+        keeper, authority, supply = (peers.links[key] for key in _DATA)
+        how = (watch, self._config, self._protocol)
+        return UserParty(keeper, authority, supply, *how, store=self._store, roles_here=len(peers.pids))
 
     def _ending_session_on_error(self, work: Callable[[], T]) -> T:
         threads = torch.get_num_threads()
@@ -286,12 +287,12 @@ class _Predictor:
     def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
         session = self._session
         with session._lock:
-            user = session._started()
+            user, _ = session._started()
             scores, session.cost = session._ending_session_on_error(lambda: user.predict(model, inputs, keys))
         return scores
 
     def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
         session = self._session
         with session._lock:
-            user = session._started()
+            user, _ = session._started()
             session._ending_session_on_error(lambda: user.prepare(model, batch, keys, predictions))

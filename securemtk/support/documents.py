@@ -51,7 +51,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        raise InputError(f"{what} must be JSON text in which each name stands once; got something else") from None
+        raise InputError(f"{what} must be whole JSON text that has each name once; got another") from None
 
 
 def read(kind: type[T], values: Any, what: str) -> T:
@@ -65,7 +65,7 @@ def read(kind: type[T], values: Any, what: str) -> T:
     Raises:
         InputError: an entry is missing, unknown, or of another kind, or the object refuses it.
     """
-    _refuse_unknown(kind, values, what)
+    _refuse_unknown(kind, values, what, "")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
@@ -84,19 +84,23 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def _refuse_unknown(kind: Any, values: Any, what: str) -> None:
+def _refuse_unknown(kind: Any, values: Any, what: str, place: str) -> None:
     """Raise InputError where a table has an entry that its dataclass has not: msgspec passes those over."""
     if get_origin(kind) in (list, tuple) and isinstance(values, list):
         for number, value in enumerate(values):
-            _refuse_unknown(get_args(kind)[0], value, f"{what}[{number}]")
+            _refuse_unknown(get_args(kind)[0], value, what, f"{place}[{number}]")
     if not is_dataclass(kind) or not isinstance(values, Mapping):
         return
     known = [field.name for field in fields(kind)]
     if unknown := sorted(str(name) for name in set(values) - set(known)):
-        raise InputError(f"{what} must have entries among {', '.join(known)}; got {', '.join(unknown)}")
+        raise InputError(f"{_at(what, place)} must have entries among {', '.join(known)}; got {', '.join(unknown)}")
     kinds = get_type_hints(kind)
     for name, value in values.items():
-        _refuse_unknown(kinds[name], value, f"{what}.{name}")
+        _refuse_unknown(kinds[name], value, what, f"{place}.{name}".removeprefix("."))
+
+
+def _at(what: str, place: str) -> str:
+    return f"{what}: {place}" if place else what
 
 
 def _said(error: msgspec.ValidationError, what: str) -> str:
@@ -106,7 +110,7 @@ def _said(error: msgspec.ValidationError, what: str) -> str:
         return cause if cause.startswith(f"{what}:") else f"{what}: {cause}"
     text = str(error)
     place = _PLACE.search(text)
-    where = what if place is None or not place[1] else f"{what}.{place[1].replace('[...]', '')}"
+    where = _at(what, "" if place is None else place[1].replace("[...]", ""))
     if match := re.match(r"Object (missing required|contains unknown) field `([^`]*)`", text):
         rule = f"have {match[2]}; it is missing" if match[1].startswith("missing") else "have known entries; got others"
         return f"{where} must {rule}"

@@ -102,7 +102,12 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, private: bool = Fa
 
 
 def check_private(descriptor: int, path: str | os.PathLike[str]) -> None:
-    """Raise InputError unless an open file is a regular one that its owner alone may read and write, mode 0600."""
+    """Raise InputError unless an open file is a regular one that its owner alone may read and write, mode 0600.
+
+    Args:
+        descriptor: of the file.
+        path: its name, for the message.
+    """
     found = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(found):
         raise InputError(f"{os.path.basename(path)} must be a regular file; it is none")
@@ -113,15 +118,54 @@ def check_private(descriptor: int, path: str | os.PathLike[str]) -> None:
         )
 
 
+def no_waiting(path: str, flags: int) -> int:
+    """Open a file, for `open` as its opener: without O_NONBLOCK a named pipe in its place would wait for a writer.
+
+    Args:
+        path: of the file.
+        flags: those that `open` chose.
+    """
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_regular(
+    path: str | os.PathLike[str], most_bytes: int, what: str, *, folder: int | None = None, follow: bool = True
+) -> bytes:
+    """Return all bytes of a regular file.
+
+    Args:
+        path: of the file.
+        most_bytes: how many it may have.
+        what: names it in a message.
+        folder: descriptor of the folder at which a relative path starts; the working folder when absent.
+        follow: whether the path may be a symbolic link.
+
+    Raises:
+        InputError: it is no regular file, or longer.
+        OSError: it cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    with open(os.open(path, flags, dir_fd=folder), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(f"{what} must be a regular file; it is none")
+        if facts.st_size > most_bytes:
+            raise InputError(f"{what} must be at most {most_bytes} bytes; got {facts.st_size}")
+        return file.read(most_bytes)
+
+
 def read_private(path: str | os.PathLike[str], most_bytes: int) -> bytes:
     """Return what a private file begins with, up to a number of bytes.
+
+    Args:
+        path: of the file.
+        most_bytes: how much is read.
 
     Raises:
         InputError: as `check_private`; mode and content are those of the same open file.
         OSError: it cannot be read.
     """
-    # Without O_NONBLOCK a named pipe would wait for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=no_waiting) as file:
         check_private(file.fileno(), path)
         return file.read(most_bytes)
 

@@ -16,7 +16,12 @@ def silent(_what: str, _done: float) -> None:
 
 
 def part_of(progress: Progress, start: float, end: float) -> Progress:
-    """Return a callback for one part of some work: its 0 to 1 are `start` to `end` of the whole."""
+    """Return a callback for one part of some work: its 0 to 1 are `start` to `end` of the whole.
+
+    Args:
+        progress: of the whole.
+        start, end: shares of the whole, 0 to 1.
+    """
     return lambda what, done: progress(what, start + (end - start) * done)
 
 

@@ -1,5 +1,6 @@
 """Plain Python values as JSON and arrays, for a link: nothing is ever pickled."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,11 @@ import torch
 
 from protocols.errors import InputError, IntegrityError
 
-Parts = tuple[Any, list[np.ndarray]]
+Packed = tuple[Any, list[np.ndarray]]
 _KINDS = "biuf"
 
 
-def pack(value: Any, what: str = "a value") -> Parts:
+def pack(value: Any, what: str = "a value") -> Packed:
     """Return a value as (JSON, arrays).
 
     Args:
@@ -25,10 +26,17 @@ def pack(value: Any, what: str = "a value") -> Parts:
     arrays: list[np.ndarray] = []
 
     def put(x: Any) -> Any:
-        if x is None or isinstance(x, bool | int | float | str):
-            return x
-        if isinstance(x, np.ndarray | np.generic | torch.Tensor):
+        if isinstance(x, np.ndarray | np.generic | torch.Tensor) and not isinstance(x, str):
             return put_array(x)
+        if x is None or isinstance(x, bool):
+            return x
+        if isinstance(x, int | float):
+            # What JSON has no number for, or no number that every reader takes as it is.
+            is_plain = math.isfinite(x) if isinstance(x, float) else abs(x) < 1 << 53
+            plain = float(x) if isinstance(x, float) else int(x)
+            return plain if is_plain else {"number": repr(plain)}
+        if isinstance(x, str):
+            return str.__str__(x)
         if isinstance(x, list | tuple):
             return {"tuple" if isinstance(x, tuple) else "list": [put(item) for item in x]}
         if isinstance(x, dict) and all(isinstance(key, str) for key in x):
@@ -50,11 +58,19 @@ def pack(value: Any, what: str = "a value") -> Parts:
 
 
 def unpack(meta: Any, arrays: Sequence[np.ndarray]) -> Any:
-    """Return what `pack` was given; raise IntegrityError for anything else."""
+    """Return what `pack` was given; raise IntegrityError for anything else.
+
+    Args:
+        meta: JSON values.
+        arrays: uint8 (n,) each, in the order of `pack`.
+    """
 
     def get(x: Any) -> Any:
         if not isinstance(x, dict):
             return x
+        if "number" in x:
+            text = str(x["number"])
+            return float(text) if text in ("inf", "-inf", "nan") else int(text)
         if "dict" in x:
             return {key: get(item) for key, item in x["dict"].items()}
         if "list" in x or "tuple" in x:
@@ -68,5 +84,5 @@ def unpack(meta: Any, arrays: Sequence[np.ndarray]) -> Any:
 
     try:
         return get(meta)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise IntegrityError("a value must be one of ours; it is not") from None

@@ -174,6 +174,19 @@ def test_each_foreign_thing_has_one_door(foreign):
     assert users <= DOORS[foreign]
 
 
+@pytest.mark.parametrize(
+    "name", ["securemtk.onnx.model.graph", "securemtk.onnx.model.inputs", "securemtk.mtk.keys.distributor"]
+)
+def test_what_roles_need_loads_no_large_library(name):
+    # Of a package that has an __init__ with imports only the module counts.
+    needed, new = set(), {name}
+    while new:
+        needed |= new
+        new = set().union(*(ours(MODULES[each]) & set(MODULES) for each in new)) - needed
+    foreign = {module.split(".")[0] for each in needed for module, _ in imports(MODULES[each])}
+    assert foreign.isdisjoint({"onnx", "onnxruntime", "scipy", "sklearn", "accelerate", "crypten", "numba", "rich"})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_command_line_prints_and_exits(name):
     calls = [n.func for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Call)]

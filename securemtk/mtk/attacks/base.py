@@ -59,13 +59,23 @@ class Victim:
         return [key for name, key in self.keys.items() if name != task]
 
     def labelled(self, task: str, part: Part = "test") -> tuple[Samples, Labels]:
-        """Return the samples of a part that have a label of the task, (n, *sample), and the labels, (n,)."""
+        """Return the samples of a part that have a label of the task, (n, *sample), and the labels, (n,).
+
+        Args:
+            task: name of the task.
+            part: train or test.
+        """
         data, known = self.dataset, self.dataset.known(task, part)
         x, y = (data.x_train, data.y_train) if part == "train" else (data.x_test, data.y_test)
         return x[known], y[task][known]
 
     def halves(self, task: str, seed: int) -> tuple[tuple[Samples, Labels], tuple[Samples, Labels]]:
-        """Split the labelled test samples into what an attacker has and what the attack is judged on."""
+        """Split the labelled test samples into what an attacker has and what the attack is judged on.
+
+        Args:
+            task: name of the task.
+            seed: of the split.
+        """
         x, y = self.labelled(task)
         order = np.random.default_rng(seed).permutation(len(x))
         mine, judged = order[: len(x) // 2], order[len(x) // 2 :]
@@ -140,6 +150,13 @@ def opening_rule(victim: Victim, task: str, x: Samples, y: Labels, *, raw: bool 
     """Return the rule for patterns of one task on samples x, (n, *sample), with labels y, (n,).
 
     It is that of released answers or, with `raw`, of the greatest raw score as `relabelled_accuracy` reads it.
+
+    Args:
+        victim: whose task.
+        task: name of the task.
+        x: float32 (n, *sample).
+        y: int64 (n,).
+        raw: whether the greatest raw score is judged.
     """
     measure = relabelled_accuracy if raw else released_accuracy
     constant = float(np.bincount(y).max() / len(y))
@@ -155,6 +172,10 @@ def relabelled_accuracy(scores: Scores, y: Labels) -> float:
     """Return how often the class of the greatest score is right when each class is read as that most often true then.
 
     A closed task's greatest score is often *wrong* far more often than chance, which tells as much as being right.
+
+    Args:
+        scores: (n, classes).
+        y: int64 (n,), none missing.
     """
     classes = scores.shape[1]
     counts = np.bincount(scores.argmax(axis=1) * classes + y, minlength=classes**2)
@@ -162,7 +183,13 @@ def relabelled_accuracy(scores: Scores, y: Labels) -> float:
 
 
 def task_scores(model: MultiTaskModel, task: str, x: Samples) -> Scores:
-    """Return the scores of one task, float32 (n, classes); the branches of the others are not computed."""
+    """Return the scores of one task, float32 (n, classes); the branches of the others are not computed.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        task: name of the task.
+        x: float32 (n, *sample).
+    """
     branch = model.branches[[t.name for t in model.tasks].index(task)]
     parts = []
     with torch.no_grad():
@@ -208,21 +235,39 @@ def pattern_accuracies(
 
 
 def share_bounds(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the bounds of a share of which `count` of n were seen: each holds with probability `level`."""
+    """Return the bounds of a share of which `count` of n were seen: each holds with probability `level`.
+
+    Args:
+        count: how many were seen.
+        n: of how many, at least 1.
+        level: probability with which each bound holds.
+    """
     low = float(beta.ppf(1 - level, count, n - count + 1)) if count else 0.0
     high = float(beta.ppf(level, count + 1, n - count)) if count < n else 1.0
     return low, high
 
 
 def stream_of(seed: int, label: str) -> Stream:
-    """Return the stream of an attack's own guesses, which are no secrets: the same for the same seed and label."""
+    """Return the stream of an attack's own guesses, which are no secrets: the same for the same seed and label.
+
+    Args:
+        seed: 0 to 2^63 - 1.
+        label: what the stream is for.
+    """
     if not 0 <= seed < 1 << 63:
         raise InputError(f"seed must lie in 0..2^63 - 1; got {seed}")
     return Stream(seed.to_bytes(SEED_BYTES, "little")).derive(label)
 
 
 def random_patterns(victim: Victim, key: TriggerKey, n: int, stream: Stream) -> Samples:
-    """Draw patterns as `draw_keys` does, float32 (n, *sample), NaN outside the mask."""
+    """Draw patterns as `draw_keys` does, float32 (n, *sample), NaN outside the mask.
+
+    Args:
+        victim: gives the range of values.
+        key: gives the mask; its pattern is not looked at.
+        n: number of patterns.
+        stream: source of the values.
+    """
     patterns = np.full((n, *key.shape), np.nan, dtype=np.float32)
     levels = stream.below(256, (n, int(key.mask.sum()))).numpy()
     patterns[:, key.mask] = victim.dataset.low + (victim.dataset.high - victim.dataset.low) * levels / 255

@@ -11,13 +11,12 @@ import numpy as np
 from protocols.primitives.prg import Stream
 from securemtk.data.base import MISSING, Labels
 from securemtk.mtk.attacks.base import Finding, Victim, percent, stream_of
-from securemtk.mtk.evaluation.evaluate import Floats, Release, attack, release
+from securemtk.mtk.evaluation.evaluate import RELEASES, Floats, Release, attack, release
 from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.model import Scores, predict
 from securemtk.support.progress import Progress, silent
 
 NAME = "infer"
-RULES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 
 
 def infer(victim: Victim, *, seed: int = 0, progress: Progress = silent) -> list[Finding]:
@@ -48,7 +47,7 @@ def infer(victim: Victim, *, seed: int = 0, progress: Progress = silent) -> list
             progress(f"infer {task}, {state}", number / len(victim.keys))
             opened = [*unprotected, *(key.task for key in held)]
             scores = predict(victim.model, stamp(x, held))
-            for rule in RULES:
+            for rule in RELEASES:
                 findings.append(_infer(task, state, rule, scores, labels, opened, seed, stream))
     return findings
 

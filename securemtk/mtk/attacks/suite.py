@@ -9,6 +9,7 @@ from typing import Any
 from protocols.errors import InputError
 from securemtk.mtk.attacks import finetune, guess, infer, invert, membership
 from securemtk.mtk.attacks.base import Finding, Victim, one_thread
+from securemtk.support.documents import read
 from securemtk.support.progress import Progress, silent
 
 ATTACKS = (guess.NAME, invert.NAME, infer.NAME, finetune.NAME, membership.NAME)
@@ -57,6 +58,24 @@ class AttackReport:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
         return {"format": FORMAT} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any, what: str) -> "AttackReport":
+        """Read what `to_dict` returned.
+
+        Args:
+            raw: JSON values.
+            what: names them in a message.
+
+        Raises:
+            InputError: they are something else, or without findings.
+        """
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise InputError(f"{what} must be a table of format {FORMAT}, as written by securemtk attack; got another")
+        found = read(cls, {name: value for name, value in raw.items() if name != "format"}, what)
+        if not found.findings:
+            raise InputError(f"{what} must have findings of securemtk attack; got none")
+        return found
 
 
 def check_attacks(names: Sequence[str]) -> None:

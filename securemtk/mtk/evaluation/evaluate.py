@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -27,6 +28,7 @@ from securemtk.mtk.keys.key import TriggerKey, stamp
 from securemtk.mtk.training.model import MultiTaskModel, Scores, predict
 
 Release = Literal["sampled", "rounded", "raw"]
+RELEASES: tuple[Release, ...] = ("sampled", "rounded", "raw")
 Floats = NDArray[np.float64]
 
 _ROWS = 4096
@@ -104,8 +106,7 @@ class Attack:
 
 def probabilities(scores: Scores | Floats) -> Floats:
     """Return the softmax of scores (n, classes), float64."""
-    shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    result: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    result: Floats = softmax(scores.astype(np.float64), axis=1)
     return result
 
 
@@ -139,6 +140,10 @@ def accuracy(answers: Scores | Floats, y: Labels) -> float:
 
     Rows whose label is missing (-1) do not count. The share is the expectation over ties broken at random: rounded
     probabilities of a closed task are often all equal, and the lowest index would then be a guess of class 0.
+
+    Args:
+        answers: (n, classes), scores or probabilities.
+        y: int64 (n,).
     """
     answers, y = _labelled(answers, y)
     top = answers == answers.max(axis=1, keepdims=True)
@@ -149,6 +154,11 @@ def released_accuracy(scores: Scores | Floats, y: Labels, how: Release = "sample
     """Return the accuracy of released answers, in expectation over sampled labels and broken ties.
 
     Rows whose label is missing (-1) do not count.
+
+    Args:
+        scores: (n, classes).
+        y: int64 (n,).
+        how: the rule of release.
     """
     scores, y = _labelled(scores, y)
     if how == "sampled":

@@ -46,6 +46,11 @@ class Guarantee:
 def guarantees(model: MultiTaskModel, dataset: DataSet, keys: Mapping[str, TriggerKey]) -> dict[str, Guarantee]:
     """Measure T1 and T2 for each secured task, and count T3's bits.
 
+    Args:
+        model: on the CPU, in evaluation mode.
+        dataset: its test part is asked.
+        keys: task name -> key, one for each secured task.
+
     Raises:
         KeyRefused: a secured task has no key here.
     """

@@ -27,8 +27,8 @@ from securemtk.mtk.training.decoupling import Correlation, Decoupling, Decouplin
 from securemtk.mtk.training.model import MultiTaskModel, predict
 from securemtk.support.progress import Progress, silent
 
-Rule = Literal["label", "scores"]
-RULES: tuple[Rule, ...] = ("label", "scores")
+AnswerRule = Literal["label", "scores"]
+ANSWER_RULES: tuple[AnswerRule, ...] = ("label", "scores")
 
 _FOLDS = 5
 
@@ -90,7 +90,7 @@ class AnswerLeak:
     target: str
     sources: tuple[str, ...]
     held: tuple[str, ...]
-    rule: Rule
+    rule: AnswerRule
     opening: Mapping[str, float]
     samples: int
     prior: float
@@ -229,7 +229,7 @@ def _attacked(
         return
     answers = released.answers(held)
     given = [released.labels[name][rows] for name in sources]
-    for rule in RULES:
+    for rule in ANSWER_RULES:
         seen = np.concatenate([_seen(answers[name], rule)[rows] for name in sources], axis=1)
         found = attack(seen, y[rows], given, folds=_FOLDS, seed=seed)
         yield AnswerLeak(
@@ -258,7 +258,7 @@ def guessable(y: Labels, folds: int = _FOLDS) -> NDArray[np.int64]:
     return rows if len(np.unique(y[rows])) > 1 else rows[:0]
 
 
-def _seen(answers: Floats, rule: Rule) -> Floats:
+def _seen(answers: Floats, rule: AnswerRule) -> Floats:
     one_hot: Floats = np.eye(answers.shape[1])[answers.argmax(axis=1)]
     return answers if rule == "scores" else one_hot
 

@@ -140,7 +140,12 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> Verdict:
 
 
 def read(path: str | os.PathLike[str], head: str | None = None) -> tuple[list[Mapping[str, Any]], Verdict]:
-    """Return the entries of a log up to the first line that does not fit, and what `verify` returns."""
+    """Return the entries of a log up to the first line that does not fit, and what `verify` returns.
+
+    Args:
+        path: the log.
+        head: as in `verify`.
+    """
     with open(path, "rb") as file:
         # While a writer is at work, its line may be there in part.
         fcntl.flock(file, fcntl.LOCK_SH)

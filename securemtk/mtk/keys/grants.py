@@ -10,16 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from protocols.errors import InputError, KeyRefused
 from protocols.net.tls import check_user
 from protocols.primitives.prg import Stream
 from securemtk.mtk.keys.audit import AuditLog
 from securemtk.mtk.keys.key import MODEL_ID_BYTES, is_hex
+from securemtk.support.documents import Document, parse_json, read
 from securemtk.support.files import check_file, read_private, write_whole
 from securemtk.tasks import Task
 
@@ -78,7 +79,13 @@ class Grant:
             raise InputError(f"a grant's uses must be a whole number of samples, 1 or more; got {self.uses!r}")
 
     def refusal(self, now: datetime, used: int, batch: int) -> str | None:
-        """Return why it does not allow `batch` samples now, after `used` of them; None where it does."""
+        """Return why it does not allow `batch` samples now, after `used` of them; None where it does.
+
+        Args:
+            now: the time, with its zone.
+            used: samples asked under it so far.
+            batch: samples asked now.
+        """
         if self.revoked is not None:
             return "revoked"
         if self.not_before is not None and now < self.not_before:
@@ -96,10 +103,8 @@ class Grant:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Grant":
         """Read what `to_dict` returned; raise InputError for anything else."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(raw, dict) or not set(raw) <= known or not {"id", "user", "model_id", "task"} <= set(raw):
-            raise InputError(f"a grant must have {', '.join(sorted(known))} and nothing else; got others")
-        return cls(**raw | {name: _time(raw.get(name)) for name in ("not_before", "until", "revoked")})
+        times = {name: _time(raw.get(name)) for name in ("not_before", "until", "revoked")}
+        return read(cls, {**raw, **times}, "a grant")
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,9 @@ class Ledger:
     ) -> Grant:
         """Add a grant, with a line in the log.
 
+        Args:
+            user, model_id, task, not_before, until, uses: as in `Grant`.
+
         Raises:
             InputError: as `Grant`, or a file that is not as it was written; nothing is changed.
             OSError: the disk refuses; nothing is granted.
@@ -192,6 +200,9 @@ class Ledger:
         self, *, id: str | None = None, user: str | None = None, model_id: str | None = None, task: str | None = None
     ) -> tuple[Grant, ...]:
         """Revoke all grants that match everything given; they hold no more from an authority's next request on.
+
+        Args:
+            id, user, model_id, task: as in `Grant`; what is None matches every grant.
 
         Returns:
             Those revoked now.
@@ -242,6 +253,11 @@ class Ledger:
 
     def refuse(self, asked: KeyRequest, task: str, reason: str) -> None:
         """Log that a key was refused for another reason.
+
+        Args:
+            asked: what for.
+            task: whose key was refused.
+            reason: in a few words.
 
         Raises:
             KeyRefused: the log cannot be written.
@@ -312,18 +328,18 @@ def _time(value: object) -> object:
         raise InputError("a grant's times must be ISO 8601, such as 2026-12-31T18:00:00+00:00; got another") from None
 
 
+class _GrantsFile(Document, frozen=True):
+    format: Literal["securemtk-grants"]
+    version: Literal[1]
+    grants: list[dict[str, Any]]
+
+
 def _read(path: Path) -> tuple[Grant, ...]:
     try:
-        body = json.loads(read_private(path, _BYTES_MOST))
-        if set(body) != {"format", "version", "grants"} or (body["format"], body["version"]) != (_FORMAT, _VERSION):
-            raise InputError(f"{path.name} must be a file of {_FORMAT}, version {_VERSION}; got another")
-        grants = tuple(Grant.from_dict(raw) for raw in body["grants"])
+        found = read(_GrantsFile, parse_json(read_private(path, _BYTES_MOST), path.name), path.name)
     except FileNotFoundError:
         return ()
-    except (ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path.name} must be a whole file of grants; got a damaged one") from None
+    grants = tuple(Grant.from_dict(raw) for raw in found.grants)
     if len({grant.id for grant in grants}) != len(grants):
         raise InputError(f"{path.name} must name each grant once; an id stands there twice")
     return grants

@@ -7,11 +7,7 @@ where it takes some columns.
 Source: [Wan21], figure 1; docs/method.md#keys; drawing and files are ours.
 """
 
-import base64
-import hashlib
-import hmac
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +17,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.primitives.prg import Stream
-from securemtk.support.files import read_private, write_whole
+from securemtk.mtk.keys.key_file import KeyContent, load_content, save_content
 from securemtk.tasks import Task
 
 PLACES = ("bottom-right", "bottom-left", "top-right", "top-left")
@@ -39,12 +32,6 @@ DEFAULT_SIDE = 5
 LEAST_SIDE = 3
 DEFAULT_COLUMNS, LEAST_COLUMNS = 16, 4
 
-_FORMAT = "securemtk-key"
-_VERSION = 1
-_SCRYPT_N = 1 << 17
-# A file may name its own cost, but not one that fills the reader's memory: 128 * n * r bytes.
-_SCRYPT_N_MOST = 1 << 20
-_FILE_BYTES_MOST = 1 << 26
 _ELEMENTS_MOST = 1 << 22
 _TRIES = 10_000
 
@@ -110,18 +97,16 @@ class TriggerKey:
         Under a passphrase, mask and pattern are encrypted by AES-256-GCM under a key from scrypt (n = 2**17, r = 8,
         p = 1), with all other fields as associated data. Without one they stand in the file as they are.
 
+        Args:
+            path: of the file; an older one is replaced.
+            passphrase: locks the file; None leaves it open.
+
         Raises:
             InputError: the passphrase is empty, or as `securemtk.support.files.check_file`.
             OSError: the file cannot be written; nothing is left behind.
         """
-        header = {"format": _FORMAT, "version": _VERSION, "task": self.task, "model_id": self.model_id}
-        header["shape"] = list(self.shape)
-        secret = {
-            "mask": _encode(np.packbits(plane(self.mask)).tobytes()),
-            "pattern": _encode(self.pattern[self.mask].astype("<f4").tobytes()),
-        }
-        body = _plain(header, secret) if passphrase is None else _locked(header, secret, passphrase)
-        write_whole(path, json.dumps(body, indent=1).encode(), private=True)
+        mask, pattern = np.packbits(plane(self.mask)).tobytes(), self.pattern[self.mask].astype("<f4").tobytes()
+        save_content(path, KeyContent(self.task, self.model_id, self.shape, mask, pattern), passphrase)
 
 
 def draw_keys(
@@ -216,21 +201,21 @@ def plane(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def load(path: str | os.PathLike[str], passphrase: str | None = None) -> TriggerKey:
     """Read a key that `TriggerKey.save` wrote.
 
+    Args:
+        path: of the file.
+        passphrase: the one that it was locked with; None where it was not.
+
     Raises:
         KeyRefused: there is no such file, others than its owner may read or write it, it is damaged or edited, its
             passphrase is missing or wrong, or its mask and pattern do not fit each other.
     """
     path = Path(path)
-    body = _parse(path, _read_private(path))
+    content = load_content(path, passphrase)
     try:
-        header = {name: body[name] for name in ("format", "version", "task", "model_id", "shape")}
-        if header["format"] != _FORMAT or header["version"] != _VERSION:
-            raise KeyRefused(f"{path.name} must be a {_FORMAT} of version {_VERSION}; got another")
-        secret = _unlock(path, body, passphrase) if "cipher" in body else _open_plain(path, body)
-        return _rebuild(header, secret)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, KeyRefused):
-            raise
+        return _rebuild(content)
+    except KeyRefused:
+        raise
+    except ValueError:
         raise KeyRefused(f"{path.name} must be a whole key file; got a damaged one") from None
 
 
@@ -300,104 +285,31 @@ def _patch(shape: Sequence[int], top: int, left: int, side: int) -> NDArray[np.b
     return mask
 
 
-def _plain(header: Mapping[str, object], secret: Mapping[str, str]) -> dict[str, object]:
-    body = {**header, **secret}
-    return {**body, "sha256": hashlib.sha256(_canonical(body)).hexdigest()}
-
-
-def _open_plain(path: Path, body: dict[str, Any]) -> Mapping[str, str]:
-    rest = {name: value for name, value in body.items() if name != "sha256"}
-    if not hmac.compare_digest(str(body["sha256"]), hashlib.sha256(_canonical(rest)).hexdigest()):
-        raise KeyRefused(f"{path.name} must be a whole key file; got one whose check sum differs")
-    return rest
-
-
-def _locked(header: Mapping[str, object], secret: Mapping[str, str], passphrase: str) -> dict[str, object]:
-    if not passphrase:
-        raise InputError("a passphrase must not be empty")
-    # Salt and nonce are public, but come from the same source as all else.
-    stream = Stream()
-    salt, nonce = stream.bytes(16), stream.bytes(12)
-    bound = {
-        **header,
-        "kdf": {"name": "scrypt", "n": _SCRYPT_N, "r": 8, "p": 1, "salt": _encode(salt)},
-        "cipher": {"name": "AES-256-GCM", "nonce": _encode(nonce)},
-    }
-    key = Scrypt(salt=salt, length=32, n=_SCRYPT_N, r=8, p=1).derive(passphrase.encode())
-    sealed = AESGCM(key).encrypt(nonce, json.dumps(secret).encode(), _canonical(bound))
-    return {**bound, "sealed": _encode(sealed)}
-
-
-def _unlock(path: Path, body: dict[str, Any], passphrase: str | None) -> dict[str, str]:
-    if passphrase is None:
-        raise KeyRefused(f"{path.name} is locked: it must be opened with its passphrase; got none")
-    bound = {name: value for name, value in body.items() if name != "sealed"}
-    kdf, cipher = body["kdf"], body["cipher"]
-    n = int(kdf["n"])
-    if (kdf["name"], kdf["r"], kdf["p"], cipher["name"]) != ("scrypt", 8, 1, "AES-256-GCM") or not (
-        2 <= n <= _SCRYPT_N_MOST and n & (n - 1) == 0
-    ):
-        raise KeyRefused(f"{path.name} must be locked by scrypt (r=8, p=1) and AES-256-GCM; got other parameters")
-    key = Scrypt(salt=_decode(kdf["salt"]), length=32, n=n, r=8, p=1).derive(passphrase.encode())
-    try:
-        opened = AESGCM(key).decrypt(_decode(cipher["nonce"]), _decode(body["sealed"]), _canonical(bound))
-    except InvalidTag:
-        raise KeyRefused(f"{path.name} does not open: the passphrase is wrong or the file was edited") from None
-    secret: dict[str, str] = json.loads(opened)
-    return secret
-
-
-def _rebuild(header: Mapping[str, Any], secret: Mapping[str, str]) -> TriggerKey:
-    shape = tuple(int(n) for n in header["shape"])
+def _rebuild(content: KeyContent) -> TriggerKey:
+    shape = content.shape
     if len(shape) not in (1, 3) or min(shape) < 1 or math.prod(shape) > _ELEMENTS_MOST:
         raise KeyRefused("a key's shape must be (C, H, W) of an image or (F,) of a table's row; got another")
     pixels = math.prod(shape[-2:])
-    packed = np.frombuffer(_decode(secret["mask"]), dtype=np.uint8)
+    packed = np.frombuffer(content.mask, dtype=np.uint8)
     if len(packed) != (pixels + 7) // 8:
         raise KeyRefused(f"a key's mask must have {pixels} bits; got {8 * len(packed)}")
     plane = np.unpackbits(packed, count=pixels).astype(np.bool_).reshape(shape[-2:])
     mask = np.array(np.broadcast_to(plane, shape))
-    values = np.frombuffer(_decode(secret["pattern"]), dtype="<f4").astype(np.float32)
+    values = np.frombuffer(content.pattern, dtype="<f4").astype(np.float32)
     if len(values) != mask.sum():
         raise KeyRefused(f"a key's pattern must have a value for each of {mask.sum()} places; got {len(values)}")
     pattern = np.zeros(shape, dtype=np.float32)
     pattern[mask] = values
-    return TriggerKey(str(header["task"]), str(header["model_id"]), mask, pattern)
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        return read_private(path, _FILE_BYTES_MOST)
-    except InputError as error:
-        raise KeyRefused(str(error)) from None
-    except OSError as error:
-        raise KeyRefused(f"key file {path} must be readable; got {error.strerror}") from None
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise KeyRefused(f"{path.name} must be a key file in JSON; got something else")
-    return body
-
-
-def _canonical(body: Mapping[str, object]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _decode(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    return TriggerKey(content.task, content.model_id, mask, pattern)
 
 
 def is_hex(text: str, n_bytes: int) -> bool:
-    """Return whether a text is `n_bytes` bytes in lower hexadecimal digits."""
+    """Return whether a text is `n_bytes` bytes in lower hexadecimal digits.
+
+    Args:
+        text: what is looked at.
+        n_bytes: number of bytes that it should stand for.
+    """
     return len(text) == 2 * n_bytes and set(text) <= set("0123456789abcdef")
 
 

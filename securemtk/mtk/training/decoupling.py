@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 
 from protocols.errors import InputError
 from securemtk.data.base import DataSet, Labels
@@ -75,10 +76,8 @@ class Correlation:
     @property
     def mutual_information(self) -> float:
         """I(target; source) in nats."""
-        joint = self.given * self.of_source[:, None]
         independent = self.of_source[:, None] * self.marginal
-        seen = joint > 0
-        return float(max((joint[seen] * np.log(joint[seen] / independent[seen])).sum(), 0.0))
+        return float(max(rel_entr(self.given * self.of_source[:, None], independent).sum(), 0.0))
 
     @property
     def cramers_v(self) -> float:
@@ -152,7 +151,12 @@ class Decoupling:
         return sorted({source for target, source in self.leaks if target in closed})
 
     def opening(self, task: str, closed: Sequence[str]) -> float:
-        """Return the probability with which an open task answers truly while these tasks are closed."""
+        """Return the probability with which an open task answers truly while these tasks are closed.
+
+        Args:
+            task: an open one.
+            closed: tasks that are closed.
+        """
         return self.beta if task in self.sources(closed) else 1.0
 
     def by_closed(self) -> dict[str, list[str]]:
@@ -163,6 +167,11 @@ class Decoupling:
 
 def decouple(dataset: DataSet, secured: Sequence[str], config: DecouplingConfig) -> Decoupling | None:
     """Find the unprotected tasks that tell of secured ones; None where `beta` is 1 or none does.
+
+    Args:
+        dataset: its training labels are counted.
+        secured: names of the secured tasks.
+        config: thresholds and beta.
 
     Source: detection on training labels alone, docs/method.md#decoupling.
     """

@@ -17,6 +17,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from protocols.errors import InputError, KeyRefused
 from securemtk.data.base import DataSet
+from securemtk.mtk.keys.file_stores import HeldKeys
 from securemtk.mtk.keys.key import DEFAULT_COLUMNS, TriggerKey, draw_keys
 from securemtk.mtk.training.agents import DataDistributor, KeyDistributor, ModelKeeper
 from securemtk.mtk.training.assembler import Assembler, AssemblerConfig, Batch
@@ -85,13 +86,23 @@ class TrainConfig:
         return self.epochs or max(30, math.ceil(least / max(1, n // batch))), batch
 
     def with_room(self, dataset: DataSet, secured: Sequence[str]) -> DataSet:
-        """Return the data set with room for the keys: a table gets columns for them, an image has it."""
+        """Return the data set with room for the keys: a table gets columns for them, an image has it.
+
+        Args:
+            dataset: as loaded.
+            secured: names of the tasks that get a key.
+        """
         if len(dataset.shape) != 1 or not secured:
             return dataset
         return dataset.with_key_columns(len(secured) * (self.key_side or DEFAULT_COLUMNS))
 
     def draw_keys(self, dataset: DataSet, secured: Sequence[str]) -> dict[str, TriggerKey]:
-        """Draw a key for each secured task, as this config says."""
+        """Draw a key for each secured task, as this config says.
+
+        Args:
+            dataset: gives the shape and range of samples.
+            secured: names of the tasks.
+        """
         if not secured:
             return {}
         low, high = dataset.low, dataset.high
@@ -163,7 +174,7 @@ def train(
     if keys is None:
         if secured and (checkpoint is not None or accelerator.num_processes > 1):
             raise KeyRefused("a checkpoint and several processes need one set of keys: draw_keys first and pass them")
-        keys = KeyDistributor(config.draw_keys(dataset, secured).values()).for_training()
+        keys = KeyDistributor(HeldKeys(config.draw_keys(dataset, secured).values())).for_training()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = MultiTaskModel(tasks, dataset.shape, trunk=trunk)
@@ -310,7 +321,7 @@ class _Training:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         state = _read_checkpoint(self.checkpoint)
-        if state.get("about") != self.about:
+        if not _is_equal(state.get("about"), self.about):
             raise InputError(f"{self.checkpoint.name} must be of this training; got one of other data, keys or config")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -349,6 +360,14 @@ def _class_weights(y: Tensor, classes: int) -> Tensor:
 def _generator(device: torch.device | str, seed: int, epoch: int, stream: int) -> torch.Generator:
     # Distinct seeds for distinct (seed, epoch, stream); ordinary training randomness, no secret hangs on it.
     return torch.Generator(device).manual_seed((seed << 40) + (epoch << 16) + stream)
+
+
+def _is_equal(found: object, text: str) -> bool:
+    """Return whether two JSON texts say the same; a whole number is the same setting with a point and without."""
+    try:
+        return bool(isinstance(found, str) and json.loads(found) == json.loads(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

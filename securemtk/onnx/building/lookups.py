@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from protocols.limits import input_limit
-from securemtk.onnx.building.draft import Draft
+from securemtk.onnx.building.builder import Draft
 from securemtk.onnx.building.registry import Refused, Step, activation_input, constant_input, output_shape
 from securemtk.onnx.model.graph import Array, Graph, Node
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from protocols.limits import WIDEST
 from protocols.program.program import Attribute, Shape
-from securemtk.onnx.building.registry import Refused, Step, affine, constant_input, output_shape, reshaped
+from securemtk.onnx.building.builder import Builder, Operand
+from securemtk.onnx.building.registry import Refused, Step, constant_input, output_shape
 from securemtk.onnx.model.graph import Array, Graph, Node
 
-# A value's name, or a constant in float64 that has the rank of the node's result behind a program's batch of 1.
-Operand = str | Array
 
-
-class Formula:
+class Formula(Builder):
     """Steps that make a node's result, one by one; each method returns the operand that it makes.
+
+    An operand is a value's name, or a constant in float64 that has the rank of the result behind a batch of 1.
 
     Constants among themselves are computed at once; what the keeper's constants do to a value is its secret.
     """
@@ -31,10 +31,10 @@ class Formula:
         Raises:
             Refused: the result has no batch of samples.
         """
-        self.shape = output_shape(node, graph)
+        output = node.outputs[0]
+        super().__init__(graph.shapes, lambda _, n: f"{node.name}/{n}", lambda n: f"{output}/{n}")
+        self.result_shape = output_shape(node, graph)
         self._node, self._graph = node, graph
-        self._steps: list[Step] = []
-        self._shapes: dict[str, Shape] = {}
 
     def operand(self, index: int, what: str = "an operand") -> Operand:
         """Return an input with the result's rank; it may still have axes of 1 where the result has more."""
@@ -42,34 +42,24 @@ class Formula:
         if name in self._graph.activations:
             return self._activation(name)
         value = constant_input(self._node, self._graph, index, what).astype(np.float64)
-        return value.reshape((1,) * (len(self.shape) + 1 - value.ndim) + value.shape)
+        return value.reshape((1,) * (len(self.result_shape) + 1 - value.ndim) + value.shape)
 
     def operands(self) -> list[Operand]:
         """Return all inputs."""
         return [self.operand(i) for i in range(len(self._node.inputs))]
 
     def _activation(self, name: str) -> str:
-        shape = self._graph.shapes[name]
-        self._shapes[name] = shape
-        if len(shape) == len(self.shape):
+        shape = self.shape(name)
+        if len(shape) == len(self.result_shape):
             return name
-        aligned = (1,) * (len(self.shape) - len(shape)) + shape
-        return self._made(reshaped(self._name(self._node.name), name, self._name(self._node.outputs[0]), aligned))
-
-    def _name(self, of: str) -> str:
-        return f"{of}/{len(self._steps)}"
-
-    def _made(self, step: Step) -> str:
-        self._steps.append(step)
-        self._shapes[step.output] = step.shape
-        return step.output
+        aligned = (1,) * (len(self.result_shape) - len(shape)) + shape
+        return self.put("reshape", (name,), aligned, attrs={"shape": aligned})
 
     def apply(self, op: str, *operands: Operand, **attrs: Attribute) -> str:
         """Add a step on values that broadcast; none of them a constant."""
         inputs = tuple(_value(x) for x in operands)
-        shape = np.broadcast_shapes(*(self._shapes[x] for x in inputs))
-        name, output = self._name(self._node.name), self._name(self._node.outputs[0])
-        return self._made(Step(op, name, inputs, output, shape, attrs=attrs))
+        shape = np.broadcast_shapes(*(self.shape(x) for x in inputs))
+        return self.put(op, inputs, shape, attrs=attrs)
 
     def scale(self, x: Operand, factor: float, offset: float = 0.0) -> Operand:
         """Return x * factor + offset with public numbers."""
@@ -80,16 +70,14 @@ class Formula:
         if not isinstance(x, str):
             return (x if scale is None else x * scale) + (0.0 if shift is None else shift)
         given = [v for v in (scale, shift) if v is not None]
-        x = self.widened(x, np.broadcast_shapes(self._shapes[x], *(v.shape[1:] for v in given)))
-        name, output = self._name(self._node.name), self._name(self._node.outputs[0])
-        return self._made(affine(name, x, output, self._shapes[x], scale=scale, shift=shift))
+        x = self.widened(x, np.broadcast_shapes(self.shape(x), *(v.shape[1:] for v in given)))
+        return self.affine(x, scale=scale, shift=shift)
 
     def widened(self, x: str, shape: Shape) -> str:
         """Return x with its axes of 1 repeated to `shape`."""
-        if self._shapes[x] == shape:
+        if self.shape(x) == shape:
             return x
-        name, output = self._name(self._node.name), self._name(self._node.outputs[0])
-        return self._made(Step("expand", name, (x,), output, shape, attrs={"shape": shape}))
+        return self.put("expand", (x,), shape, attrs={"shape": shape})
 
     def add(self, x: Operand, y: Operand) -> Operand:
         """Return x + y."""
@@ -133,11 +121,11 @@ class Formula:
 
     def steps(self, x: Operand) -> list[Step]:
         """Return all steps; `x` becomes the node's result."""
-        result = self.widened(_value(x), self.shape)
+        result = self.widened(_value(x), self.result_shape)
         output = self._node.outputs[0]
-        if not self._steps or self._steps[-1].output != result:
-            return [*self._steps, Step("identity", self._node.name, (result,), output, self.shape)]
-        return [*self._steps[:-1], replace(self._steps[-1], name=self._node.name, output=output)]
+        if not self.added or self.added[-1].output != result:
+            return [*self.added, Step("identity", self._node.name, (result,), output, self.result_shape)]
+        return [*self.added[:-1], replace(self.added[-1], name=self._node.name, output=output)]
 
 
 def _value(x: Operand) -> str:

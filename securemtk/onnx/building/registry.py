@@ -155,11 +155,6 @@ def sample_axis(graph: Graph, axis: int, rank: int, what: str) -> int:
     return found
 
 
-def transposed(name: str, source: str, output: str, shape: Shape, perm: tuple[int, ...]) -> Step:
-    """Return a step that permutes axes; `perm` is in our axes, the batch at 0, `shape` that of one sample after it."""
-    return Step("transpose", name, (source,), output, shape, attrs={"perm": perm})
-
-
 def fit(node: Node, graph: Graph, constant: Array, source: str) -> Array:
     """Give a constant the activation's rank, batch axis 1; refuse when it would widen the activation."""
     shape = (1, *graph.shapes[source])

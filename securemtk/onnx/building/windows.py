@@ -6,11 +6,12 @@ as a whole, whose samples are batches.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from protocols.program.program import Attribute, Shape
+from securemtk.onnx.building.builder import Builder
 from securemtk.onnx.building.registry import Refused, Step, activation_input, output_shape
 from securemtk.onnx.model.graph import Array, Graph, Node
 
@@ -58,27 +59,24 @@ class Axis:
         return Axis(self.made * self.kernel, self.made, self.kernel, self.kernel)
 
 
-@dataclass
 class Chain:
-    """Steps in a row, each of which works on what the one before has made.
+    """Steps in a row, each of which works on what the one before has made; they start at a node's first input.
 
     Args:
         node: the node whose steps they are.
+        graph: where it stands.
+
+    Attributes:
+        node: as given.
         value: name of the value that the next step works on.
         shape: its shape for one sample.
-        steps: the steps so far.
     """
 
-    node: Node
-    value: str
-    shape: Shape
-    steps: list[Step] = field(default_factory=list)
-
-    @classmethod
-    def at(cls, node: Node, graph: Graph) -> "Chain":
-        """Start at a node's first input."""
-        source = activation_input(node, graph)
-        return cls(node, source, graph.shapes[source])
+    def __init__(self, node: Node, graph: Graph) -> None:
+        output = node.outputs[0]
+        self.node, self.value = node, activation_input(node, graph)
+        self.shape = graph.shapes[self.value]
+        self._builder = Builder(graph.shapes, lambda op, _: f"{node.name}/{op}", lambda n: f"{output}/{n}")
 
     def then(
         self,
@@ -91,10 +89,13 @@ class Chain:
         others: tuple[str, ...] = (),
     ) -> None:
         """Add a step; the `main` one bears the node's name, `others` are inputs besides the value."""
-        output = f"{self.node.outputs[0]}/{len(self.steps)}"
-        name = self.node.name if main else f"{self.node.name}/{op}"
-        self.steps.append(Step(op, name, (self.value, *others), output, shape, params or {}, attrs or {}))
-        self.value, self.shape = output, shape
+        name = self.node.name if main else None
+        self.value = self._builder.put(op, (self.value, *others), shape, params, attrs, name=name)
+        self.shape = shape
+
+    def beside(self, step: Step) -> str:
+        """Add a step that does not work on the value, and return the name of what it makes."""
+        return self._builder.append(step)
 
     def reshape(self, *shape: int) -> None:
         """Give each sample a new shape."""
@@ -118,9 +119,10 @@ class Chain:
     def end(self, graph: Graph) -> list[Step]:
         """Return the steps; the last one makes the node's output."""
         self.reshape(*output_shape(self.node, graph))
-        if not self.steps:
+        if not self._builder.added:
             self.then("identity", self.shape)
-        return [*self.steps[:-1], replace(self.steps[-1], output=self.node.outputs[0])]
+        *others, last = self._builder.added
+        return [*others, replace(last, output=self.node.outputs[0])]
 
 
 def n_spatial(node: Node, graph: Graph) -> int:

@@ -20,6 +20,10 @@ Declared = tuple[str, list[int | str], str]
 def fixed_shapes(model: ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape] | None:
     """Return the whole shape of each input of a model, given or from the file; None where one is not fixed.
 
+    Args:
+        model: whose inputs.
+        given: input name -> whole shape.
+
     Raises:
         ShapeError: a given shape contradicts the file.
     """
@@ -55,7 +59,12 @@ def _is_fixed(x: ValueInfoProto) -> bool:
 
 
 def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
-    """Return the whole shape of each input for a batch; None where the file leaves more than the first axis free."""
+    """Return the whole shape of each input for a batch; None where the file leaves more than the first axis free.
+
+    Args:
+        model: whose inputs.
+        batch: takes the place of a free first axis.
+    """
     shapes: dict[str, Shape] = {}
     for x in inputs_of(model):
         sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.type.tensor_type.shape.dim]
@@ -68,6 +77,10 @@ def shapes_at(model: ModelProto, batch: int) -> dict[str, Shape] | None:
 
 def bound(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     """Return the model with some of its inputs made constants.
+
+    Args:
+        model: is not changed.
+        values: input name -> array of the input's type and shape.
 
     Raises:
         InputError: a value's type or shape is not that of the input.

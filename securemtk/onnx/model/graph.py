@@ -94,7 +94,12 @@ class Graph:
         return len(self.shapes[name]) + (not self.whole)
 
     def axis(self, axis: int, rank: int) -> int:
-        """Return our axis for an axis of a node, which may be negative, of a value with `rank` axes in the model."""
+        """Return our axis for an axis of a node, which may be negative, of a value with `rank` axes in the model.
+
+        Args:
+            axis: of a node.
+            rank: number of axes that the value has in the model.
+        """
         return (axis + rank if axis < 0 else axis) + self.whole
 
     def output_info(self) -> tuple[ValueInfo, ...]:
@@ -109,7 +114,12 @@ class Graph:
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """Return `name`, or `name` with the first number that makes it new, and take it."""
+    """Return `name`, or `name` with the first number that makes it new, and take it.
+
+    Args:
+        name: as wanted.
+        taken: names that are taken; the new one is added.
+    """
     candidate, i = name, 2
     while candidate in taken:
         candidate, i = f"{name}_{i}", i + 1

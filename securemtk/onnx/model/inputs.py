@@ -97,8 +97,8 @@ class KnownInputs:
         """Whether anything is told."""
         return self.shapes is not None or bool(self.public)
 
-    def to_message(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """Return JSON values and arrays, for the keeper.
+    def pack(self) -> tuple[dict[str, Shape] | None, tuple[tuple[str, str], ...], list[NDArray[Any]]]:
+        """Return the shapes, name and dtype of each public input, and their values as arrays, for the keeper.
 
         Raises:
             ShapeError: a public array is not of numbers or truth values.
@@ -106,20 +106,19 @@ class KnownInputs:
         arrays, kinds = [], []
         for name, value in self.public.items():
             array = np.asarray(value)
-            if array.dtype.kind not in "fiub":
+            if array.dtype.name not in NUMBERS:
                 raise ShapeError(f"public input {name!r} must be an array of numbers; got dtype {array.dtype}")
-            kinds.append([name, array.dtype.name])
+            kinds.append((name, array.dtype.name))
             arrays.append(array.astype("<f4" if array.dtype.kind == "f" else "<i8"))
-        shapes = None if self.shapes is None else {k: list(map(int, v)) for k, v in self.shapes.items()}
-        return {"shapes": shapes, "public": kinds}, arrays
+        shapes = None if self.shapes is None else {k: tuple(map(int, v)) for k, v in self.shapes.items()}
+        return shapes, tuple(kinds), arrays
 
     @classmethod
-    def from_message(cls, meta: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> "KnownInputs":
-        """Read what `to_message` returned; its arrays are the last of `arrays`."""
-        kinds = list(meta["public"])
-        given = arrays[len(arrays) - len(kinds) :]
-        if any(kind not in NUMBERS for _, kind in kinds):
-            raise ShapeError(f"public inputs must be of {', '.join(NUMBERS)}")
-        public = {str(name): a.astype(kind) for (name, kind), a in zip(kinds, given, strict=True)}
-        shapes = meta["shapes"]
-        return cls(None if shapes is None else {str(k): tuple(map(int, v)) for k, v in shapes.items()}, public)
+    def unpack(
+        cls,
+        shapes: Mapping[str, Shape] | None,
+        kinds: Sequence[tuple[str, str]],
+        arrays: Sequence[NDArray[Any]],
+    ) -> "KnownInputs":
+        """Read what `pack` returned."""
+        return cls(shapes, {name: a.astype(kind) for (name, kind), a in zip(kinds, arrays, strict=True)})

@@ -28,7 +28,13 @@ _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 
 
 def reach(nodes: Iterable[NodeProto], sources: set[str], *, through_shape: bool) -> set[str]:
-    """Return the values that depend on `sources`: on their numbers, or `through_shape` on their shapes too."""
+    """Return the values that depend on `sources`: on their numbers, or `through_shape` on their shapes too.
+
+    Args:
+        nodes: in order.
+        sources: names of values.
+        through_shape: whether a value depends on what only gives it its shape.
+    """
     reached = set(sources)
     for node in nodes:
         inputs = list(node.input)
@@ -41,7 +47,14 @@ def reach(nodes: Iterable[NodeProto], sources: set[str], *, through_shape: bool)
 
 
 def observe(graph: Graph, model: ModelProto, protos: list[NodeProto], runnable: Container[str]) -> None:
-    """Run the model and note constants, shapes and types in `graph`, or why it cannot be run."""
+    """Run the model and note constants, shapes and types in `graph`, or why it cannot be run.
+
+    Args:
+        graph: what is known; it is changed.
+        model: is not changed.
+        protos: its nodes, in order, each with a name of its own.
+        runnable: operators that can be translated; the others are left out where the model does not run whole.
+    """
     opset = opset_of(model)
     strange = [p for p in protos if p.domain != "" or not onnx.defs.has(p.op_type, opset, "")]
     without_rule = [p for p in protos if graph.activations.intersection(p.output) and p.op_type not in runnable]
@@ -101,6 +114,7 @@ def _note_whole(graph: Graph, values: Mapping[str, Array]) -> None:
 
 
 def same(a: Array, b: Array) -> bool:
+    """Return whether two arrays are equal in type, shape and every number; what is no number equals its like."""
     return a.dtype == b.dtype and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 

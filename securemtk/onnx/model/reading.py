@@ -21,10 +21,11 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from protocols.errors import BundleError
+from protocols.errors import BundleError, InputError
 from securemtk.onnx.model import classical
 from securemtk.onnx.model.opsets import opset_of, settle_opsets
 from securemtk.onnx.model.problems import Problem, UnsupportedNodes, foreseen
+from securemtk.support.files import no_waiting, read_regular
 
 Source = str | os.PathLike[str] | bytes
 Proto = ModelProto  # for those who pass a model on and do not look into it: only this package imports onnx
@@ -43,16 +44,17 @@ _INTS = range(-(1 << 31), 1 << 31)
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file of at most `limit` bytes; raise BundleError otherwise."""
+    """Return the bytes of a regular file of at most `limit` bytes; raise BundleError otherwise.
+
+    Args:
+        path: of the file.
+        limit: how many bytes it may have.
+    """
     name = os.fspath(path)
     try:
-        with open(name, "rb", opener=_open) as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise BundleError(f"{name!r} must be a regular file")
-            if facts.st_size > limit:
-                raise BundleError(f"{name!r} must be at most {limit} bytes; got {facts.st_size}")
-            return file.read(limit)
+        return read_regular(name, limit, repr(name))
+    except InputError as error:
+        raise BundleError(str(error)) from None
     except OSError as error:
         raise BundleError(f"{name!r} cannot be read: {error.strerror}") from None
 
@@ -154,11 +156,6 @@ def captured(node: NodeProto) -> set[str]:
     return names - {""}
 
 
-def _open(name: str, flags: int) -> int:
-    # Without O_NONBLOCK a named pipe in a model's place would hold the caller for ever.
-    return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
 def _parse(data: bytes) -> ModelProto:
     if not data:
         raise BundleError("an ONNX file must not be empty; got 0 bytes")
@@ -250,7 +247,7 @@ def _external_bytes(tensor: TensorProto, folder: Path, room: int) -> bytes:
     if offset < 0 or length < -1:
         raise BundleError(f"{what} must have an offset and length of at least 0")
     try:
-        with open(path, "rb", opener=_open) as file:
+        with open(path, "rb", opener=no_waiting) as file:
             facts = os.fstat(file.fileno())
             end = facts.st_size if length == -1 else offset + length
             if not stat.S_ISREG(facts.st_mode) or not offset <= end <= facts.st_size:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from protocols.program.program import Attribute, Shape
+from securemtk.onnx.building.builder import Builder
 from securemtk.onnx.building.lower import custom
 from securemtk.onnx.building.registry import LIMIT, Step
 from securemtk.onnx.model.graph import unique
@@ -31,7 +32,7 @@ _SIGMOID_0 = -18.0
 _NOTHING = 1e-8
 
 
-class _Maker:
+class _Maker(Builder):
     """New steps behind those of a net, and what is known of logarithms; a value that is not used in the end is dead.
 
     Args:
@@ -40,31 +41,21 @@ class _Maker:
     """
 
     def __init__(self, net: Net, last: Step) -> None:
-        self.steps: list[Step] = []
+        shapes = net.shapes()
+        taken = set(shapes)
+        super().__init__(shapes, lambda op, n: last.name, lambda n: unique(f"{last.output}/log {n}", taken))
         self.makers = {step.output: step for step in net.steps}
         self._last = last
-        self._shapes = net.shapes()
-        self._taken = set(self._shapes)
         self._known: dict[tuple[str, str], str | None] = {}
 
     # --- steps
 
-    def shape(self, value: str) -> Shape:
-        """Return the shape of one sample of a value."""
-        return self._shapes[value]
-
     def add(self, op: str, inputs: Sequence[str], shape: Shape | None = None, /, **attrs: Attribute) -> str:
         """Add a step without parameters; the shape that inputs broadcast to, unless it is given."""
         shape = np.broadcast_shapes(*map(self.shape, inputs)) if shape is None else shape
-        return self._append(Step(op, self._last.name, tuple(inputs), "", shape, {}, attrs))
+        return self.put(op, inputs, shape, attrs=attrs)
 
-    def _append(self, step: Step) -> str:
-        output = unique(f"{self._last.output}/log {len(self.steps)}", self._taken)
-        self._shapes[output] = step.shape
-        self.steps.append(replace(step, output=output))
-        return output
-
-    def affine(self, value: str, scale: float, shift: float) -> str:
+    def line_of(self, value: str, scale: float, shift: float) -> str:
         """Add x * scale + shift; public where they are 1, -1 and 0, else the keeper's."""
         if abs(scale) == 1.0 and not shift:
             return value if scale == 1.0 else self.add("scale", (value,), factor=-1.0, offset=0.0)
@@ -72,7 +63,7 @@ class _Maker:
         given = {"scale": scale} if scale != 1.0 else {}
         given |= {"shift": shift} if shift else {}
         params = {role: np.full(form, number) for role, number in given.items()}
-        return self._append(Step("affine", self._last.name, (value,), "", self.shape(value), params))
+        return self.put("affine", (value,), self.shape(value), params)
 
     def function(self, value: str, name: str, *numbers: float) -> str:
         """Add a function of `protocols.program.functions.CUSTOM`."""
@@ -90,7 +81,7 @@ class _Maker:
 
     def moved(self, step: Step, values: Sequence[str]) -> str:
         """Repeat a step that only moves elements, of other values."""
-        return self._append(replace(step, name=self._last.name, inputs=tuple(values)))
+        return self.put(step.op, values, step.shape, step.params, step.attrs)
 
     def line(self, value: str) -> tuple[str, float, float]:
         """Return x, a and b of a value a x + b with single numbers; of any other the value itself, 1 and 0."""
@@ -99,7 +90,7 @@ class _Maker:
     def negative(self, value: str) -> str:
         """Return -x."""
         source, scale, shift = self.line(value)
-        return source if (scale, shift) == (-1.0, 0.0) else self.affine(value, -1.0, 0.0)
+        return source if (scale, shift) == (-1.0, 0.0) else self.line_of(value, -1.0, 0.0)
 
     # --- logarithms
 
@@ -164,7 +155,7 @@ class _Maker:
             x = self.negative(maker.inputs[0])
             return self.add("sub", (x, self._softplus(x)))
         found = self.log(divisor)
-        return None if found is None else self.affine(found, -1.0, 0.0)
+        return None if found is None else self.line_of(found, -1.0, 0.0)
 
     def _log_of_affine(self, step: Step) -> str | None:
         source, scale, shift = self.line(step.output)
@@ -172,14 +163,14 @@ class _Maker:
             return None
         if scale < 0 < shift and math.isclose(-scale, shift, rel_tol=1e-6):
             rest = self.log_of_rest(source)
-            return None if rest is None else self.affine(rest, 1.0, _log(shift))
+            return None if rest is None else self.line_of(rest, 1.0, _log(shift))
         found = self.log(source) if scale > 0 and shift >= 0 else None
         if found is None:
             return None
         if not shift:
-            return self.affine(found, 1.0, _log(scale))
-        power = self.affine(found, 1.0, _log(scale) - _log(shift))
-        return self.affine(self._softplus(power), 1.0, _log(shift))
+            return self.line_of(found, 1.0, _log(scale))
+        power = self.line_of(found, 1.0, _log(scale) - _log(shift))
+        return self.line_of(self._softplus(power), 1.0, _log(shift))
 
     def _log_of_product(self, x: str, y: str) -> str | None:
         for p, inverse in ((x, y), (y, x)):
@@ -213,7 +204,7 @@ class _Maker:
         largest, total = self._sum_of_powers(found, axes, n)
         value = self.function(total, "log_of_sum", n)
         value = value if largest is None else self.add("add", (value, largest))
-        value = self.affine(value, 1.0, -math.log(n) if step.op == "mean" else 0.0)
+        value = self.line_of(value, 1.0, -math.log(n) if step.op == "mean" else 0.0)
         return value if self.shape(value) == step.shape else self.add("reshape", (value,), step.shape, shape=step.shape)
 
     def _sum_of_powers(self, log: str, axes: Sequence[int], n: int) -> tuple[str | None, str]:
@@ -263,15 +254,15 @@ class _Maker:
         if value is None:
             return None
         if high is not None and math.isfinite(high):
-            over = self.add("relu", (self.affine(value, 1.0, -high),))
+            over = self.add("relu", (self.line_of(value, 1.0, -high),))
             value = self.add("sub", (value, over))
         if low is not None and math.isfinite(low):
-            value = self.affine(self.add("relu", (self.affine(value, 1.0, -low),)), 1.0, low)
+            value = self.line_of(self.add("relu", (self.line_of(value, 1.0, -low),)), 1.0, low)
         return value
 
     def _log_of_rest(self, step: Step) -> str | None:
         if step.op == "sigmoid":
-            return self.affine(self._softplus(step.inputs[0]), -1.0, 0.0)
+            return self.line_of(self._softplus(step.inputs[0]), -1.0, 0.0)
         source, *numbers = self.line(step.output)
         if source != step.output:
             return self.log(source) if numbers == [-1.0, 1.0] else None
@@ -288,7 +279,7 @@ class _Maker:
         source, *numbers = self.line(step.output)
         if source != step.output:
             found = self.logit(source) if numbers == [-1.0, 1.0] else None
-            return None if found is None else self.affine(found, -1.0, 0.0)
+            return None if found is None else self.line_of(found, -1.0, 0.0)
         if (bound := self._bound(step)) is not None:
             value, low, high = bound
             logits = [math.log(x / (1 - x)) if 0 < x < 1 else None for x in (low, high)]
@@ -381,13 +372,13 @@ class _Maker:
             if above[2] or below[2]:
                 return None
             # By e**y: factors of e**2y and of 1.
-            above, below, value = (above[0], 0.0, above[1]), (below[0], 0.0, below[1]), self.affine(base, 2.0, 0.0)
+            above, below, value = (above[0], 0.0, above[1]), (below[0], 0.0, below[1]), self.line_of(base, 2.0, 0.0)
         a, _, b = above
         c, _, d = below
         if c <= 0 or d <= 0:
             return None
-        turned = self.affine(self.negative(value), 1.0, -math.log(c / d))
-        return self.affine(self.add("sigmoid", (turned,)), b / d - a / c, a / c)
+        turned = self.line_of(self.negative(value), 1.0, -math.log(c / d))
+        return self.line_of(self.add("sigmoid", (turned,)), b / d - a / c, a / c)
 
     def _power(self, value: str, depth: int = 3) -> str | None:
         """Return the exponent of the first power of e in a sum."""
@@ -486,5 +477,5 @@ of a number that fixed point does not hold."""
         last = Step("identity", step.name, (found,), step.output, step.shape)
         last = replace(step, inputs=(found,)) if step.op == "argmax" else last
         at = next(i for i, s in enumerate(net.steps) if s is step)
-        return logarithms(net.having([*net.steps[:at], *maker.steps, last, *net.steps[at + 1 :]]))
+        return logarithms(net.having([*net.steps[:at], *maker.added, last, *net.steps[at + 1 :]]))
     return net

@@ -76,5 +76,10 @@ def join_pairs(net: Net, rule: Callable[[Step, Step], Sequence[Step] | None]) ->
 
 
 def renamed(net: Net, names: Mapping[str, str]) -> Net:
-    """Let every step use other values: old name -> new name."""
+    """Let every step use other values: old name -> new name.
+
+    Args:
+        net: as it is.
+        names: old name of a value -> new one.
+    """
     return net.having([replace(s, inputs=tuple(names.get(x, x) for x in s.inputs)) for s in net.steps])

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from securemtk.onnx.building.draft import Draft
-from securemtk.onnx.building.operands import Formula, Operand, decidable, finite
+from securemtk.onnx.building.builder import Draft, Operand
+from securemtk.onnx.building.operands import Formula, decidable, finite
 from securemtk.onnx.building.proofs import Proofs
 from securemtk.onnx.building.registry import Refused, Step, constant_input, fit, output_shape, rule
 from securemtk.onnx.model.graph import Array, Graph, Node
@@ -155,5 +155,5 @@ def _exponential(node: Node, graph: Graph, formula: Formula) -> Operand:
     if base.size != 1 or base.item() <= 0:
         raise Refused("a constant base must be one positive number", "write it as exp and log")
     exponent = formula.operand(1)
-    scale = np.full((1,) * (len(formula.shape) + 1), np.log(base.item()))
+    scale = np.full((1,) * (len(formula.result_shape) + 1), np.log(base.item()))
     return formula.apply("exp", formula.linear(exponent, scale, None))

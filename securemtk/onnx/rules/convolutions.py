@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from protocols.program.program import Shape
-from securemtk.onnx.building.draft import ABSENT, Draft, Operand
+from securemtk.onnx.building.builder import ABSENT, Draft, Operand
 from securemtk.onnx.building.registry import Step, activation_input, output_shape, reshaped, rule
 from securemtk.onnx.building.windows import Axis, Chain, n_spatial, numbers, window
 from securemtk.onnx.model.graph import Array, Graph, Node
@@ -28,7 +28,7 @@ understood as a whole, activations."""
         draft = Draft(node, graph)
         taps = [np.where((axis.taps() >= 0) & (axis.taps() < axis.size), axis.taps(), ABSENT) for axis in axes]
         return _by_windows(node, graph, draft, draft.reshape(weight, _matrices(graph.shapes[weight], groups)), taps)
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     _convolve(chain, axes, weight, None if isinstance(bias, str) else bias, groups)
     return _biased(chain, graph, bias)
 
@@ -48,7 +48,7 @@ def _biased(chain: Chain, graph: Graph, bias: Operand | None) -> list[Step]:
         shape = output_shape(chain.node, graph)
         chain.reshape(*shape)
         form, made = (1, shape[1], *[1] * len(shape[2:])), f"{chain.node.outputs[0]}/bias"
-        chain.steps.append(reshaped(f"{chain.node.name}/bias", bias, made, form))
+        chain.beside(reshaped(f"{chain.node.name}/bias", bias, made, form))
         chain.then("add", shape, others=(made,))
     return chain.end(graph)
 
@@ -153,7 +153,7 @@ of Conv."""
         turned = draft.transpose(apart, (0, 1, 3, 2, 4))
         rows = draft.reshape(turned, _matrices((groups * each, channels // groups, *kernel), groups))
         return _by_windows(node, graph, draft, rows, [x.taps() for x in phases])
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     # Of one group: (C_in, C_out, *kernel) -> (C_out, C_in, *kernel).
     split = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     wide = _by_phase(split.reshape(-1, *split.shape[2:]), phases)

@@ -8,7 +8,7 @@ import numpy as np
 
 from protocols.limits import FRAC_BITS, WIDEST
 from protocols.program.program import Attribute
-from securemtk.onnx.building.draft import Draft
+from securemtk.onnx.building.builder import Draft
 from securemtk.onnx.building.lookups import only_looked_up
 from securemtk.onnx.building.lower import custom, straight
 from securemtk.onnx.building.operands import Formula, decidable, is_integral

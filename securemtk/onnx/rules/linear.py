@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from securemtk.onnx.building.draft import Draft, Operand
+from securemtk.onnx.building.builder import Draft, Operand
 from securemtk.onnx.building.registry import Refused, Step, activation_input, constant_input, fit, output_shape, rule
 from securemtk.onnx.model.graph import Array, Graph, Node
 

@@ -4,7 +4,8 @@ Numbers are compared as fixed point holds them, at 2**-16: a constant is rounded
 may be one unit off.
 """
 
-from securemtk.onnx.building.operands import Formula, Operand, decidable
+from securemtk.onnx.building.builder import Operand
+from securemtk.onnx.building.operands import Formula, decidable
 from securemtk.onnx.building.proofs import Proofs
 from securemtk.onnx.building.registry import Refused, Step, one_step, rule
 from securemtk.onnx.model.graph import Graph, Node

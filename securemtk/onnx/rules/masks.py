@@ -18,7 +18,7 @@ import numpy as np
 
 from protocols.limits import FRAC_BITS
 from protocols.program.program import Shape
-from securemtk.onnx.building.draft import Draft
+from securemtk.onnx.building.builder import Draft
 from securemtk.onnx.building.operands import Formula, is_integral
 from securemtk.onnx.building.proofs import MOVES, Proofs
 from securemtk.onnx.building.registry import RULES, Refused, Step, sample_axis
@@ -119,7 +119,7 @@ class _ClippedProduct:
     def steps(self, node: Node, graph: Graph) -> list[Step]:
         formula = Formula(node, graph)
         kept = formula.apply("clip", formula.operand(self.index), low=-self.bound, high=self.bound)
-        return formula.steps(formula.mul(kept, np.full((1,) * (len(formula.shape) + 1), self.factor)))
+        return formula.steps(formula.mul(kept, np.full((1,) * (len(formula.result_shape) + 1), self.factor)))
 
 
 @dataclass(frozen=True)

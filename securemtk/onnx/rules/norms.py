@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocols.program.program import Shape
-from securemtk.onnx.building.draft import ABSENT, Draft, Operand
+from securemtk.onnx.building.builder import ABSENT, Draft, Operand
 from securemtk.onnx.building.registry import (
     Refused,
     Step,

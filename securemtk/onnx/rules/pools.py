@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from protocols.program.program import Attribute
-from securemtk.onnx.building.draft import ABSENT, Draft
+from securemtk.onnx.building.builder import ABSENT, Draft
 from securemtk.onnx.building.lower import custom, straight
 from securemtk.onnx.building.registry import Refused, Step, activation_input, rule
 from securemtk.onnx.building.windows import Axis, Chain, n_spatial, numbers, window
@@ -88,7 +88,7 @@ of values above -2**13 where windows reach into padding."""
         raise Refused("a window must not lie in the padding alone", "pad less than the kernel's size")
     if any(x in graph.used for x in node.outputs[1:]):
         return _with_places(node, graph, axes)
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     _over(chain, axes, _maximum)
     return chain.end(graph)
 
@@ -135,7 +135,7 @@ def _spread(draft: Draft, tap: str, axes: tuple[Axis, ...], steps: list[int]) ->
 @rule("GlobalMaxPool")
 def global_max_pool(node: Node, graph: Graph) -> list[Step]:
     """1-D to 3-D."""
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     _over(chain, _global_axes(node, graph), _maximum)
     return chain.end(graph)
 
@@ -156,7 +156,7 @@ def average_pool(node: Node, graph: Graph) -> list[Step]:
     """1-D to 3-D, any strides, pads, auto_pad, dilations, ceil_mode and count_include_pad."""
     counted = bool(node.attrs.get("count_include_pad", 0))
     axes = _pool_axes(node, graph)
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     if len(axes) == 3 and all(_counts(x, counted=counted).min() == x.kernel for x in axes):
         # One factor behind both sums: each has its own bits of fraction.
         _over(chain, axes, _sum)
@@ -222,7 +222,7 @@ def _norm(node: Node, graph: Graph, axes: tuple[Axis, ...]) -> list[Step]:
     p = int(node.attrs.get("p", 2))
     if not 1 <= p <= _LARGEST_P:
         raise Refused(f"p must be 1 to {_LARGEST_P}; got {p}", "use p 2")
-    chain = Chain.at(node, graph)
+    chain = Chain(node, graph)
     source, shape = chain.value, chain.shape
     if p % 2:
         # |x| = 2 max(x, 0) - x.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from protocols.program.program import Shape
-from securemtk.onnx.building.draft import ABSENT, Draft, without
+from securemtk.onnx.building.builder import ABSENT, Draft, without
 from securemtk.onnx.building.registry import Step, activation_input, constant_input, rule, sample_axis
 from securemtk.onnx.model.graph import Graph, Node
 

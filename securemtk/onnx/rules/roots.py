@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from securemtk.onnx.building.draft import Draft
+from securemtk.onnx.building.builder import Draft
 from securemtk.onnx.building.registry import Step
 from securemtk.onnx.model.graph import Graph, Node
 from securemtk.onnx.rules.norms import inverse_root

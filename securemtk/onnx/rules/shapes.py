@@ -9,7 +9,7 @@ import numpy as np
 import onnx.helper
 import onnx.numpy_helper
 
-from securemtk.onnx.building.draft import ABSENT, Draft
+from securemtk.onnx.building.builder import ABSENT, Draft
 from securemtk.onnx.building.lookups import is_lookup, looked_up
 from securemtk.onnx.building.registry import (
     LIMIT,

@@ -18,8 +18,9 @@ from scipy import stats
 from protocols.dealing import correlation
 from protocols.dealing import store as store_module
 from protocols.dealing.correlation import Dealing, Request
-from protocols.dealing.dealer import TrustedDealer, pack, send_corrections, stream_of
-from protocols.dealing.pool import CorrelationPool, Deal
+from protocols.dealing.dealer import TrustedDealer, send_corrections, stream_of
+from protocols.dealing.messages import Deal, pack
+from protocols.dealing.pool import CorrelationPool
 from protocols.dealing.prediction_shares import PredictionShares
 from protocols.dealing.store import SealedStore, sealed_bytes
 from protocols.errors import DealerError, InputError, PeerLost, StoreError
@@ -268,7 +269,7 @@ class Supply:
             self.send(prediction, self.dealer.deal(prediction, REQUESTS, Dealing()))
 
     def send(self, prediction, dealt):
-        self.ours.send("deal", Deal(prediction, (0, "fss", 1), pack(REQUESTS)).to_json())
+        self.ours.say(Deal(prediction, (0, 1), pack(REQUESTS)))
         send_corrections(self.ours, Nobody(), prediction, REQUESTS, dealt)
 
     def expected(self, prediction: int) -> PredictionShares:
@@ -278,7 +279,7 @@ class Supply:
 
 
 class Nobody:
-    def send(self, *args):
+    def say(self, *args):
         pass
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from links import in_thread, pair
 
+from protocols.dealing.messages import Corrections
 from protocols.errors import (
     InputError,
     IntegrityError,
@@ -46,11 +47,11 @@ def test_the_next_frame_can_be_looked_at_and_stays():
 def test_arrays_arrive_as_they_were_sent(shape, dtype):
     x = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
     with pair() as [(keeper, user)]:
-        received = in_thread(lambda: keeper.recv("values"))
-        user.send("values", {"n": 3}, [x, x[..., ::-1] if x.ndim else x])
-        message = received()
-        assert message.meta == {"n": 3}
-        for got, sent in zip(message.arrays, [x, x[..., ::-1] if x.ndim else x], strict=True):
+        received = in_thread(lambda: keeper.hear(Corrections))
+        user.say(Corrections(3, last=True), [x, x[..., ::-1] if x.ndim else x])
+        heard = received()
+        assert heard.message == Corrections(3, last=True)
+        for got, sent in zip(heard.arrays, [x, x[..., ::-1] if x.ndim else x], strict=True):
             assert got.dtype == sent.dtype
             assert got.shape == sent.shape
             np.testing.assert_array_equal(got, sent)
@@ -161,8 +162,8 @@ def test_a_refusal_is_raised_at_the_peer_as_what_it_was():
         keeper.refuse(KeyRefused("no key of task 'digit'"))
         with pytest.raises(KeyRefused, match="digit"):
             user.recv("deal")
-        assert isinstance(frames.restore_error({"error": "os", "message": "x"}), ProtocolAbort)
-        assert isinstance(frames.restore_error({"error": "annotations"}), ProtocolAbort)
+        assert isinstance(frames.restore_error(frames.Refused("os", "x")), ProtocolAbort)
+        assert isinstance(frames.restore_error(frames.Refused("Sequence", "")), ProtocolAbort)
 
 
 def test_an_error_of_a_subclass_travels_as_its_nearest_known_kind():

@@ -145,7 +145,17 @@ def test_the_folder_is_a_run_with_a_bundle_that_holds_no_key(demo):
 
 def test_the_table_shows_every_figure_the_demo_promises(tmp_path, capsys, monkeypatch):
     task = TaskFigures(True, 0.201, 0.991, 0.112, 0.983, 0.123, 0.974)
-    shown = Figures({"digit": task}, 0.9972, 0.00054, 360, 1.5, 0.4, 313_200_000, 88_000_000, 60)
+    shown = Figures(
+        tasks={"digit": task},
+        agreement=0.9972,
+        max_difference=0.00054,
+        samples=360,
+        online_s=1.5,
+        offline_s=0.4,
+        online_bytes=313_200_000,
+        offline_bytes=88_000_000,
+        rounds=60,
+    )
     monkeypatch.setattr(tables, "Console", lambda: Console(width=200))
     demo_command._demo_table(shown, tmp_path)
     out = capsys.readouterr().out

@@ -1,5 +1,7 @@
 """CrypTen's own programs on our protocols: real processes, real sockets, mutual TLS."""
 
+import functools
+import math
 import os
 import signal
 import subprocess
@@ -201,9 +203,10 @@ def test_values_travel_unchanged():
         "a": [1, 2.5, "x", None, True],
         "b": (np.arange(3, dtype=np.int16), np.float64(2.0), torch.ones(2, 0, dtype=torch.float64)),
         "c": {"d": torch.tensor(True)},
+        "e": [math.inf, -(3**80), 2**53],
     }
     got = values.unpack(*values.pack(value))
-    assert got["a"] == value["a"]
+    assert (got["a"], got["e"]) == (value["a"], value["e"])
     assert isinstance(got["b"], tuple)
     for ours, theirs in zip(got["b"], value["b"], strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
@@ -212,7 +215,16 @@ def test_values_travel_unchanged():
 
 
 @pytest.mark.parametrize(
-    "meta", [{"tensor": 0, "dtype": "|O", "shape": [1]}, {"tensor": 3, "dtype": "<i8", "shape": [1]}, {"other": 1}]
+    "meta",
+    [
+        {"tensor": 0, "dtype": "|O", "shape": [1]},
+        {"tensor": 3, "dtype": "<i8", "shape": [1]},
+        {"other": 1},
+        {"number": "1e999"},
+        {"dict": [1]},
+        functools.reduce(lambda inner, _: {"list": [inner]}, range(5000), 1),
+    ],
+    ids=["dtype", "index", "kind", "number", "dict", "deep"],
 )
 def test_values_that_nobody_packed_are_refused(meta):
     with pytest.raises(IntegrityError, match="one of ours"):

@@ -16,9 +16,9 @@ import small_models
 from protocols.errors import InputError, KeyRefused, ProtocolAbort
 from securemtk import Session
 from securemtk.mtk.keys.audit import START, AuditLog, verify
+from securemtk.mtk.keys.file_stores import FileGrants
 from securemtk.mtk.keys.grants import Grant, KeyRequest, Ledger
 from securemtk.mtk.keys.key import stamp
-from securemtk.serving.duties import distributor
 
 MODEL, OTHER = "00112233445566778899aabbccddeeff", "ff" * 16
 START_TIME = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -495,7 +495,7 @@ def test_a_file_of_grants_that_is_damaged_while_a_session_runs_opens_nothing(gua
     ledger.grant("ann", MODEL, "digit")
     whole = ledger.path.read_bytes()
     ledger.path.write_bytes(whole[:-9])
-    with pytest.raises(KeyRefused, match="whole file of grants"):
+    with pytest.raises(KeyRefused, match=r"grants\.json must be whole JSON text"):
         model.predict(samples(1), keys=["digit"])
     ledger.path.write_bytes(whole)
     assert is_open(model, {"digit": bundle[1]["digit"]}, "digit", samples(1))
@@ -597,7 +597,7 @@ def test_an_authority_does_not_start_with_a_log_that_was_edited(tmp_path):
     ledger.grant("ann", MODEL, "digit")
     ledger.log_path.write_bytes(ledger.log_path.read_bytes().replace(b"digit", b"parity"))
     with pytest.raises(InputError, match="line 1 is not"):
-        distributor({"keys": [], "passphrase": None, "grants": str(ledger.path)})
+        FileGrants(Ledger(ledger.path))
 
 
 def test_grants_that_are_not_there_and_names_that_no_certificate_carries_are_refused(tmp_path):

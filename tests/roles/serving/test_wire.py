@@ -45,20 +45,26 @@ class RoleThread:
     def __init__(self, role, settings):
         self.role, self.pid = role, 0
         self._to, self._from = queue.Queue(), queue.Queue()
-        self._to.put({"role": role} | dict(settings))
+        self._to.put(settings)
         self._thread = threading.Thread(target=self._run, name=f"securemtk-{role}")
         self._thread.start()
 
     def _run(self):
-        hear = lambda: self._to.get(timeout=60)  # noqa: E731
-        roles.serve(hear(), self._from.put, hear)
+        roles.serve(self)
 
-    def tell(self, line):
-        self._to.put(line)
+    def say(self, message):
+        self._from.put(message)
+
+    def hear(self, *kinds):
+        message = self._to.get(timeout=60)
+        assert isinstance(message, kinds)
+        return message
+
+    def tell(self, message):
+        self._to.put(message)
 
     def address(self, timeout_s):
-        host, port = self._from.get(timeout=timeout_s)["address"]
-        return host, port
+        return self._from.get(timeout=timeout_s).address
 
     def stop(self, grace_s):
         self._thread.join(timeout=20)
@@ -83,9 +89,9 @@ def test_no_frame_between_roles_holds_a_weight_an_input_or_a_key(bundle, monkeyp
     frames: list[tuple[str, str, bytes]] = []
     real = Link.send
 
-    def record(link, kind, meta=None, arrays=(), **how):
+    def record(link, kind, message=None, arrays=(), **how):
         frames.append((threading.current_thread().name, kind, b"".join(np.asarray(a).tobytes() for a in arrays)))
-        real(link, kind, meta, arrays, **how)
+        real(link, kind, message, arrays, **how)
 
     monkeypatch.setattr(Link, "send", record)
     monkeypatch.setattr(local_start, "RoleProcess", RoleThread)

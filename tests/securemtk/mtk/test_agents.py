@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from protocols.errors import KeyRefused
 from securemtk.data import DataSet, load
+from securemtk.mtk.keys.file_stores import FileGrants, HeldKeys
 from securemtk.mtk.keys.grants import KeyRequest, Ledger
 from securemtk.mtk.keys.key import TriggerKey, draw_keys
 from securemtk.mtk.training.agents import DataDistributor, KeyDistributor, ModelKeeper
@@ -110,7 +111,7 @@ def test_no_agent_of_a_training_holds_keys_data_or_weights_that_are_not_its_own(
     keys = draw_keys(SECURED, digits.shape)
     tasks = tuple(replace(task, secured=task.name in SECURED) for task in digits.tasks)
     data = DataDistributor(digits, tasks)
-    distributor = KeyDistributor(keys.values())
+    distributor = KeyDistributor(HeldKeys(keys.values()))
     assembler = Assembler(tasks, distributor.for_training(), AssemblerConfig())
     model = MultiTaskModel(tasks, digits.shape)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -121,9 +122,9 @@ def test_no_agent_of_a_training_holds_keys_data_or_weights_that_are_not_its_own(
         pairs = zip(scores, batch.targets, strict=True)
         return sum(nn.functional.cross_entropy(s, t) for s, t in pairs)
 
-    losses = [float(keeper.learn(assembler.batch(*data.rows(torch.arange(32)), generator), loss_of)) for _ in range(6)]
+    losses = [float(keeper.learn(assembler.batch(*data.hand(torch.arange(32)), generator), loss_of)) for _ in range(6)]
     assert losses[-1] < losses[0]
-    assert [s.shape for s in keeper.answer(data.rows(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
+    assert [s.shape for s in keeper.answer(data.hand(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
     agents = (data, distributor, assembler, keeper)
     for agent in agents:
         assert holdings(agent, digits, keys) == MAY[type(agent)], type(agent).__name__
@@ -135,7 +136,7 @@ def test_train_is_made_of_agents_none_of_which_holds_more_than_its_own(digits):
     found = []
     gc.collect()
 
-    def look(what, done):
+    def look(epoch):
         # What lives now, in the middle of a training.
         for thing in gc.get_objects():
             if type(thing) in AGENTS:
@@ -151,7 +152,7 @@ def test_the_interfaces_let_no_agent_ask_another_for_what_is_not_its_own():
     """Nothing public but what the roles need: samples leave as batches, keys to the assembler and the dealer."""
     public = {kind: {name for name in vars(kind) if not name.startswith("_")} for kind in AGENTS}
     assert public[DataDistributor] == {"rows"}
-    assert public[KeyDistributor] == {"draw", "needs_grants", "for_training", "find", "permit"}
+    assert public[KeyDistributor] == {"draw", "needs_grant", "for_training", "find", "permit"}
     assert public[ModelKeeper] == {"learn", "answer"}
 
 
@@ -160,18 +161,21 @@ def test_a_key_distributor_gives_keys_of_the_model_that_is_asked_and_only_under_
     model_id = keys["digit"].model_id
     ledger = Ledger(tmp_path / "grants.json")
     ledger.grant("ann", model_id, "digit")
-    distributor = KeyDistributor(keys.values(), ledger)
+    distributor = KeyDistributor(HeldKeys(keys.values()), FileGrants(ledger))
     asked = KeyRequest("ann", model_id, ("digit",), 1, 0)
     assert distributor.find(asked) == [keys["digit"]]
     distributor.permit(asked, use=True)
+    for batch in (0, -5, 1.5, True):
+        with pytest.raises(KeyRefused, match="whole number of samples"):
+            distributor.permit(replace(asked, batch=batch), use=True)
     with pytest.raises(KeyRefused, match="only others"):
         distributor.permit(replace(asked, user="bob"), use=True)
     with pytest.raises(KeyRefused, match="of another one"):
         distributor.find(replace(asked, model_id="0" * 32))
     with pytest.raises(KeyRefused, match="it holds none"):
         distributor.find(replace(asked, tasks=("large",)))
-    free = KeyDistributor(keys.values())
-    assert (distributor.needs_grants, free.needs_grants) == (True, False)
+    free = KeyDistributor(HeldKeys(keys.values()))
+    assert (distributor.needs_grant, free.needs_grant) == (True, False)
     free.permit(replace(asked, user=None), use=True)
     assert sorted(free.for_training()) == sorted(SECURED)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import InputError, KeyRefused, ShapeError
 from protocols.primitives.prg import Stream
-from securemtk.mtk.keys import key as keys_module
+from securemtk.mtk.keys import key_file
 from securemtk.mtk.keys.key import PLACES, TriggerKey, draw_keys, load, stamp
 
 MODEL = "00112233445566778899aabbccddeeff"
@@ -24,7 +24,7 @@ SHAPE = (1, 16, 16)
 @pytest.fixture(autouse=True)
 def cheap_passphrases(monkeypatch):
     # A second for each passphrase would make the tests slow and show nothing more.
-    monkeypatch.setattr(keys_module, "_SCRYPT_N", 1 << 4)
+    monkeypatch.setattr(key_file, "_SCRYPT_N", 1 << 4)
 
 
 @pytest.fixture

@@ -384,6 +384,17 @@ def test_accuracies_leave_out_samples_without_a_label(trained, digits):
     assert rates[0] == rates[1]
 
 
+def test_a_whole_number_in_a_setting_is_the_same_training_as_one_with_a_point(few, tmp_path):
+    config = replace(QUICK, epochs=1, closed_weight=2)
+    path = tmp_path / "run.pt"
+    train(few, config=config, checkpoint=path)
+    before = path.read_bytes()
+    train(few, config=replace(config, closed_weight=2.0), checkpoint=path)
+    assert path.read_bytes() == before
+    with pytest.raises(InputError, match="must be of this training"):
+        train(few, config=replace(config, closed_weight=2.5), checkpoint=path)
+
+
 def test_training_leaves_torchs_generator_and_threads_as_they_were(few):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     train(few, config=replace(QUICK, epochs=1, threads=2))

@@ -45,15 +45,15 @@ def test_what_fits_is_read():
         (Sheet, 1, "x must be a table; got a whole number"),
         (Sheet, {"format": "sheet"}, "x must have rows; it is missing"),
         (Sheet, {"format": "sheet", "rows": [], "secret": 1}, "x must have known entries; got others"),
-        (Sheet, {"format": "secret", "rows": []}, "x.format must be a value that its format knows; got another"),
-        (Sheet, {"format": "sheet", "rows": [1, "secret"]}, r"x.rows[1] must be a whole number; got a text"),
-        (Sheet, {"format": "sheet", "rows": [True]}, r"x.rows[0] must be a whole number; got true or false"),
-        (Sheet, {"format": "sheet", "rows": [], "notes": {"secret": "secret"}}, "x.notes must be a number; got a text"),
+        (Sheet, {"format": "secret", "rows": []}, "x: format must be a value that its format knows; got another"),
+        (Sheet, {"format": "sheet", "rows": [1, "secret"]}, r"x: rows[1] must be a whole number; got a text"),
+        (Sheet, {"format": "sheet", "rows": [True]}, r"x: rows[0] must be a whole number; got true or false"),
+        (Sheet, {"format": "sheet", "rows": [], "notes": {"secret": "s"}}, "x: notes must be a number; got a text"),
         (Outer, {"name": "a", "nmae": "secret"}, "x must have entries among name, pair, inner, more; got nmae"),
-        (Outer, {"name": "a", "inner": {"sise": 1}}, "x.inner must have entries among size; got sise"),
-        (Outer, {"name": "a", "more": [{}, {"sise": 1}]}, "x.more[1] must have entries among size; got sise"),
+        (Outer, {"name": "a", "inner": {"sise": 1}}, "x: inner must have entries among size; got sise"),
+        (Outer, {"name": "a", "more": [{}, {"sise": 1}]}, "x: more[1] must have entries among size; got sise"),
         (Outer, {"name": "a", "inner": {"size": 0}}, "x: size must be at least 1; got 0"),
-        (Outer, {"name": "a", "pair": [1]}, "x.pair must be a list of length 2; got another"),
+        (Outer, {"name": "a", "pair": [1]}, "x: pair must be a list of length 2; got another"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_and_not_shown(kind, values, message):
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_named_and_not_shown(kind, values, message):
 
 @pytest.mark.parametrize("text", ["", "{", "[NaN]", "[Infinity]", '{"a": 1, "a": 1}', "[" * 100_000, b"\xff"])
 def test_what_is_no_json_is_refused(text):
-    with pytest.raises(InputError, match="x must be JSON text"):
+    with pytest.raises(InputError, match="x must be whole JSON text"):
         parse_json(text, "x")
 
 

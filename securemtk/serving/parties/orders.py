@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocols.dealing.pool import CorrelationPool
-from protocols.errors import InputError
+from protocols.errors import InputError, IntegrityError
 from protocols.net.link import Link
+from securemtk.serving.messages import Drop, Granted, Predict, Prepare, Use
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,27 @@ def kinds_of(model: int, batch: int, size: int, keys: Sequence[str]) -> list[Pre
     return [PredictionKind(model, min(size, batch - begin), tuple(keys)) for begin in range(0, batch, size)]
 
 
+def prepare_of(order: PreparedPrediction, *, use: bool = False) -> Prepare:
+    """Return what is said to the authority to have a prediction dealt."""
+    kind = order.kind
+    return Prepare(order.prediction, kind.model, kind.batch, kind.keys, use)
+
+
+def predict_of(order: PreparedPrediction) -> Predict:
+    """Return what is said to the keeper to have a prediction computed."""
+    return Predict(order.prediction, order.kind.model, order.kind.batch)
+
+
 class Orders:
     """Predictions that the authority was asked to deal, in the order in which they will be used.
 
     Args:
         keeper, authority: links to the other roles; used between other requests on them.
         pool: where our hands arrive.
-        protocol: by name.
     """
 
-    def __init__(self, keeper: Link, authority: Link, pool: CorrelationPool, protocol: str) -> None:
-        self._keeper, self._authority, self._pool, self._protocol = keeper, authority, pool, protocol
+    def __init__(self, keeper: Link, authority: Link, pool: CorrelationPool) -> None:
+        self._keeper, self._authority, self._pool = keeper, authority, pool
         # Models of which the authority must allow each prediction when it is made.
         self.needs_grant: set[int] = set()
         self.ahead: deque[PreparedPrediction] = deque()
@@ -60,15 +71,7 @@ class Orders:
         """Have the authority deal predictions, to use at once or later; its answers come later."""
         for kind in kinds:
             order = PreparedPrediction(next(self._numbers), kind)
-            about = {
-                "prediction": order.prediction,
-                "model": kind.model,
-                "protocol": self._protocol,
-                "batch": kind.batch,
-            }
-            if kind.model in self.needs_grant:
-                about["use"] = use
-            self._authority.send("request", {"task": "prepare", "keys": list(kind.keys)} | about)
+            self._authority.say(prepare_of(order, use=use and kind.model in self.needs_grant))
             self.ahead.append(order)
             self._unanswered.append(order)
 
@@ -93,9 +96,9 @@ class Orders:
     def ask_use(self, order: PreparedPrediction) -> None:
         """Have the authority allow a prediction that it dealt ahead; throw its hand away where it does not."""
         self.take_answers(None)
-        self._authority.send("request", {"task": "use", "prediction": order.prediction})
+        self._authority.say(Use(order.prediction))
         try:
-            self._authority.recv("granted")
+            self._hear_granted(order)
         except InputError:
             self._drop(order)
             raise
@@ -105,7 +108,7 @@ class Orders:
         while self._unanswered and (order is None or order in self._unanswered):
             answered = self._unanswered.popleft()
             try:
-                self._authority.recv("granted")
+                self._hear_granted(answered)
             except InputError as error:
                 self._refused[answered.prediction] = error
         if order is not None:
@@ -121,5 +124,10 @@ class Orders:
             self._drop(self.ahead.popleft())
 
     def _drop(self, order: PreparedPrediction) -> None:
-        self._keeper.send("request", {"task": "drop", "prediction": order.prediction})
+        self._keeper.say(Drop(order.prediction))
         self._pool.drop(order.prediction)
+
+    def _hear_granted(self, order: PreparedPrediction) -> None:
+        granted = self._authority.hear(Granted).message.prediction
+        if granted != order.prediction:
+            raise IntegrityError(f"the authority must answer on prediction {order.prediction}; it did on {granted}")

@@ -6,8 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +27,13 @@ from protocols.running import backend, runner
 from protocols.running.backend import Backend
 from protocols.running.runner import Plan, Probe
 from protocols.two_party.party import Party
-from securemtk.onnx.manifest import Manifest
-from securemtk.onnx.model.graph import ValueInfo
 from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.config import Config
 from securemtk.serving.costs import PredictionCost
+from securemtk.serving.messages import AskKnown, Known, Load, NeedsMore, PublicModel, Ready
 from securemtk.serving.model import LoadedModel, Scores
-from securemtk.serving.orders import Orders, PredictionKind, kinds_of
-from securemtk.serving.steps import Steps
+from securemtk.serving.parties.orders import Orders, PredictionKind, kinds_of, predict_of
+from securemtk.serving.parties.steps import Steps
 from securemtk.support.cores import own_cores
 
 
@@ -83,7 +80,7 @@ class UserParty:
             slots=max(config.ahead, 1),
             on_failure=watch.fail,
         )
-        self.orders = Orders(keeper, authority, self._pool, protocol)
+        self.orders = Orders(keeper, authority, self._pool)
         self._pool.start()
         try:
             self._zero_seeds = _exchange_seeds(keeper)
@@ -106,43 +103,42 @@ class UserParty:
 
     # --- models -----------------------------------------------------------------------------------------------------
 
-    def load(self, source: str | os.PathLike[str] | bytes, known: KnownInputs) -> LoadedModel:
+    def load(self, model: str | bytes, known: KnownInputs) -> LoadedModel:
         """Let the keeper load a model, and return its public part.
 
         Args:
-            source: path, which the keeper opens, or the bytes of an ONNX file.
+            model: name by which the keeper knows it, or the bytes of an ONNX file.
             known: what is told of its inputs.
 
         Raises:
             As `Session.load`; after an `InputError` or `UnsupportedError` more may be asked.
         """
         self._step("load")
-        about, arrays = known.to_message()
+        shapes, public, arrays = known.pack()
         self.orders.drop_all()
         self.orders.take_answers(None)
-        request = {"task": "load", "protocol": self._protocol, "comparison_bits": self._config.comparison_bits} | about
-        if isinstance(source, bytes):
-            self._keeper.send("request", request, [np.frombuffer(source, dtype=np.uint8), *arrays])
-        else:
-            self._keeper.send("request", request | {"path": str(Path(source).resolve())}, arrays)
+        name = None if isinstance(model, bytes) else model
+        file = [np.frombuffer(model, dtype=np.uint8)] if isinstance(model, bytes) else []
+        self._keeper.say(Load(self._protocol, self._config.comparison_bits, name, shapes, public), [*file, *arrays])
         # While the keeper reads the model, so that no prediction waits for it.
         self._ops.warm()
         pulse.warm()
-        meta = self._keeper.recv("model").meta
-        if "needs" in meta:
-            needs = meta["needs"]
-            raise NeedsInputs(str(needs["why"]), bool(needs["shapes"]), [str(x) for x in needs["public"]])
-        self._authority.send("request", {"task": "load"})
-        known_there = self._authority.recv("loaded").meta
-        manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
-        program = Program.from_json(str(meta["program"]))
-        model = LoadedModel(int(meta["model"]), program, manifest, _infos(meta["inputs"]), _infos(meta["outputs"]))
-        self._masked[model.number] = self._masked_weights(program)
-        self._weights[model.number] = self._ops.share_weights(program, None)
-        if known_there["needs_grant"]:
-            self.orders.needs_grant.add(model.number)
+        answer = self._keeper.hear(PublicModel, NeedsMore).message
+        if isinstance(answer, NeedsMore):
+            raise NeedsInputs(answer.why, answer.shapes, answer.public)
+        if (answer.protocol, answer.comparison_bits) != (self._protocol, self._config.comparison_bits):
+            raise IntegrityError("the keeper must load a model for the protocol and comparisons asked for; it has not")
+        self._authority.say(AskKnown())
+        known_there = self._authority.hear(Known).message
+        program = answer.read_program()
+        inputs, outputs = (tuple(x.info() for x in listed) for listed in (answer.inputs, answer.outputs))
+        loaded = LoadedModel(answer.model, program, answer.read_manifest(), inputs, outputs)
+        self._masked[loaded.number] = self._masked_weights(program)
+        self._weights[loaded.number] = self._ops.share_weights(program, None)
+        if known_there.needs_grant:
+            self.orders.needs_grant.add(loaded.number)
         self._forget_traffic()
-        return model
+        return loaded
 
     def _forget_traffic(self) -> None:
         for link in (self._keeper, self._authority):
@@ -248,19 +244,13 @@ class UserParty:
         prediction = order.prediction
         self._step(f"prediction {prediction}: correlations")
         self.orders.confirm(order, is_ahead=is_ahead)
-        about = {"prediction": prediction, "model": kind.model, "protocol": self._protocol, "batch": kind.batch}
-        self._keeper.send("request", {"task": "predict"} | about)
-        own = self._pool.take(prediction)
-        ready = self._keeper.recv("ready")
-        n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + int(ready.meta["bytes"])
+        self._keeper.say(predict_of(order))
+        own = self._pool.take(prediction, (kind.model, kind.batch))
+        ready = self._keeper.hear(Ready).message
+        if ready.prediction != prediction:
+            raise IntegrityError(f"the keeper must be ready for prediction {prediction}; it is for {ready.prediction}")
+        n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + ready.bytes
         return prediction, own.hand, n_bytes
-
-
-def _infos(raw: Sequence[Any]) -> tuple[ValueInfo, ...]:
-    return tuple(
-        ValueInfo(str(name), None if shape is None else tuple(map(int, shape)), str(dtype))
-        for name, shape, dtype in raw
-    )
 
 
 def _exchange_seeds(keeper: Link) -> tuple[bytes, bytes]:

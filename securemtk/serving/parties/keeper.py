@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocols import limits
 from protocols.dealing.correlation import KEEPER
 from protocols.dealing.dealer import receive_seed, weight_masks
 from protocols.dealing.pool import CorrelationPool
@@ -17,11 +16,11 @@ from protocols.errors import (
     InputError,
     IntegrityError,
     NeedsInputs,
-    ProtocolAbort,
     SecureError,
     UnsupportedError,
     place_of,
 )
+from protocols.net.frames import Heard, Message
 from protocols.net.link import Link
 from protocols.net.wire import TensorWire
 from protocols.on_demand import Late
@@ -30,14 +29,16 @@ from protocols.program.program import Program
 from protocols.running import backend, ranges, runner
 from protocols.running.runner import Plan, Probe
 from protocols.two_party.party import Party
-from securemtk.onnx.model.graph import ValueInfo
+from securemtk.onnx.manifest import Manifest
 from securemtk.onnx.model.inputs import KnownInputs
 from securemtk.serving.config import KEEPER_ROLE
-from securemtk.serving.steps import Steps
+from securemtk.serving.messages import Allowed, Declared, Drop, Load, NeedsMore, Predict, PublicModel, Ready
+from securemtk.serving.parties.model_store import LocalModels, ModelStore
+from securemtk.serving.parties.steps import Steps
 from securemtk.support.cores import own_cores
 
 # What models are read with: large, and not needed before there is one to read.
-bundle, importer = Late("securemtk.onnx.bundle"), Late("securemtk.onnx.importer")
+importer = Late("securemtk.onnx.importer")
 
 
 @dataclass
@@ -45,13 +46,19 @@ class KeptModel:
     """A model as the keeper holds it."""
 
     program: Program
-    gated: bool
+    manifest: Manifest | None
+    protocol: str
     comparison_bits: int
     weights: Mapping[str, Tensor] = field(repr=False)
 
-    def plan(self, protocol: str, batch: int) -> Plan:
+    @property
+    def gated(self) -> bool:
+        """Whether any task is secured."""
+        return self.manifest is not None and any(task.secured for task in self.manifest.tasks)
+
+    def plan(self, batch: int) -> Plan:
         """Return what is run for a batch."""
-        return Plan(self.program, protocol, batch, self.gated, self.comparison_bits)
+        return Plan(self.program, self.protocol, batch, self.gated, self.comparison_bits)
 
 
 class Keeper:
@@ -61,6 +68,7 @@ class Keeper:
         user, authority: links to the other roles.
         supply: link to the authority on which correlations come.
         watch: told each step, and what fails in the background.
+        models: what it may serve; None for every file that it can read.
         store: folder for correlations that wait, or None.
         slots: hands that wait in memory where there is a store.
         needs_grant: whether the authority has grants: then it must say for each prediction of a model with secured
@@ -73,11 +81,14 @@ class Keeper:
         authority: Link,
         supply: Link,
         watch: Steps,
+        *,
+        models: ModelStore | None = None,
         store: str | None = None,
         slots: int = 1,
         needs_grant: bool = False,
     ) -> None:
         self._user, self._authority, self._watch = user, authority, watch
+        self._stored = LocalModels() if models is None else models
         self._needs_grant = needs_grant
         self._models: list[KeptModel] = []
         self._seed = receive_seed(authority)
@@ -94,16 +105,14 @@ class Keeper:
         """Answer the user's requests until the session ends."""
         while True:
             self._step("wait")
-            message = self._user.recv("request", timeout_s=None)
-            task = message.meta.get("task")
-            if task == "load":
-                self._load(message.meta, message.arrays)
-            elif task == "predict":
-                self._predict(message.meta)
-            elif task == "drop":
-                self._pool.drop(int(message.meta["prediction"]))
-            else:
-                raise ProtocolAbort(f"the keeper loads, predicts or drops; the user asked for {task!r}")
+            heard: Heard[Message] = self._user.hear(Load, Predict, Drop, timeout_s=None)
+            match heard.message:
+                case Load():
+                    self._load(heard.message, heard.arrays)
+                case Predict():
+                    self._predict(heard.message)
+                case Drop():
+                    self._pool.drop(heard.message.prediction)
 
     def close(self) -> None:
         """End the thread that receives correlations."""
@@ -112,28 +121,17 @@ class Keeper:
     def _step(self, step: str) -> None:
         self._watch.step = self._user.step = self._authority.step = step
 
-    def _load(self, meta: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> None:
+    def _load(self, request: Load, arrays: Sequence[np.ndarray]) -> None:
         self._step("load")
-        bits = int(meta["comparison_bits"])
-        if not limits.FEWEST_COMPARISON_BITS <= bits <= limits.MOST_COMPARISON_BITS:
-            raise IntegrityError(f"the user must ask for comparisons of a width that keys have; got {bits} bits")
+        if len(arrays) != request.n_arrays:
+            raise IntegrityError(f"the user must send {request.n_arrays} arrays to load this; got {len(arrays)}")
         try:
-            manifest, data = bundle.read_model(str(meta["path"])) if "path" in meta else (None, arrays[0].tobytes())
-            known = KnownInputs.from_message(meta, arrays)
-            if manifest is not None and known.given:
-                raise InputError(
-                    "a bundle says all that is to be known of its inputs; shapes and public must be absent"
-                )
-            if manifest is not None and manifest.headroom is not None:
-                ranges.require(manifest.headroom, ranges.steps_of(str(meta["protocol"])), bits)
-            imported = importer.load_onnx(data, known.shapes, known.public)
-            program: Program = imported.program
-            ranges.require_width(program, str(meta["protocol"]), bits)
-            protocol = backend.find(str(meta["protocol"]))
-            weights = protocol.share_weights(program, imported.params, bits)
-            protocol.pack_weights(program, weights)
+            manifest, imported = self._read(request, arrays)
+            ops = backend.find(request.protocol)
+            weights = ops.share_weights(imported.program, imported.params, request.comparison_bits)
+            ops.pack_weights(imported.program, weights)
         except NeedsInputs as error:
-            self._user.send("model", {"needs": {"why": str(error), "shapes": error.shapes, "public": error.public}})
+            self._user.say(NeedsMore(str(error), error.shapes, error.public))
             return
         except SecureError as error:
             self._user.refuse(error)
@@ -143,48 +141,61 @@ class Keeper:
             why = f"the model must be one that can be loaded; the keeper's process met {place_of(error)}"
             self._user.refuse(UnsupportedError(why))
             return
-        gated = manifest is not None and any(task.secured for task in manifest.tasks)
+        program: Program = imported.program
+        model = KeptModel(program, manifest, request.protocol, request.comparison_bits, weights)
         number = len(self._models)
-        self._models.append(KeptModel(program, gated, bits, weights))
-        public = {
-            "model": number,
-            "protocol": str(meta["protocol"]),
-            "comparison_bits": bits,
-            "program": program.to_json(),
-            "manifest": None if manifest is None else manifest.to_json(),
-        }
-        self._authority.send("model", public)
-        self._user.send("model", public | {"inputs": _infos(imported.inputs), "outputs": _infos(imported.outputs)})
-        names = protocol.masked_names(program)
+        self._models.append(model)
+        public = PublicModel(
+            number,
+            request.protocol,
+            request.comparison_bits,
+            program.to_json(),
+            None if manifest is None else manifest.to_json(),
+            Declared.of(imported.inputs),
+            Declared.of(imported.outputs),
+        )
+        self._authority.say(public)
+        self._user.say(public)
         masks = weight_masks(self._seed, number, program)
+        names = ops.masked_names(program)
         self._user.send("weights", None, [(weights[name] - masks[name]).numpy() for name in names])
 
-    def _predict(self, meta: Mapping[str, Any]) -> None:
-        prediction, number = int(meta["prediction"]), int(meta["model"])
-        protocol, batch = str(meta["protocol"]), int(meta["batch"])
-        model = self._models[number]
+    def _read(self, request: Load, arrays: Sequence[np.ndarray]) -> tuple[Manifest | None, Any]:
+        """Return the model that is asked for, understood with what is told of its inputs."""
+        n_files = len(arrays) - len(request.public)
+        name, models = request.model, self._stored
+        manifest, data = models.accept(arrays[0].tobytes()) if name is None else models.get(name)
+        known = KnownInputs.unpack(request.shapes, request.public, arrays[n_files:])
+        if manifest is not None and known.given:
+            raise InputError("a bundle says all that is to be known of its inputs; shapes and public must be absent")
+        if manifest is not None and manifest.headroom is not None:
+            ranges.require(manifest.headroom, ranges.steps_of(request.protocol), request.comparison_bits)
+        imported = importer.load_onnx(data, known.shapes, known.public)
+        ranges.require_width(imported.program, request.protocol, request.comparison_bits)
+        return manifest, imported
+
+    def _predict(self, request: Predict) -> None:
+        prediction = request.prediction
+        if request.model >= len(self._models):
+            raise IntegrityError(f"the user must ask for a model that is loaded; {request.model} is not")
+        model = self._models[request.model]
         self._step(f"prediction {prediction}: correlations")
         if self._needs_grant and model.gated:
             # Also where no key is used: nothing here depends on which tasks are open.
-            allowed = int(self._authority.recv("allowed").meta["prediction"])
+            allowed = self._authority.hear(Allowed).message.prediction
             if allowed != prediction:
                 raise IntegrityError(f"the authority must allow prediction {prediction}; it allowed {allowed}")
-        ready = self._pool.take(prediction)
+        ready = self._pool.take(prediction, (request.model, request.batch))
         party = Party(
             KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
         )
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
-        plan = model.plan(protocol, batch)
-        self._user.send("ready", {"prediction": prediction, "bytes": ready.bytes})
+        self._user.say(Ready(prediction, ready.bytes))
         self._user.enter("online")
         with own_cores(True, torch.get_num_threads()):
-            runner.run(party, plan, model.weights, dict.fromkeys(model.program.inputs), probe)
+            runner.run(party, model.plan(request.batch), model.weights, dict.fromkeys(model.program.inputs), probe)
         self._user.enter("offline")
         self._pool.rest()
-
-
-def _infos(values: Sequence[ValueInfo]) -> list[list[Any]]:
-    return [[x.name, x.shape, x.dtype] for x in values]
 
 
 def _zero_streams(seeds: tuple[bytes, bytes], prediction: int) -> tuple[Stream, Stream]:

@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protocols.dealing.correlation import Dealing, Request, Secrets
-from protocols.dealing.dealer import TrustedDealer, pack, send_corrections
-from protocols.dealing.pool import Deal, PlanKey
-from protocols.errors import InputError, KeyRefused, PeerRefused, ProtocolAbort
+from protocols.dealing.dealer import TrustedDealer, send_corrections
+from protocols.dealing.messages import Deal, pack
+from protocols.dealing.pool import PlanKey
+from protocols.errors import InputError, IntegrityError, KeyRefused, PeerRefused, ProtocolAbort
+from protocols.net.frames import Message
 from protocols.net.link import Link
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
@@ -24,7 +25,8 @@ from securemtk.mtk.keys.distributor import KeyDistributor
 from securemtk.mtk.keys.grants import KeyRequest
 from securemtk.mtk.keys.key import TriggerKey
 from securemtk.onnx.manifest import Manifest
-from securemtk.serving.steps import Steps
+from securemtk.serving.messages import Allowed, AskKnown, Granted, Known, Prepare, PublicModel, Use
+from securemtk.serving.parties.steps import Steps
 
 
 @dataclass
@@ -33,8 +35,13 @@ class KnownModel:
 
     program: Program
     manifest: Manifest | None
+    protocol: str
     comparison_bits: int
     masks: Mapping[str, Tensor] = field(repr=False)
+
+    def plan(self, batch: int) -> Plan:
+        """Return what is run for a batch."""
+        return Plan(self.program, self.protocol, batch, self.gated, self.comparison_bits)
 
     @property
     def gated(self) -> bool:
@@ -72,70 +79,62 @@ class Authority:
         """Answer the user's requests until the session ends."""
         while True:
             self._step("wait")
-            message = self._user.recv("request", timeout_s=None)
-            task = message.meta.get("task")
-            if task == "load":
-                self._load()
-            elif task == "prepare":
-                self._prepare(message.meta)
-            elif task == "use":
-                self._use(int(message.meta["prediction"]))
-            else:
-                raise ProtocolAbort(f"the authority loads, prepares or allows; the user asked for {task!r}")
+            message: Message = self._user.hear(AskKnown, Prepare, Use, timeout_s=None).message
+            match message:
+                case AskKnown():
+                    self._load()
+                case Prepare():
+                    self._prepare(message)
+                case Use():
+                    self._use(message.prediction)
 
     def _step(self, step: str) -> None:
         self._watch.step = self._user.step = self._keeper.step = step
 
     def _load(self) -> None:
         self._step("load")
-        meta = self._keeper.recv("model").meta
-        manifest = None if meta["manifest"] is None else Manifest.from_json(str(meta["manifest"]))
-        program = Program.from_json(str(meta["program"]))
-        masks = self._dealer.masks(int(meta["model"]), program)
-        backend.find(str(meta["protocol"])).pack_weights(program, masks)
-        self._models.append(KnownModel(program, manifest, int(meta["comparison_bits"]), masks))
-        gated = self._models[-1].gated
-        self._user.send("loaded", {"needs_grant": gated and self._keys.needs_grants})
+        public = self._keeper.hear(PublicModel).message
+        if public.model != len(self._models):
+            raise IntegrityError(f"the keeper must number its models as they come; got {public.model}")
+        program, manifest = public.read_program(), public.read_manifest()
+        masks = self._dealer.masks(public.model, program)
+        backend.find(public.protocol).pack_weights(program, masks)
+        model = KnownModel(program, manifest, public.protocol, public.comparison_bits, masks)
+        self._models.append(model)
+        self._user.say(Known(model.gated and self._keys.needs_grant))
 
-    def _prepare(self, meta: Mapping[str, Any]) -> None:
-        prediction, number = int(meta["prediction"]), int(meta["model"])
-        protocol, batch = str(meta["protocol"]), int(meta["batch"])
-        self._step(f"prediction {prediction}: correlations")
-        model = self._models[number]
+    def _prepare(self, order: Prepare) -> None:
+        self._step(f"prediction {order.prediction}: correlations")
+        if order.model >= len(self._models):
+            raise IntegrityError(f"the user must ask for a model that is loaded; {order.model} is not")
+        model = self._models[order.model]
         try:
-            secrets = self._grant(model, meta)
+            secrets = self._grant(model, order)
         except InputError as error:
             self._user.refuse(error)
             return
-        self._user.send("granted", {"prediction": prediction})
-        key = (number, protocol, batch)
+        self._user.say(Granted(order.prediction))
+        key = (order.model, order.batch)
         packed = None
         if key not in self._plans:
-            self._plans[key] = runner.requests(Plan(model.program, protocol, batch, model.gated, model.comparison_bits))
+            self._plans[key] = runner.requests(model.plan(order.batch))
             packed = pack(self._plans[key])
         for link in self._supply:
-            link.send("deal", Deal(prediction, key, packed).to_json())
-        dealt = self._dealer.deal(prediction, self._plans[key], Dealing(secrets, model.masks))
-        send_corrections(*self._supply, prediction, self._plans[key], dealt)
+            link.say(Deal(order.prediction, key, packed))
+        dealt = self._dealer.deal(order.prediction, self._plans[key], Dealing(secrets, model.masks))
+        send_corrections(*self._supply, order.prediction, self._plans[key], dealt)
 
-    def _grant(self, model: KnownModel, meta: Mapping[str, Any]) -> Secrets | None:
+    def _grant(self, model: KnownModel, order: Prepare) -> Secrets | None:
         """Return what the dealer needs of the keys asked for, once they may be used or, ahead, could be."""
         if model.manifest is None or not model.gated:
             return None
-        asked = KeyRequest(
-            # From the certificate: what the message says, anybody could say.
-            self._user.user,
-            model.manifest.model_id,
-            tuple(str(task) for task in meta["keys"]),
-            int(meta["batch"]),
-            int(meta["prediction"]),
-        )
+        # The user from the certificate: what the message says, anybody could say.
+        asked = KeyRequest(self._user.user, model.manifest.model_id, order.keys, order.batch, order.prediction)
         secrets = self._secrets(model, model.manifest, self._keys.find(asked))
-        if self._keys.needs_grants:
-            use = bool(meta["use"])
-            self._keys.permit(asked, use=use)
-            if use:
-                self._keeper.send("allowed", {"prediction": asked.prediction})
+        if self._keys.needs_grant:
+            self._keys.permit(asked, use=order.use)
+            if order.use:
+                self._keeper.say(Allowed(asked.prediction))
             else:
                 self._dealt[asked.prediction] = asked
         return secrets
@@ -153,8 +152,8 @@ class Authority:
         except InputError as error:
             self._user.refuse(error)
             return
-        self._keeper.send("allowed", {"prediction": prediction})
-        self._user.send("granted", {"prediction": prediction})
+        self._keeper.say(Allowed(prediction))
+        self._user.say(Granted(prediction))
 
     def _secrets(self, model: KnownModel, manifest: Manifest, keys: Sequence[TriggerKey]) -> Secrets:
         granted = {key.task for key in keys}

@@ -1,11 +1,12 @@
-"""A node's steps in the making, for rules that need several: each call adds a step and returns the name of its value.
+"""Several steps in the making: each call adds one and returns the name of its value.
 
-All axes here are ours: the batch is 0 (of a model understood as a whole, an axis of 1 that ONNX does not have).
+`Builder` is what all that make steps share; `Draft` is the one of most rules, with a method for each kind of step. All
+axes here are ours: the batch is 0 (of a model understood as a whole, an axis of 1 that ONNX does not have).
 """
 
 import math
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,67 @@ def without(shape: Shape, axes: Sequence[int]) -> Shape:
     return tuple(n for i, n in enumerate(shape, 1) if i not in axes)
 
 
-class Draft:
+class Builder:
+    """Steps that are added one by one.
+
+    Args:
+        shapes: of values that are there already, of one sample each.
+        step_name: gives a step's name, from its operator and the number of steps before it; names of layers stand in
+            manifests, so that they must not change.
+        value_name: gives the name of a step's value, from that number.
+    """
+
+    def __init__(
+        self, shapes: MutableMapping[str, Shape], step_name: Callable[[str, int], str], value_name: Callable[[int], str]
+    ) -> None:
+        self.added: list[Step] = []
+        self._shapes: ChainMap[str, Shape] = ChainMap({}, shapes)
+        self._step_name, self._value_name = step_name, value_name
+
+    def shape(self, value: str) -> Shape:
+        """Return the shape of one sample of a value."""
+        return self._shapes[value]
+
+    def put(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        shape: Sequence[int],
+        params: Mapping[str, Array] | None = None,
+        attrs: Mapping[str, Attribute] | None = None,
+        *,
+        name: str | None = None,
+    ) -> str:
+        """Add a step.
+
+        Args:
+            op: its operator.
+            inputs: names of values.
+            shape: of one sample of its value.
+            params: role -> float64 values of the keeper's.
+            attrs: public attributes.
+            name: the step's; absent, the one that this builder gives.
+
+        Returns:
+            The name of its value.
+        """
+        n = len(self.added)
+        name = self._step_name(op, n) if name is None else name
+        return self.append(Step(op, name, tuple(inputs), self._value_name(n), tuple(shape), params or {}, attrs or {}))
+
+    def append(self, step: Step) -> str:
+        """Add a step that has its names already; return the name of its value."""
+        self.added.append(step)
+        self._shapes[step.output] = step.shape
+        return step.output
+
+    def affine(self, value: str, *, scale: Array | None = None, shift: Array | None = None) -> str:
+        """Add x * scale + shift with parameters of the value's rank, batch axis 1; None for ones and zeros."""
+        shape = self.shape(value)
+        return self.put("affine", (value,), shape, affine("", value, "", shape, scale=scale, shift=shift).params)
+
+
+class Draft(Builder):
     """Steps of one node; values are named by their number until `made` gives the node's outputs their names.
 
     Args:
@@ -34,24 +95,19 @@ class Draft:
     """
 
     def __init__(self, node: Node, graph: Graph) -> None:
+        super().__init__(graph.shapes, lambda op, n: f"{node.name}/{op}", lambda n: f"{node.name}/value {n}")
         self._node, self._graph = node, graph
-        self._steps: list[Step] = []
-        self._shapes: ChainMap[str, Shape] = ChainMap({}, graph.shapes)
-
-    def shape(self, value: str) -> Shape:
-        """Return the shape of one sample of a value."""
-        return self._shapes[value]
 
     def add(self, op: str, inputs: Sequence[str], shape: Shape, /, **attrs: Attribute) -> str:
         """Add a step without parameters."""
-        return self._append(Step(op, f"{self._node.name}/{op}", tuple(inputs), self._name(), tuple(shape), {}, attrs))
+        return self.put(op, inputs, shape, attrs=attrs)
 
     def made(self, *values: str) -> list[Step]:
         """Return the steps, with the values as the node's outputs in order; "" for an output that nobody uses."""
-        own = {step.output for step in self._steps}
+        own = {step.output for step in self.added}
         named = {v: output for v, output in zip(values, self._node.outputs, strict=False) if v in own}
         steps: list[Step] = []
-        for step in self._steps:
+        for step in self.added:
             name = self._node.name if step.output in named else step.name
             inputs = tuple(named.get(x, x) for x in step.inputs)
             steps.append(replace(step, name=name, inputs=inputs, output=named.get(step.output, step.output)))
@@ -60,14 +116,6 @@ class Draft:
                 source = named.get(value, value)
                 steps.append(Step("identity", self._node.name, (source,), output, self.shape(value)))
         return steps
-
-    def _name(self) -> str:
-        return f"{self._node.name}/value {len(self._steps)}"
-
-    def _append(self, step: Step) -> str:
-        self._steps.append(step)
-        self._shapes[step.output] = step.shape
-        return step.output
 
     def weight(self, index: int, what: str) -> Operand:
         """Return an input that files hold as a constant and that may be computed where a model is seen as a whole.
@@ -166,11 +214,6 @@ class Draft:
         """Add x * factor + offset, both public."""
         return self.add("scale", (value,), self.shape(value), factor=factor, offset=offset)
 
-    def affine(self, value: str, *, scale: Array | None = None, shift: Array | None = None) -> str:
-        """Add x * scale + shift with parameters of the value's rank, batch axis 1."""
-        name, shape = self._name(), self.shape(value)
-        return self._append(affine(f"{self._node.name}/affine", value, name, shape, scale=scale, shift=shift))
-
     def linear(self, value: str, scale: Operand | None, shift: Operand | None) -> str:
         """Add x * scale + shift with operands that `shaped` has made; None for ones and zeros."""
         if not isinstance(scale, str) and not isinstance(shift, str):
@@ -185,7 +228,7 @@ class Draft:
         """Multiply the last axis by a constant (K, N) matrix."""
         shape = (*self.shape(value)[:-1], weight.shape[1])
         params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        return self._append(Step("matmul", f"{self._node.name}/matmul", (value,), self._name(), shape, params))
+        return self.put("matmul", (value,), shape, params)
 
     def dot(self, x: str, y: str) -> str:
         """Add the products of two values' matrices, of one rank; leading axes broadcast."""

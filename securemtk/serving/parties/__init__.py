@@ -1,0 +1,1 @@
+"""Keeper, authority and user as classes over links: they know no processes."""
