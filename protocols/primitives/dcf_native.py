@@ -3,7 +3,7 @@
 Written in LLVM's vector code, LANES comparisons at a time, so that states stay in registers and the
 latency of the AES instruction is hidden: about 60 ns an evaluation and 200 ns a generation on one core
 of a Zen 3 (31-bit points), where 25 and 98 blocks of AES alone would take 22 and 86 ns.
-Imported by `dcf` where the processor and numba are there; `dcf.generate_numpy` and
+Imported by `dcf` where the processor has such instructions; `dcf.generate_numpy` and
 `dcf.evaluate_numpy` are the same functions in plain words, and a test compares them bit by bit.
 """
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from protocols.primitives import aes
 from protocols.primitives.dcf_layout import LANES, LEAF_BITS, SEED_MASK
+from protocols.primitives.loops import compiled
 
 _VECTORS = LANES // aes.LANES
 _U64 = types.uint64
@@ -138,7 +139,7 @@ def _evaluate_block(typing, party, seeds, point_bits, n_levels, words, leaf, key
 _A1, _A2, _A3, _A4 = "uint64[::1]", "uint64[:,::1]", "uint8[:,:,::1]", "uint64[:,:,:,::1]"
 
 
-@njit(f"void({_A2}, {_A2}, {_A1}, {_A1}, int64, {_A4}, uint32[::1], {_A3})", nogil=True, cache=True)
+@compiled(f"void({_A2}, {_A2}, {_A1}, {_A1}, int64, {_A4}, uint32[::1], {_A3})")
 def _generate_compiled(seeds0, seeds1, q, flip, bits, words, values, round_keys):
     one = np.uint64(1)
     point_flip, below, packed = (
@@ -168,7 +169,7 @@ def _generate_compiled(seeds0, seeds1, q, flip, bits, words, values, round_keys)
             values[first + j] = np.uint32(packed[j, 0])
 
 
-@njit(f"void(int64, {_A2}, {_A4}, uint32[::1], {_A1}, int64, uint8[::1], {_A3})", nogil=True, cache=True)
+@compiled(f"void(int64, {_A2}, {_A4}, uint32[::1], {_A1}, int64, uint8[::1], {_A3})")
 def _evaluate_compiled(party, seeds, words, values, y, bits, out, round_keys):
     point_bits, leaf = np.empty((LANES, 2), dtype=np.uint64), np.empty((2, LANES, 2), dtype=np.uint64)
     for block in range(words.shape[0]):
