@@ -43,10 +43,12 @@ class Message:
 # One prediction after the other has the same frames: most descriptions have been made, and read, before.
 @functools.lru_cache(4096)
 def describe_arrays(kind: str, arrays: tuple[tuple[str, tuple[int, ...]], ...]) -> bytes:
+    """Return the description of a frame without values: its kind, and (dtype, shape) of each array."""
     return json.dumps({"kind": kind, "meta": {}, "arrays": arrays}, separators=(",", ":")).encode()
 
 
 def describe(kind: str, meta: Meta, arrays: list[tuple[str, tuple[int, ...]]]) -> bytes:
+    """Return the description of a frame: its kind, its values, and (dtype, shape) of each array."""
     if not meta:
         return describe_arrays(kind, tuple(arrays))
     return json.dumps({"kind": kind, "meta": meta, "arrays": arrays}, separators=(",", ":")).encode()
@@ -77,6 +79,7 @@ _read_short_description = functools.lru_cache(4096)(_read_description)
 
 
 def decode(text: bytes, body: bytearray, role: str) -> Message:
+    """Return the frame of a description and the arrays' bytes; raise IntegrityError for what is none of ours."""
     try:
         is_short = len(text) <= 256
         kind, meta, described = (_read_short_description if is_short else _read_description)(text)
