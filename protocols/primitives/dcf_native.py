@@ -23,6 +23,11 @@ _VECTORS = LANES // aes.LANES
 _U64 = types.uint64
 
 
+def _variables(b, values):
+    """Return places that LLVM keeps in registers, for states that a loop walks on."""
+    return [cgutils.alloca_once_value(b, x) for x in values]
+
+
 @intrinsic
 def _generate_block(typing, seeds0, seeds1, point_flip, n_levels, below, words, packed, keys):
     """Walk LANES comparisons down the tree; arguments are addresses, vectors lie one after the other.
@@ -37,15 +42,12 @@ def _generate_block(typing, seeds0, seeds1, point_flip, n_levels, below, words, 
         one, seed = v.constant(1, 0), v.constant(SEED_MASK, -1)
         lanes = range(_VECTORS)
 
-        def variables(values):
-            return [cgutils.alloca_once_value(b, x) for x in values]
-
         both = [v.load(point_flip, k) for k in lanes]
-        point = variables([b.and_(x, v.constant(-1, 0)) for x in both])
-        value = variables([b.and_(v.high_to_low(x), one) for x in both])
-        s = [variables([v.load(seeds, k) for k in lanes]) for seeds in (seeds0, seeds1)]
-        t = [variables([v.constant(m, m)] * _VECTORS) for m in (0, -1)]
-        bits = variables([v.constant(0, 0)] * _VECTORS)
+        point = _variables(b, [b.and_(x, v.constant(-1, 0)) for x in both])
+        value = _variables(b, [b.and_(v.high_to_low(x), one) for x in both])
+        s = [_variables(b, [v.load(seeds, k) for k in lanes]) for seeds in (seeds0, seeds1)]
+        t = [_variables(b, [v.constant(m, m)] * _VECTORS) for m in (0, -1)]
+        bits = _variables(b, [v.constant(0, 0)] * _VECTORS)
         with cgutils.for_range(b, n_levels) as loop:
             inputs = []
             for k in lanes:
@@ -105,13 +107,10 @@ def _evaluate_block(typing, party, seeds, point_bits, n_levels, words, leaf, key
         one, seed = v.constant(1, 0), v.constant(SEED_MASK, -1)
         lanes = range(_VECTORS)
 
-        def variables(values):
-            return [cgutils.alloca_once_value(b, x) for x in values]
-
         both = [v.load(point_bits, k) for k in lanes]
-        s = variables([v.load(seeds, k) for k in lanes])
-        t = variables([v.splat(b.sub(ir.Constant(v.word, 0), party))] * _VECTORS)
-        value = variables([v.constant(0, 0)] * _VECTORS)
+        s = _variables(b, [v.load(seeds, k) for k in lanes])
+        t = _variables(b, [v.splat(b.sub(ir.Constant(v.word, 0), party))] * _VECTORS)
+        value = _variables(b, [v.constant(0, 0)] * _VECTORS)
         with cgutils.for_range(b, n_levels) as loop:
             level = v.splat(loop.index)
             shift = v.splat(b.sub(ir.Constant(v.word, 63), loop.index))

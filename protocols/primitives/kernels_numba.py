@@ -178,6 +178,15 @@ def _make_column() -> Any:
     return column
 
 
+def _load_each(b: Any, address: Any, step: Any, n: int) -> tuple[list[Any], Any]:
+    """Load n vectors of 4 numbers, `step` bytes apart; return them and the address behind them."""
+    numbers, made = ir.VectorType(ir.IntType(64), 4), []
+    for _ in range(n):
+        made.append(b.load(_at(b, address, numbers), align=8))
+        address = b.add(address, step)
+    return made, address
+
+
 def _others(i: int) -> list[int]:
     return [j for j in range(SIDE) if j != i]
 
@@ -202,10 +211,7 @@ def _make_spread() -> Any:
 
             columns: list[list[Any]] = []
             for _ in range(2 * SIDE - 1):
-                address, column = source, []
-                for _ in range(2 * SIDE - 1):
-                    column.append(b.load(_at(b, address, numbers), align=8))
-                    address = b.add(address, row_step)
+                column, _ = _load_each(b, source, row_step, 2 * SIDE - 1)
                 columns.append(transform(column))
                 source = b.add(source, column_step)
             for p in range(len(PRODUCTS)):
@@ -228,7 +234,6 @@ def _make_join() -> Any:
     def join(_: Any, source: Any, source_step: Any, target: Any, row_step: Any, column_step: Any) -> Any:
         def generate(context: Any, b: Any, _: Any, arguments: Any) -> Any:
             source, source_step, target, row_step, column_step = arguments
-            numbers = ir.VectorType(ir.IntType(64), 4)
 
             def transform(products: list[Any]) -> list[Any]:
                 made = []
@@ -241,16 +246,13 @@ def _make_join() -> Any:
 
             rows = []
             for _ in PRODUCTS:
-                row = []
-                for _ in PRODUCTS:
-                    row.append(b.load(_at(b, source, numbers), align=8))
-                    source = b.add(source, source_step)
+                row, source = _load_each(b, source, source_step, len(PRODUCTS))
                 rows.append(transform(row))
             columns = [transform([row[j] for row in rows]) for j in range(SIDE)]
             for i in range(SIDE):
                 address = target
                 for j in range(SIDE):
-                    b.store(columns[j][i], _at(b, address, numbers), align=8)
+                    b.store(columns[j][i], _at(b, address, columns[j][i].type), align=8)
                     address = b.add(address, column_step)
                 target = b.add(target, row_step)
             return context.get_dummy_value()
