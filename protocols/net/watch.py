@@ -84,7 +84,7 @@ class Watch(threading.Thread):
     Args:
         role: our own role.
         links: role -> link that belongs to this thread from now on.
-        guarded: links of other threads, failed when a peer fails.
+        data_links: links of other threads, failed when a peer fails.
         on_failure: called once, in this thread, with the root cause.
         silence_s: longest silence of a peer, in seconds.
         pulses: role -> link for beats alone, of this thread too; without, this thread beats as the interpreter lets it.
@@ -94,7 +94,7 @@ class Watch(threading.Thread):
         self,
         role: str,
         links: Mapping[str, Link],
-        guarded: Sequence[Link],
+        data_links: Sequence[Link],
         on_failure: Callable[[SecureError], None] = lambda error: None,
         *,
         silence_s: float,
@@ -104,7 +104,7 @@ class Watch(threading.Thread):
         self.role = role
         self.step = "start"
         self._links = dict(links)
-        self._guarded = list(guarded)
+        self._data_links = list(data_links)
         self._on_failure = on_failure
         self._silence_s = silence_s
         # Several beats in the time after which a peer is given up.
@@ -117,7 +117,7 @@ class Watch(threading.Thread):
         self._wake_r, self._wake_w = os.pipe()
         let_go_after_fork(self)
         self._steps = dict.fromkeys(links, "start")
-        for link in guarded:
+        for link in data_links:
             link.guard(self._reason, self.is_alive)
 
     @property
@@ -236,7 +236,7 @@ class Watch(threading.Thread):
             # Whoever sees us go shall hear of the root cause, not of our end.
             self._parting = Abort(self.step, describe_error(error))
         self._failed.set()
-        for link in self._guarded:
+        for link in self._data_links:
             link.fail(error)
         self._on_failure(error)
 

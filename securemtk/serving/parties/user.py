@@ -148,7 +148,8 @@ class UserParty:
     def _masked_weights(self, program: Program) -> dict[str, Tensor]:
         names = self._ops.masked_names(program)
         arrays = self._keeper.recv("weights").arrays
-        if [a.shape for a in arrays] != [program.params[name] for name in names]:
+        expected = [("<i8", program.params[name]) for name in names]
+        if [(a.dtype.str, a.shape) for a in arrays] != expected:
             raise IntegrityError("the keeper must send the masked weights of its program; their shapes differ")
         masked = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         self._ops.pack_weights(program, masked)
