@@ -4,6 +4,8 @@ A thread of Python's cannot beat while another one holds the interpreter's lock:
 millions of strings, would look as a process that was stopped. The thread here runs a compiled loop without the lock. It
 sends what was sealed before, one record each period to each peer, so that it need not know of TLS. It stops when
 its process is stopped, which is what peers want to know.
+
+Without numba a thread of Python's does the same, and is as silent as the lock makes it.
 """
 
 import contextlib
@@ -15,11 +17,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from protocols.forks import let_go_after_fork
-from protocols.primitives.loops import compiled
+
+try:
+    from numba import njit, types
+except ImportError:  # optional at run time
+    njit = None  # type: ignore[assignment]
 
 # Records that wait for each peer; at two a second, how long the lock may be held: 20 minutes.
 AHEAD = 2400
@@ -94,26 +99,46 @@ class Pulse:
         _send_all(self._descriptors, self._records, self._counts, wake, self._period_ms)
 
 
-_send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
-_poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
-
-
-@compiled("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)")
-def _send_all(
+def _send_all_python(
     descriptors: NDArray[np.int32],
     records: NDArray[np.uint8],
     counts: NDArray[np.int64],
     wake: NDArray[np.int32],
     period_ms: int,
 ) -> None:
-    ahead, size = records.shape[1], records.shape[2]
-    while True:
-        for i in range(len(descriptors)):
-            sent = counts[0, i]
-            if sent < counts[1, i] * size:
-                rest = records[i, (sent // size) % ahead, sent % size :]
-                n = _send(descriptors[i], rest.ctypes.data, len(rest), _DONT_WAIT)
-                if n > 0:
-                    counts[0, i] = sent + n
-        if _poll(wake.ctypes.data, 1, period_ms) != 0:
-            return
+    """The same as the compiled `_send_all`, with the interpreter."""
+    size = records.shape[2]
+    sockets = [socket.socket(fileno=os.dup(int(d))) for d in descriptors]
+    try:
+        while True:
+            for i, sock in enumerate(sockets):
+                slot, offset = divmod(int(counts[0, i]), size)
+                if slot < counts[1, i]:
+                    with contextlib.suppress(OSError):
+                        counts[0, i] += sock.send(records[i, slot % records.shape[1], offset:].data, _DONT_WAIT)
+            if select.select([int(wake[0])], [], [], period_ms / 1000)[0]:
+                return
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+_send_all = _send_all_python
+
+if njit is not None:
+    _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
+    _poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
+
+    @njit("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)", nogil=True, cache=True)
+    def _send_all(descriptors, records, counts, wake, period_ms):  # type: ignore[no-untyped-def]
+        ahead, size = records.shape[1], records.shape[2]
+        while True:
+            for i in range(len(descriptors)):
+                sent = counts[0, i]
+                if sent < counts[1, i] * size:
+                    rest = records[i, (sent // size) % ahead, sent % size :]
+                    n = _send(descriptors[i], rest.ctypes.data, len(rest), _DONT_WAIT)
+                    if n > 0:
+                        counts[0, i] = sent + n
+            if _poll(wake.ctypes.data, 1, period_ms) != 0:
+                return

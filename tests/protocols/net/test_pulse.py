@@ -2,50 +2,16 @@
 
 import contextlib
 import ctypes
-import os
-import select
 import socket
 import time
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from protocols.net import pulse
 from protocols.net.pulse import AHEAD, Pulse
 
 SIZE = 75
-
-
-def send_all(
-    descriptors: NDArray[np.int32],
-    records: NDArray[np.uint8],
-    counts: NDArray[np.int64],
-    wake: NDArray[np.int32],
-    period_ms: int,
-) -> None:
-    """Do what `protocols.net.pulse` does in machine code, with the interpreter."""
-    size = records.shape[2]
-    sockets = [socket.socket(fileno=os.dup(int(d))) for d in descriptors]
-    try:
-        while True:
-            for i, sock in enumerate(sockets):
-                slot, offset = divmod(int(counts[0, i]), size)
-                if slot < counts[1, i]:
-                    with contextlib.suppress(OSError):
-                        counts[0, i] += sock.send(
-                            records[i, slot % records.shape[1], offset:].data,
-                            int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL),
-                        )
-            if select.select([int(wake[0])], [], [], period_ms / 1000)[0]:
-                return
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-# The compiled loop, and what it does in plain words.
-RUNNERS = {"compiled": pulse._send_all, "plain": send_all}
+RUNNERS = {name: getattr(pulse, name) for name in ("_send_all", "_send_all_python")}
 
 
 def record(i: int) -> bytes:

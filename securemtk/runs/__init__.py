@@ -1,1 +1,0 @@
-"""Folders of runs: what training leaves, and what is released of it."""
