@@ -1,0 +1,1 @@
+"""A training run on the disk: its folder, and its release as a bundle."""
