@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import report
+from benchmarks import limbs, report
 from protocols.errors import ShapeError
 from protocols.primitives import kernels
 
@@ -107,7 +107,7 @@ def plain_matmul(x: Tensor, w: Tensor) -> Tensor:
 def int8_matmul(x: Tensor, parts: list[Tensor]) -> Tensor:
     """Return x @ w, w given as signed limbs of 8 bits, by int8 products with int32 sums (exact below 2**17 terms)."""
     out = torch.zeros(len(x), parts[0].shape[1], dtype=torch.int64)
-    for i, limb in enumerate(kernels._limbs(x, 8)):
+    for i, limb in enumerate(limbs.limbs_of(x, 8)):
         limb = limb.to(torch.int8)
         for j, part in enumerate(parts[: 8 - i]):
             out += torch._int_mm(limb, part).to(torch.int64) << (8 * (i + j))
@@ -126,12 +126,12 @@ def candidates(case: Case, x: Tensor, w: Tensor) -> dict[str, Callable[[], Tenso
     """Return what there is to measure; all give the same numbers, convolutions perhaps as rows (pixel, output)."""
     if not case.kernel:
         used = 3 if int(w.abs().max()) < 2**22 else 8
-        parts = [part.to(torch.int8) for part in kernels._limbs(w, 8)[:used]]
-        limbs, tiles = (kernels.prepare_matmul(w, method=m) for m in ("limbs", "tiles"))
+        parts = [part.to(torch.int8) for part in limbs.limbs_of(w, 8)[:used]]
+        by_limbs, tiles = limbs.matmul(w), kernels.prepare_matmul(w)
         found: dict[str, Callable[[], Tensor]] = {
             "torch int64": lambda: x @ w,
             "plain numba": lambda: plain_matmul(x, w),
-            "float64 limbs": lambda: limbs.apply(x),
+            "float64 limbs": lambda: by_limbs(x),
             "tiles": lambda: tiles.apply(x),
         }
         if case.macs < INT8_MOST:
@@ -143,9 +143,10 @@ def candidates(case: Case, x: Tensor, w: Tensor) -> dict[str, Callable[[], Tenso
         "groups": case.groups,
     }
     found = {"chosen": partial(kernels.prepare_conv2d(w, size=(case.side, case.side), **attributes).apply, x)}
-    for name, method in (("float64 limbs", "limbs"), *((m, m) for m in ("tiles", "karatsuba", "depthwise"))):
+    found["float64 limbs"] = partial(limbs.conv2d(w, **attributes), x)
+    for method in kernels.METHODS:
         with contextlib.suppress(ShapeError):  # not a convolution of that method's kind
-            found[name] = partial(kernels.prepare_conv2d(w, method=method, **attributes).apply, x)
+            found[method] = partial(kernels.prepare_conv2d(w, method=method, **attributes).apply, x)
     if case.groups == 1:
         matrix = w.reshape(case.n, -1).T.contiguous()
         found["torch int64"] = lambda: unfolded(case, x) @ matrix

@@ -218,6 +218,7 @@ def _top_bits(request: Request, words: Tensor) -> Tensor:
 
 
 def bits_of(request: Request) -> int:
+    """Return the bits that a request's values are truncated by."""
     return int(dict(request.options)["bits"])
 
 

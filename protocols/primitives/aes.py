@@ -1,8 +1,8 @@
 """Fixed-key AES-128 for whole arrays: the permutation behind the comparison keys.
 
 The key is public and the same for all: security rests on AES with a fixed key behaving like a random
-permutation pi, in the construction H(x) = pi(x) ^ x. Where the processor has AES instructions and numba
-is installed, `encrypt` is an intrinsic inside compiled loops (below one nanosecond a block); elsewhere
+permutation pi, in the construction H(x) = pi(x) ^ x. Where the processor has AES instructions,
+`encrypt` is an intrinsic inside compiled loops (below one nanosecond a block); elsewhere
 OpenSSL encrypts whole arrays.
 
 Source: [GKWY20], section 7, and [FIPS197]; how much strength many keys leave, docs/protocols.md#fixed-key-aes.
@@ -11,17 +11,14 @@ Source: [GKWY20], section 7, and [FIPS197]; how much strength many keys leave, d
 import platform
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from llvmlite import ir
 from numpy.typing import NDArray
 
-try:
-    import llvmlite.binding as llvm
-    from llvmlite import ir
-
-    _FEATURES = dict(llvm.get_host_cpu_features()) if platform.machine() in ("x86_64", "AMD64") else {}
-except ImportError:  # numba is optional at run time
-    _FEATURES = {}
+# Instructions of x86 alone: what other processors have would be another intrinsic.
+_FEATURES = dict(llvm.get_host_cpu_features()) if platform.machine() in ("x86_64", "AMD64") else {}
 
 # The first 128 fraction bits of pi: nothing up our sleeve.
 KEY = bytes.fromhex("243f6a8885a308d313198a2e03707344")

@@ -108,7 +108,7 @@ def evaluate(party: int, party_seeds: Words, keys: Keys, y: Words) -> NDArray[np
     return out[: len(y)]
 
 
-# --- without AES instructions or numba ------------------------------------------------------------------------------
+# --- without AES instructions of x86 --------------------------------------------------------------------------------
 
 
 def _hash(blocks: Words) -> Words:

@@ -3,7 +3,7 @@
 Written in LLVM's vector code, LANES comparisons at a time, so that states stay in registers and the
 latency of the AES instruction is hidden: about 60 ns an evaluation and 200 ns a generation on one core
 of a Zen 3 (31-bit points), where 25 and 98 blocks of AES alone would take 22 and 86 ns.
-Imported by `dcf` where the processor and numba are there; `dcf.generate_numpy` and
+Imported by `dcf` where the processor has such instructions; `dcf.generate_numpy` and
 `dcf.evaluate_numpy` are the same functions in plain words, and a test compares them bit by bit.
 """
 
@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from protocols.primitives import aes
 from protocols.primitives.dcf_layout import LANES, LEAF_BITS, SEED_MASK
+from protocols.primitives.loops import compiled
 
 _VECTORS = LANES // aes.LANES
 _U64 = types.uint64
+
+
+def _variables(b, values):
+    """Return places that LLVM keeps in registers, for states that a loop walks on."""
+    return [cgutils.alloca_once_value(b, x) for x in values]
 
 
 @intrinsic
@@ -36,15 +42,12 @@ def _generate_block(typing, seeds0, seeds1, point_flip, n_levels, below, words, 
         one, seed = v.constant(1, 0), v.constant(SEED_MASK, -1)
         lanes = range(_VECTORS)
 
-        def variables(values):
-            return [cgutils.alloca_once_value(b, x) for x in values]
-
         both = [v.load(point_flip, k) for k in lanes]
-        point = variables([b.and_(x, v.constant(-1, 0)) for x in both])
-        value = variables([b.and_(v.high_to_low(x), one) for x in both])
-        s = [variables([v.load(seeds, k) for k in lanes]) for seeds in (seeds0, seeds1)]
-        t = [variables([v.constant(m, m)] * _VECTORS) for m in (0, -1)]
-        bits = variables([v.constant(0, 0)] * _VECTORS)
+        point = _variables(b, [b.and_(x, v.constant(-1, 0)) for x in both])
+        value = _variables(b, [b.and_(v.high_to_low(x), one) for x in both])
+        s = [_variables(b, [v.load(seeds, k) for k in lanes]) for seeds in (seeds0, seeds1)]
+        t = [_variables(b, [v.constant(m, m)] * _VECTORS) for m in (0, -1)]
+        bits = _variables(b, [v.constant(0, 0)] * _VECTORS)
         with cgutils.for_range(b, n_levels) as loop:
             inputs = []
             for k in lanes:
@@ -104,13 +107,10 @@ def _evaluate_block(typing, party, seeds, point_bits, n_levels, words, leaf, key
         one, seed = v.constant(1, 0), v.constant(SEED_MASK, -1)
         lanes = range(_VECTORS)
 
-        def variables(values):
-            return [cgutils.alloca_once_value(b, x) for x in values]
-
         both = [v.load(point_bits, k) for k in lanes]
-        s = variables([v.load(seeds, k) for k in lanes])
-        t = variables([v.splat(b.sub(ir.Constant(v.word, 0), party))] * _VECTORS)
-        value = variables([v.constant(0, 0)] * _VECTORS)
+        s = _variables(b, [v.load(seeds, k) for k in lanes])
+        t = _variables(b, [v.splat(b.sub(ir.Constant(v.word, 0), party))] * _VECTORS)
+        value = _variables(b, [v.constant(0, 0)] * _VECTORS)
         with cgutils.for_range(b, n_levels) as loop:
             level = v.splat(loop.index)
             shift = v.splat(b.sub(ir.Constant(v.word, 63), loop.index))
@@ -138,7 +138,7 @@ def _evaluate_block(typing, party, seeds, point_bits, n_levels, words, leaf, key
 _A1, _A2, _A3, _A4 = "uint64[::1]", "uint64[:,::1]", "uint8[:,:,::1]", "uint64[:,:,:,::1]"
 
 
-@njit(f"void({_A2}, {_A2}, {_A1}, {_A1}, int64, {_A4}, uint32[::1], {_A3})", nogil=True, cache=True)
+@compiled(f"void({_A2}, {_A2}, {_A1}, {_A1}, int64, {_A4}, uint32[::1], {_A3})")
 def _generate_compiled(seeds0, seeds1, q, flip, bits, words, values, round_keys):
     one = np.uint64(1)
     point_flip, below, packed = (
@@ -168,7 +168,7 @@ def _generate_compiled(seeds0, seeds1, q, flip, bits, words, values, round_keys)
             values[first + j] = np.uint32(packed[j, 0])
 
 
-@njit(f"void(int64, {_A2}, {_A4}, uint32[::1], {_A1}, int64, uint8[::1], {_A3})", nogil=True, cache=True)
+@compiled(f"void(int64, {_A2}, {_A4}, uint32[::1], {_A1}, int64, uint8[::1], {_A3})")
 def _evaluate_compiled(party, seeds, words, values, y, bits, out, round_keys):
     point_bits, leaf = np.empty((LANES, 2), dtype=np.uint64), np.empty((2, LANES, 2), dtype=np.uint64)
     for block in range(words.shape[0]):

@@ -17,13 +17,12 @@ y_i = sum_j x_{i+j} w_j, and as x_{i+j} = x_{j+i}
 takes 6 products instead of 9, hence 36 instead of 81 on a 3x3 tile. Unlike Winograd's, this form [Kar63] divides by
 nothing, so it is exact in the ring.
 
-The inner loops are LLVM vectors compiled by numba, correct on every little-endian CPU. Without numba, or on a
-big-endian CPU, torch multiplies limbs in float64 that are small enough to be exact; `BACKEND` says which.
-Numba keeps compiled code beside this file or, where that is read-only, in the user's cache folder; NUMBA_CACHE_DIR
-names another one. `warm()` compiles or loads all of it: call it before anything is timed.
+The inner loops are LLVM vectors compiled by numba, correct on every little-endian CPU; a big-endian one is refused.
+Weights on torch's meta device have products of the right shape, without values, there. Numba keeps compiled code
+beside this file or, where that is read-only, in the user's cache folder; NUMBA_CACHE_DIR names another one. `warm()`
+compiles or loads all of it: call it before anything is timed.
 """
 
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -32,12 +31,10 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from protocols.errors import ShapeError
+from protocols.errors import ShapeError, UnsupportedError
 from protocols.primitives.kernels_numba import (
-    HAS_NUMBA,
     LANES,
     PRODUCTS,
     SIDE,
@@ -54,21 +51,17 @@ from protocols.primitives.kernels_numba import (
     spread_band,
 )
 
-# Numbers are read as pairs of words, the low one first.
-BACKEND = "numba" if HAS_NUMBA and sys.byteorder == "little" else "torch"
-
 # Bytes of one chunk of the batch, laid out for the product. Memory is bounded by this or by one image.
 CHUNK_BYTES = 1 << 23
 # Tiles of 3x3 outputs under way at a time: enough for the packed weights to be read seldom.
 BAND_TILES = 48
-# Ways to convolve: "limbs" is torch's, the others are numba's.
-METHODS = ("tiles", "karatsuba", "depthwise", "limbs")
+# Ways to convolve.
+METHODS = ("tiles", "karatsuba", "depthwise")
 # Even lanes of a panel accumulate outputs 0 to 3, odd ones 4 to 7, so that both halves leave as whole vectors.
 _LANE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 
 # A row in one piece that is always used.
 _AT_ONCE, _ALL = np.zeros(1, np.int64), np.array([0, 1], np.int64)
-_log = logging.getLogger(__name__)
 _local = threading.local()
 
 
@@ -156,6 +149,10 @@ class _Method:
 
     nbytes: int
     fill: Fill
+
+
+# Of weights that have a shape alone.
+_NO_VALUES = _Method(0, lambda x, out: None)
 
 
 def _flat(x: Tensor) -> Ints:
@@ -278,44 +275,9 @@ def _conv_karatsuba(packed: _Packed, conv: _Conv, x: Tensor, out: Tensor) -> Non
         join_band(products, product_step, tiles, lanes, lines, columns, first, count, _flat(out), shape)
 
 
-def _limbs(x: Tensor, bits: int) -> list[Tensor]:
-    """Return signed limbs of x, the lowest first: x = sum_i limb_i 2**(i bits) modulo 2**64."""
-    made = []
-    for _ in range(0, 64, bits):
-        made.append((x << (64 - bits)) >> (64 - bits))
-        x = (x - made[-1]) >> min(bits, 63)
-    return made
-
-
-def _limbs_product(w: Tensor, axes: tuple[int, ...], product: Callable[[Tensor, Tensor], Tensor]) -> _Method:
-    """Prepare a product in float64; `axes` of w are those that its sums run along.
-
-    Limbs of x have so few bits that no partial sum passes 2**53: in whatever order BLAS adds, it rounds nothing.
-    """
-    small = int(w.min()) >= -(2**25) and int(w.max()) <= 2**25
-    w_bits = 64 if small else 22
-    parts = [part.double() for part in _limbs(w, w_bits)]
-    most = max(int(part.abs().sum(axes).max()) for part in parts)
-    bits = min(32, 54 - (max(most, 2) - 1).bit_length())
-
-    def fill(x: Tensor, out: Tensor) -> None:
-        out.zero_()
-        for i, limb in enumerate(_limbs(x, bits)):
-            for j, part in enumerate(parts):
-                if (shift := i * bits + j * w_bits) < 64:
-                    out += product(limb.double(), part).to(torch.int64) << shift
-
-    return _Method(sum(8 * part.numel() for part in parts), fill)
-
-
-def _conv_limbs(conv: _Conv, x: Tensor, w: Tensor) -> Tensor:
-    top, left, bottom, right = conv.pads
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, conv.stride, 0, conv.dilation, conv.groups)
-
-
 def _conv_method(w: Tensor, conv: _Conv, name: str) -> _Method:
-    if name == "limbs":
-        return _limbs_product(w, (1, 2, 3), partial(_conv_limbs, conv))
+    if w.is_meta:
+        return _NO_VALUES
     weights: Ints = w.numpy()
     if name == "depthwise":
         columns = _pack_columns(weights, conv)
@@ -332,8 +294,6 @@ def _conv_method(w: Tensor, conv: _Conv, name: str) -> _Method:
 def _conv_choice(conv: _Conv, size: Pair | None) -> str:
     """Return the quickest method for images of `size`, by the times that `benchmarks/kernels.py` takes."""
     n_out, depth, *_ = conv.shape
-    if BACKEND == "torch":
-        return "limbs"
     if _fits("depthwise", conv) and n_out < LANES * conv.groups:
         return "depthwise"
     if size is not None and min(n_out, depth) >= 32 and _fits("karatsuba", conv):
@@ -346,13 +306,11 @@ def _conv_choice(conv: _Conv, size: Pair | None) -> str:
 
 
 def _fits(name: str, conv: _Conv) -> bool:
-    if BACKEND == "torch":
-        return name == "limbs"
     if name == "depthwise":
         return conv.shape[1] == 1 < conv.groups
     if name == "karatsuba":
         return conv.shape[2:] == (SIDE, SIDE) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
-    return name in ("tiles", "limbs")
+    return name == "tiles"
 
 
 # ---- public --------------------------------------------------------------------------------------------------------
@@ -374,6 +332,9 @@ class Prepared:
 
 
 def _check_weights(w: Tensor, axes: int) -> None:
+    if sys.byteorder != "little":
+        # Numbers are read as pairs of words, the low one first.
+        raise UnsupportedError("products in the ring must be made by a little-endian processor")
     if w.dtype != torch.int64 or w.dim() != axes or not w.numel():
         raise ShapeError(f"weights must be int64 of {axes} axes, not empty; got {w.dtype} of shape {tuple(w.shape)}")
 
@@ -385,35 +346,31 @@ def _check_conv(conv: _Conv) -> None:
         raise ShapeError(f"output channels must be a multiple of groups; got {conv.shape[0]} and {conv.groups}")
 
 
-def prepare_matmul(w: Tensor, *, method: str | None = None) -> Prepared:
+def prepare_matmul(w: Tensor) -> Prepared:
     """Pack w (int64, (K, N)) for many products x @ w; all weights in [-2**31, 2**31) make them faster.
 
     Args:
         w: weights.
-        method: "tiles" or "limbs", to have that one instead of the quickest.
 
     Raises:
-        ShapeError: w is not an int64 matrix, or there is no such method.
+        ShapeError: w is not an int64 matrix.
+        UnsupportedError: this processor is big-endian.
     """
     _check_weights(w, 2)
     k, n_out = w.shape
-    name = method or ("limbs" if BACKEND == "torch" else "tiles")
-    if name == "limbs":
-        made = _limbs_product(w, (0,), torch.matmul)
-    elif name == "tiles" and BACKEND == "numba":
+    made = _NO_VALUES
+    if not w.is_meta:
         packed = _pack(w.numpy())
         made = _Method(packed.words.nbytes, partial(_matmul_tiles, packed, (k, n_out)))
-    else:
-        raise ShapeError(f"the method must be limbs or, with numba, tiles; got {name!r}")
 
     def apply(x: Tensor) -> Tensor:
         if x.dtype != torch.int64 or not x.dim() or x.shape[-1] != k:
             raise ShapeError(f"an input must be int64 of shape (..., {k}); got {x.dtype} of shape {tuple(x.shape)}")
-        out = torch.empty(*x.shape[:-1], n_out, dtype=torch.int64)
+        out = torch.empty(*x.shape[:-1], n_out, dtype=torch.int64, device=x.device)
         made.fill(x, out)
         return out
 
-    return Prepared(name, made.nbytes, apply)
+    return Prepared("tiles", made.nbytes, apply)
 
 
 def prepare_conv2d(
@@ -439,6 +396,7 @@ def prepare_conv2d(
 
     Raises:
         ShapeError: w or an attribute does not describe a convolution, or not one that the method is for.
+        UnsupportedError: this processor is big-endian.
     """
     _check_weights(w, 4)
     shape = (w.shape[0], w.shape[1], w.shape[2], w.shape[3])
@@ -459,7 +417,7 @@ def _convolve(conv: _Conv, fill: Fill, x: Tensor) -> Tensor:
     lines, columns = conv.out_size((x.shape[2], x.shape[3]))
     if lines < 1 or columns < 1:
         raise ShapeError(f"images must be as large as the kernel; got {tuple(x.shape[2:])} for {conv}")
-    out = torch.empty(x.shape[0], conv.shape[0], lines, columns, dtype=torch.int64)
+    out = torch.empty(x.shape[0], conv.shape[0], lines, columns, dtype=torch.int64, device=x.device)
     top, left, bottom, right = conv.pads
     numbers = channels * (x.shape[2] + top + bottom) * (x.shape[3] + left + right)
     chunk = max(1, CHUNK_BYTES // (8 * numbers))
@@ -515,10 +473,7 @@ def conv2d(
 
 
 def warm() -> None:
-    """Compile every loop, or load it from numba's cache, so that no product has to. Say if there is no numba."""
-    if BACKEND == "torch":
-        _log.warning("no numba for this machine: products in the ring run several times slower, in torch")
-        return
+    """Compile every loop, or load it from numba's cache, so that no product has to."""
     x, one = torch.zeros(1, 4, 3, 3, dtype=torch.int64), torch.ones((), dtype=torch.int64)
     matmul(x, one.expand(3, 8))
     prepare_conv2d(one.expand(8, 4, 3, 3), method="karatsuba").apply(x)

@@ -1,29 +1,22 @@
 """The loops of `kernels`, as LLVM vectors compiled by numba: correct on every little-endian CPU.
 
 Matrices are multiplied in tiles of a few rows and one panel of packed weights; every loop here works on flat int64
-arrays, in place, and releases the interpreter. Without numba nothing here may be called.
+arrays, in place, and releases the interpreter.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-try:
-    import numba
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic
-
-    HAS_NUMBA = True
-except ImportError:
-    HAS_NUMBA = False
+from protocols.primitives.loops import compiled
 
 Ints = NDArray[np.int64]
 Words = NDArray[np.int32]
 Pair = tuple[int, int]
-F_ = TypeVar("F_", bound=Callable[..., Any])
 
 # Outputs of one panel of packed weights: an AVX2 vector of 32-bit words.
 LANES = 8
@@ -34,16 +27,6 @@ BLOCK_ROWS = 48
 # The six products of one axis of a 3x3 tile: i = j stands for weight i alone, i < j for the sum of two.
 PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 SIDE = 3
-
-
-def _jit(function: F_) -> F_:
-    """Compile with numba, with a cache on disk where there is a place for it; leave as it is without numba."""
-    if not HAS_NUMBA:
-        return function
-    try:
-        return cast(F_, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # no folder that the cache could be written to
-        return cast(F_, numba.njit(nogil=True)(function))
 
 
 # ---- vectors -------------------------------------------------------------------------------------------------------
@@ -195,6 +178,15 @@ def _make_column() -> Any:
     return column
 
 
+def _load_each(b: Any, address: Any, step: Any, n: int) -> tuple[list[Any], Any]:
+    """Load n vectors of 4 numbers, `step` bytes apart; return them and the address behind them."""
+    numbers, made = ir.VectorType(ir.IntType(64), 4), []
+    for _ in range(n):
+        made.append(b.load(_at(b, address, numbers), align=8))
+        address = b.add(address, step)
+    return made, address
+
+
 def _others(i: int) -> list[int]:
     return [j for j in range(SIDE) if j != i]
 
@@ -219,10 +211,7 @@ def _make_spread() -> Any:
 
             columns: list[list[Any]] = []
             for _ in range(2 * SIDE - 1):
-                address, column = source, []
-                for _ in range(2 * SIDE - 1):
-                    column.append(b.load(_at(b, address, numbers), align=8))
-                    address = b.add(address, row_step)
+                column, _ = _load_each(b, source, row_step, 2 * SIDE - 1)
                 columns.append(transform(column))
                 source = b.add(source, column_step)
             for p in range(len(PRODUCTS)):
@@ -245,7 +234,6 @@ def _make_join() -> Any:
     def join(_: Any, source: Any, source_step: Any, target: Any, row_step: Any, column_step: Any) -> Any:
         def generate(context: Any, b: Any, _: Any, arguments: Any) -> Any:
             source, source_step, target, row_step, column_step = arguments
-            numbers = ir.VectorType(ir.IntType(64), 4)
 
             def transform(products: list[Any]) -> list[Any]:
                 made = []
@@ -258,16 +246,13 @@ def _make_join() -> Any:
 
             rows = []
             for _ in PRODUCTS:
-                row = []
-                for _ in PRODUCTS:
-                    row.append(b.load(_at(b, source, numbers), align=8))
-                    source = b.add(source, source_step)
+                row, source = _load_each(b, source, source_step, len(PRODUCTS))
                 rows.append(transform(row))
             columns = [transform([row[j] for row in rows]) for j in range(SIDE)]
             for i in range(SIDE):
                 address = target
                 for j in range(SIDE):
-                    b.store(columns[j][i], _at(b, address, numbers), align=8)
+                    b.store(columns[j][i], _at(b, address, columns[j][i].type), align=8)
                     address = b.add(address, column_step)
                 target = b.add(target, row_step)
             return context.get_dummy_value()
@@ -277,22 +262,21 @@ def _make_join() -> Any:
     return join
 
 
-if HAS_NUMBA:
-    _tile1, _tile2, _tile3, _tile4 = (_make_tile(rows, wide=False) for rows in (1, 2, 3, 4))
-    _wide1, _wide2, _wide3 = (_make_tile(rows, wide=True) for rows in (1, 2, 3))
-    _turn, _column, _spread, _join = _make_turn(), _make_column(), _make_spread(), _make_join()
+_tile1, _tile2, _tile3, _tile4 = (_make_tile(rows, wide=False) for rows in (1, 2, 3, 4))
+_wide1, _wide2, _wide3 = (_make_tile(rows, wide=True) for rows in (1, 2, 3))
+_turn, _column, _spread, _join = _make_turn(), _make_column(), _make_spread(), _make_join()
 
 
 # ---- loops ---------------------------------------------------------------------------------------------------------
 
 
-@_jit
+@compiled()
 def _address(array: NDArray[Any]) -> Any:
     # Signed: numba joins a signed and an unsigned variable to a float64.
     return np.int64(array.ctypes.data)
 
 
-@_jit
+@compiled()
 def _tile(
     rows: int,
     wide: bool,
@@ -340,7 +324,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-@_jit
+@compiled()
 def _scatter(tile: Ints, rows: int, lanes: int, out: Ints, tos: Ints, first: int, step: int) -> None:
     """Write a tile to channels that are `step` numbers apart."""
     if lanes == LANES and rows == TILE_ROWS and tos[3] - tos[0] == 3:
@@ -352,7 +336,7 @@ def _scatter(tile: Ints, rows: int, lanes: int, out: Ints, tos: Ints, first: int
                 out[tos[r] + first + j * step] = tile[LANES * r + j]
 
 
-@_jit
+@compiled()
 def multiply(
     x: Ints,
     x_step: Steps,
@@ -419,14 +403,14 @@ def multiply(
                     b += rows
 
 
-@_jit
+@compiled()
 def split_words(x: Ints, target: Ints) -> None:
     """Write x in split form: the low words signed, with what they borrow added to the high ones."""
     for i in range(len(x)):
         target[i] = x[i] + ((x[i] & (1 << 31)) << 1)
 
 
-@_jit
+@compiled()
 def _transpose(
     source: Ints, s: int, s_step: int, target: Ints, t: int, t_step: int, lines: int, columns: int, carry: int
 ) -> None:
@@ -444,7 +428,7 @@ def _transpose(
             target[t + j * t_step + i] = value + ((value & carry) << 1)
 
 
-@_jit
+@compiled()
 def channels_last(
     x: Ints,
     shape: tuple[int, int, int, int],
@@ -470,7 +454,7 @@ def channels_last(
                 _transpose(x, s, lines * columns, target, t + left * t_channels, t_channels, channels, columns, carry)
 
 
-@_jit
+@compiled()
 def spread_band(
     x: Ints, shape: tuple[int, int, int], lines: int, columns: int, first: int, count: int, factors: Ints, step: int
 ) -> None:
@@ -484,7 +468,7 @@ def spread_band(
             _spread(_address(x) + 8 * (at + i), 8 * x_columns * c, 8 * c, to, 8 * step)
 
 
-@_jit
+@compiled()
 def join_band(
     products: Ints,
     step: int,
@@ -513,7 +497,7 @@ def join_band(
             _transpose(tiles, t * width, lanes, out, to, out_lines * out_columns, out_columns, n_out, 0)
 
 
-@_jit
+@compiled()
 def depthwise(
     x: Ints,
     x_step: Steps,

@@ -42,7 +42,7 @@ def finish(request: Request, part: tuple[Tensor, ...], masked: Mapping[str, Tens
 def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     """A linear layer with the keeper's weights: 1 round."""
     weight = bias = None
-    if party.rank == KEEPER and not party.dry:
+    if party.rank == KEEPER:
         weight = weights[layer.params[linear.MAPS[layer.op]]]
         bias = weights[layer.params["shift" if layer.op == "affine" else "bias"]]
     return Value(linear.apply(party, layer, x.truncate_to_scale(party), weight, bias), product_bits(party, layer))

@@ -25,7 +25,7 @@ from protocols.net.frames import frame_bytes
 from protocols.primitives.prg import Stream
 from protocols.running import backend, runner
 from protocols.running.runner import Plan, Probe
-from protocols.two_party.party import Party
+from protocols.two_party.recorder import Message, Recorder
 
 _DTYPES = {torch.int64: "<i8", torch.uint8: "|u1"}
 
@@ -68,76 +68,59 @@ class Tape:
     take_s: float = 0.0
 
 
-class _Recorder:
-    """Wire and correlations of a party that computes alone."""
+class _TapeRecorder(Recorder):
+    """A recorder that knows the layer it is in, and how long the party has computed since its last event."""
 
-    def __init__(self, rank: int, *, dry: bool) -> None:
+    def __init__(self, rank: int, device: str) -> None:
+        super().__init__(rank, device)
         self.tape = Tape()
-        self._hand: PredictionShares | None = None
-        self._rank, self._device = rank, "meta" if dry else "cpu"
+        self._shares: PredictionShares | None = None
         self._layer = -1
         self._mark = time.perf_counter()
 
     def enter(self, name: str) -> None:
         self._layer += 1
 
-    def exchange(self, kind: str, tensor: Tensor) -> Tensor:
-        self.send(kind, tensor)
-        return self._receive(kind, tensor.shape, tensor.dtype)
-
-    def send(self, kind: str, tensor: Tensor) -> None:
-        self._note(kind, frame_bytes(kind, None, [(_DTYPES[tensor.dtype], tuple(tensor.shape))]))
-
-    def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
-        return self._receive(kind, shape, torch.int64)
-
-    def _receive(self, kind: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        self._note(kind, 0)
-        received = self._ones(shape, dtype)
-        self._mark = time.perf_counter()
-        return received
-
-    def _note(self, kind: str, n_bytes: int) -> None:
+    def note(self, message: Message) -> None:
         seconds = self.pause()
-        self.tape.events.append(Event(self._layer, n_bytes > 0, kind, n_bytes, seconds))
+        n_bytes = 0
+        if message.is_sent:
+            n_bytes = frame_bytes(message.kind, None, [(_DTYPES[message.dtype], message.shape)])
+        self.tape.events.append(Event(self._layer, message.is_sent, message.kind, n_bytes, seconds))
+
+    def make(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+        made = super().make(shape, dtype)
+        self._mark = time.perf_counter()
+        return made
+
+    def take(self, request: Request) -> Parts:
+        self.tape.requests.append((self._layer, request))
+        return super().take(request) if self._shares is None else self._shares.take(request)
 
     def pause(self) -> float:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         return seconds
 
-    def _ones(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        # Not zeros: those the system hands out when they are first touched, within the time that is measured.
-        return torch.ones(tuple(shape), dtype=dtype, device=self._device)
-
-    def take(self, request: Request) -> Parts:
-        self.tape.requests.append((self._layer, request))
-        if self._hand is not None:
-            return self._hand.take(request)
-        return tuple(self._ones(shape) for shape in correlation.part_shapes(request, self._rank))
-
     def deal(self, listed: Sequence[Request], finish: Finish) -> None:
         """Make this party's parts of made-up correlations, all of them before they are needed, as a session does."""
-        self._mark = time.perf_counter()
-        corrections = [self._ones(shape) for q in listed for shape in correlation.correction_shapes(q, self._rank)]
-        self._hand = PredictionShares(self._rank, Stream(), listed, corrections, finish)
+        corrections = [self.make(shape) for q in listed for shape in correlation.correction_shapes(q, self._rank)]
+        self._shares = PredictionShares(self._rank, Stream(), listed, corrections, finish)
         self.tape.take_s = self.pause()
 
 
-def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], *, dry: bool) -> Tape:
-    recorder = _Recorder(rank, dry=dry)
-    if not dry:
+def _record(plan: Plan, rank: int, weights: Mapping[str, Tensor], device: str) -> Tape:
+    recorder = _TapeRecorder(rank, device)
+    if device != "meta":
         finish = partial(backend.find(plan.protocol).finish, masked=weights)
         recorder.deal(runner.requests(plan), finish if rank == USER else lambda request, part: part)
-    nothing = Stream(bytes(16))  # draws no secret: what it masks is made up
-    party = Party(rank, recorder, recorder, nothing, nothing, nothing, dry=dry)
     program = plan.program
     inputs = {
-        name: recorder._ones((plan.batch, *shape)) if rank == USER else None for name, shape in program.inputs.items()
+        name: recorder.make((plan.batch, *shape)) if rank == USER else None for name, shape in program.inputs.items()
     }
     probe = Probe(enter=recorder.enter)
     recorder.pause()
-    runner.run(party, plan, weights, inputs, probe)
+    runner.run(recorder.party(), plan, weights, inputs, probe)
     recorder.tape.rest_s = recorder.pause()
     recorder.tape.layers = [(layer.name, layer.op) for layer in probe.layers]
     return recorder.tape
@@ -148,7 +131,7 @@ def rehearse(plan: Plan) -> tuple[Tape, Tape]:
     weights = {
         name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in plan.program.params.items()
     }
-    return _record(plan, KEEPER, weights, dry=True), _record(plan, USER, weights, dry=True)
+    return _record(plan, KEEPER, weights, "meta"), _record(plan, USER, weights, "meta")
 
 
 def perform(plan: Plan, *, repeats: int = 3, enough_s: float = 2.0) -> tuple[Tape, Tape, float]:
@@ -189,12 +172,12 @@ def _dealing(requests: Sequence[tuple[int, Request]], masks: Mapping[str, Tensor
 
 
 def _typical(plan: Plan, rank: int, weights: Mapping[str, Tensor], repeats: int, enough_s: float) -> Tape:
-    best, spent = _record(plan, rank, weights, dry=False), 0.0
+    best, spent = _record(plan, rank, weights, "cpu"), 0.0
     spent = _computing(best)
     if spent < enough_s:
         tapes: list[Tape] = []
         while len(tapes) < repeats and (not tapes or spent < enough_s):
-            tapes.append(_record(plan, rank, weights, dry=False))
+            tapes.append(_record(plan, rank, weights, "cpu"))
             spent += _computing(tapes[-1])
         best = sorted(tapes, key=_computing)[len(tapes) // 2]
     return best

@@ -1,7 +1,7 @@
 """The execution of a program by a party, and by a recorder that lists the correlations it needs."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from protocols import limits
-from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
 from protocols.limits import FRAC_BITS
-from protocols.primitives.prg import Stream
 from protocols.program.program import Layer, Program
 from protocols.running import backend
 from protocols.two_party import gate
 from protocols.two_party.party import Party, reveal_to_user, share_input
+from protocols.two_party.recorder import Recorder
 from protocols.two_party.value import Value
 
 
@@ -126,34 +125,6 @@ def run(
 # --- recording ------------------------------------------------------------------------------------------------------
 
 
-class _Silence:
-    """A wire to nobody, on which tensors have shapes and no values."""
-
-    def exchange(self, kind: str, tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor)
-
-    def send(self, kind: str, tensor: Tensor) -> None:
-        pass
-
-    def recv(self, kind: str, shape: Sequence[int]) -> Tensor:
-        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
-
-
-class _Recorder:
-    """Hands out tensors without values and notes what was asked for."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def take(self, request: Request) -> tuple[Tensor, ...]:
-        self.requests.append(request)
-        return tuple(_empty(shape) for shape in correlation.part_shapes(request))
-
-
-def _empty(shape: Sequence[int]) -> Tensor:
-    return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
-
-
 def requests(plan: Plan) -> list[Request]:
     """Return the correlations that a plan needs, in order, by running it once on tensors without values.
 
@@ -169,14 +140,13 @@ def scales(plan: Plan) -> dict[str, int]:
 
 
 def _rehearse(plan: Plan) -> tuple[list[Request], Probe]:
-    recorder, probe = _Recorder(), Probe()
-    nothing = Stream(bytes(16))  # draws no secret: meta tensors take no values
-    party = Party(KEEPER, _Silence(), recorder, nothing, nothing, nothing, dry=True)
-    weights = {name: _empty(shape) for name, shape in plan.program.params.items()}
-    run(party, plan, weights, dict.fromkeys(plan.program.inputs), probe)
+    recorder, probe = Recorder(KEEPER), Probe()
+    weights = {name: recorder.make(shape) for name, shape in plan.program.params.items()}
+    run(recorder.party(), plan, weights, dict.fromkeys(plan.program.inputs), probe)
     return recorder.requests, probe
 
 
 def warm_recorder() -> None:
     """Let torch load what operations on tensors without values need: seconds that no request should wait for."""
-    torch.stack([_empty((1,)), _empty((1,))]).sum(0)
+    one = Recorder(KEEPER).make((1,))
+    torch.stack([one, one]).sum(0)

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import limits
@@ -105,6 +104,12 @@ def _take(
     return (r, seeds, *corrections, *(stream.words(s) for s in shares))
 
 
+def _part_shapes(request: Request, compared: Shape, shares: Sequence[Shape]) -> list[Shape]:
+    """Shapes of what `_take` returns, where values of shape `compared` have a key each."""
+    n = math.prod(compared)
+    return [request.shapes[0], (dcf.padded(n), 2), *key_shapes(n, width_of(request)), *shares]
+
+
 # --- sign: of each value. Shares: [beta], [beta R]; where it is cut also [R] and the half words m, beta m -------------
 
 
@@ -131,7 +136,11 @@ def _take_sign(request: Request, rank: int, stream: Stream, corrections: Sequenc
 
 
 correlation.KINDS["sign"] = Kind(
-    _deal_sign, _take_sign, _sign_shapes, lambda q: key_shapes(math.prod(q.shapes[0]), width_of(q))
+    _deal_sign,
+    _take_sign,
+    _sign_shapes,
+    lambda q: key_shapes(math.prod(q.shapes[0]), width_of(q)),
+    part=lambda q: _part_shapes(q, q.shapes[0], _sign_shapes(q)),
 )
 
 
@@ -177,55 +186,71 @@ def _take_pairs(request: Request, rank: int, stream: Stream, corrections: Sequen
 
 
 correlation.KINDS["pairs"] = Kind(
-    _deal_pairs, _take_pairs, _pairs_shapes, lambda q: key_shapes(math.prod(_pair_shape(q)), width_of(q))
+    _deal_pairs,
+    _take_pairs,
+    _pairs_shapes,
+    lambda q: key_shapes(math.prod(_pair_shape(q)), width_of(q)),
+    part=lambda q: _part_shapes(q, _pair_shape(q), _pairs_shapes(q)),
 )
 
 
 # --- online ---------------------------------------------------------------------------------------------------------
 
 
-def _open_signs(party: Party, T: NDArray[np.int64], key: Sequence[Tensor]) -> NDArray[np.uint8]:
+def _open_signs(party: Party, T: Tensor, key: Sequence[Tensor]) -> Tensor:
     """Evaluate the keys at y = T mod 2**(k-1) and open c = [t >= 0] ^ beta: 1 round, 1 bit each way a value."""
-    seeds, words, values = (t.numpy() for t in key)
-    share = sign_shares(party, T, seeds, words, values)
-    packed = np.packbits(share)
-    opened = packed ^ party.wire.exchange("bits", torch.from_numpy(packed)).numpy()
-    return np.unpackbits(opened, count=len(share))
+    seeds, words, values = key
+    packed = comparison_steps.packed_sign_shares(T, seeds, words, values, party.rank, party.comparison_bits)
+    return comparison_steps.join_bits(packed, party.wire.exchange("bits", packed), T.shape)
 
 
-def sign_shares(
-    party: Party, T: NDArray[np.int64], seeds: NDArray[np.int64], words: NDArray[np.int64], values: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """Return this party's share (under xor) of [t >= 0], flipped as the key is, for the public part T of t."""
-    k = party.comparison_bits
-    keys = dcf.Keys(words.view(np.uint64), values.view(np.uint32), k - 1)
-    share = dcf.evaluate(party.rank, seeds.view(np.uint64), keys, comparison_steps.point_of(T, k).view(np.uint64))
-    if party.rank == KEEPER:
-        share ^= comparison_steps.sign_of(T, k) ^ np.uint8(1)
-    return share
+def sign_shares(party: Party, T: Tensor, offsets: Sequence[int], key: Sequence[Tensor]) -> Tensor:
+    """Return this party's shares (under xor) of the bits [t >= o], flipped as the key is; nothing is sent.
+
+    Args:
+        party: this party.
+        T: (n) int64, the public part of t.
+        offsets: public numbers o, m of them.
+        key: this party's seeds and the correction words, as parts of correlations hold them.
+
+    Returns:
+        uint8 (m, n), 0 or 1.
+    """
+    seeds, words, values = key
+    return comparison_steps.sign_shares(T, offsets, seeds, words, values, party.rank, party.comparison_bits)
 
 
-def _flat(tensors: Sequence[Tensor]) -> list[NDArray[np.int64]]:
-    return [t.reshape(-1).numpy() for t in tensors]
+def open_bits(party: Party, shares: Sequence[Tensor]) -> list[Tensor]:
+    """Open several tensors of bits shared under xor, each packed into bytes of its own, in one message each way.
+
+    Args:
+        party: this party.
+        shares: uint8 of any shapes, 0 or 1.
+
+    Returns:
+        The opened bits, uint8 of the same shapes.
+
+    Cost: 1 round; 1 bit each way for each element, in whole bytes for each tensor.
+    Security: both parties learn the bits: each must be under a mask of the dealer's.
+    """
+    packed = [comparison_steps.pack_bits(share) for share in shares]
+    others = torch.split(party.wire.exchange("bits", torch.cat(packed)), [p.numel() for p in packed])
+    return [
+        comparison_steps.join_bits(own, other, share.shape)
+        for own, other, share in zip(packed, others, shares, strict=True)
+    ]
 
 
-def _open(party: Party, z: Tensor, r: Tensor, cut: int) -> NDArray[np.int64]:
+def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.reshape(-1) for t in tensors]
+
+
+def _open(party: Party, z: Tensor, r: Tensor, *, truncates: bool) -> Tensor:
     """Open z + r, and 2**62 where it is to be truncated; flat."""
     masked = z + r
-    if cut and party.rank == KEEPER:
+    if truncates and party.rank == KEEPER:
         masked += 1 << 62
-    return (masked + party.wire.exchange("open", masked)).reshape(-1).numpy()
-
-
-def rehearse(party: Party, masked: Tensor, n_bits: int) -> None:
-    """Exchange what comparisons exchange, on tensors without values: a masked tensor, then packed bits."""
-    party.wire.exchange("open", masked)
-    party.wire.exchange("bits", torch.empty((-(-n_bits // 8),), dtype=torch.uint8, device=masked.device))
-
-
-def rehearse_many(party: Party, masked: Sequence[Tensor], n_bits: Sequence[int]) -> None:
-    """The same for several values that are opened together, whose bits are packed apart."""
-    rehearse(party, torch.cat(list(masked)), sum(8 * -(-n // 8) for n in n_bits))
+    return (masked + party.wire.exchange("open", masked)).reshape(-1)
 
 
 @costs(lambda n: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n // 8)))
@@ -240,28 +265,26 @@ def relu(party: Party, z: Tensor, bits: int) -> Tensor:
     Returns:
         Share of relu(t), t = z >> bits up to one unit in the last place, same shape, scale 2**f.
 
+    Raises:
+        UnsupportedError: `bits` are others.
+
     Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
     Security: both opened values are uniform: z under r, the sign under beta.
     """
     request = request_of("sign", z.shape, bits, party.comparison_bits)
-    cut = _cut(request)
-    part = party.correlations.take(request)
-    if party.dry:
-        rehearse(party, z, z.numel())
-        return torch.empty_like(z)
-    r, *key = part[:4]
-    shares = _flat(part[4:])
-    first = np.int64(party.rank == KEEPER)
-    h = _open(party, z, r, cut)
+    cut, is_keeper = _cut(request), party.rank == KEEPER
+    r, *rest = party.correlations.take(request)
+    key, shares = rest[:3], _flat(rest[3:])
+    h = _open(party, z, r, truncates=cut > 0)
     if cut:
         beta, beta_R, R, carries = shares
         c = _open_signs(party, comparison_steps.public_part(h, cut), key)
-        out = comparison_steps.relu_truncated(c, h, R, carries, beta, beta_R, first, cut)
+        out = comparison_steps.relu_truncated(c, h, R, carries, beta, beta_R, is_keeper, cut)
     else:
-        c = _open_signs(party, h, key)
         beta, beta_R = shares
-        out = comparison_steps.relu(c, h, r.reshape(-1).numpy(), beta, beta_R, first)
-    return torch.from_numpy(out).reshape(z.shape)
+        c = _open_signs(party, h, key)
+        out = comparison_steps.relu(c, h, r.reshape(-1), beta, beta_R, is_keeper)
+    return out.reshape(z.shape)
 
 
 @costs(lambda n: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n // 8)))
@@ -272,17 +295,16 @@ def is_negative(party: Party, x: Tensor) -> Tensor:
         party: this party.
         x: share, int64 of any shape, |x| < 2**(k-1).
 
+    Returns:
+        Share of 1 where x < 0 and of 0 elsewhere, same shape, scale 1.
+
     Cost: 2 rounds; 8 bytes and 1 bit each way for each of n elements.
     Security: as `relu`.
     """
-    part = party.correlations.take(request_of("sign", x.shape, 0, party.comparison_bits))
-    if party.dry:
-        rehearse(party, x, x.numel())
-        return torch.empty_like(x)
-    r, *key = part[:4]
-    c = torch.from_numpy(_open_signs(party, _open(party, x, r, 0), key)).reshape(x.shape).long()
+    r, *key, beta, _ = party.correlations.take(request_of("sign", x.shape, 0, party.comparison_bits))
+    c = _open_signs(party, _open(party, x, r, truncates=False), key).reshape(x.shape).long()
     # [x >= 0] = c xor beta.
-    not_negative = (1 - 2 * c) * part[4]
+    not_negative = (1 - 2 * c) * beta
     return 1 - c - not_negative if party.rank == KEEPER else -not_negative
 
 
@@ -299,31 +321,31 @@ def max_of_pairs(party: Party, z: Tensor, bits: int) -> Tensor:
     Returns:
         Share of the maxima, (w // 2 + w % 2, ...) at scale 2**f.
 
+    Raises:
+        UnsupportedError: `bits` are others.
+
     Cost: 2 rounds; 8 bytes each way for each of n elements, 1 bit each way for each pair. Opened values serve
         the truncation and the comparison at once.
     Security: as `relu`.
     """
     request = request_of("pairs", z.shape, bits, party.comparison_bits)
-    cut, half = _cut(request), z.shape[0] // 2
-    part = party.correlations.take(request)
-    shape = (half, *z.shape[1:])
-    if party.dry:
-        rehearse(party, z, math.prod(shape))
-        return torch.empty((half + z.shape[0] % 2, *z.shape[1:]), dtype=torch.int64, device="meta")
-    r, *key = part[:4]
-    first = np.int64(party.rank == KEEPER)
-    h = _open(party, z, r, cut)
-    n = int(np.prod(shape))
-    ha, hb, rest = h[:n], h[n : 2 * n], h[2 * n :]
+    cut, is_keeper = _cut(request), party.rank == KEEPER
+    shape = _pair_shape(request)
+    n = math.prod(shape)
+    r, *rest = party.correlations.take(request)
+    key, shares = rest[:3], _flat(rest[3:])
+    h = _open(party, z, r, truncates=cut > 0)
+    ha, hb, last = h[:n], h[n : 2 * n], h[2 * n :]
     if cut:
-        beta, beta_dR, R, carries, *odd = _flat(part[4:])
+        beta, beta_dR, R, carries, *odd = shares
         c = _open_signs(party, comparison_steps.public_part(ha) - comparison_steps.public_part(hb), key)
-        best = comparison_steps.larger_truncated(c, ha, hb, R[:n], R[n : 2 * n], carries, beta, beta_dR, first)
-        passed = [comparison_steps.truncated(rest, R[2 * n :], m, first) for m in odd]
+        best = comparison_steps.larger_truncated(c, ha, hb, R[:n], R[n : 2 * n], carries, beta, beta_dR, is_keeper)
+        passed = [comparison_steps.truncated(last, R[2 * n :], m, is_keeper) for m in odd]
     else:
-        masks, beta, beta_dR = _flat([r, *part[4:]])
+        beta, beta_dR = shares
+        masks = r.reshape(-1)
         c = _open_signs(party, ha - hb, key)
-        best = comparison_steps.larger(c, ha, hb, masks[:n], masks[n : 2 * n], beta, beta_dR, first)
-        passed = [first * rest - masks[2 * n :]] if len(rest) else []
-    result = torch.from_numpy(best).reshape(shape)
-    return torch.cat([result, *(torch.from_numpy(p).reshape(1, *z.shape[1:]) for p in passed)]) if passed else result
+        best = comparison_steps.larger(c, ha, hb, masks[:n], masks[n : 2 * n], beta, beta_dR, is_keeper)
+        passed = [int(is_keeper) * last - masks[2 * n :]] if len(last) else []
+    result = best.reshape(shape)
+    return torch.cat([result, *(p.reshape(1, *z.shape[1:]) for p in passed)]) if passed else result

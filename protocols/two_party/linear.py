@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -89,7 +88,9 @@ def _take(request: Request, rank: int, stream: Stream, corrections: Sequence[Ten
     return stream.words(request.shapes[0]), stream.words(request.shapes[1])
 
 
-correlation.KINDS["linear"] = Kind(_deal, _take, lambda q: q.shapes[1:])
+correlation.KINDS["linear"] = Kind(
+    _deal, _take, lambda q: q.shapes[1:], part=lambda q: q.shapes[1:], user_part=lambda q: q.shapes
+)
 
 
 def prepare(request: Request, part: tuple[Tensor, ...], masked: Tensor) -> tuple[Tensor, ...]:
@@ -115,14 +116,6 @@ def apply(party: Party, layer: Layer, x: Tensor, weight: Tensor | None, bias: Te
     Cost: 1 round (one message from the user), 8 bytes for each of n input elements.
     Security: e is uniform to the keeper; the user sees only D, which B masks.
     """
-    if party.dry:
-        request = request_of(layer, x.shape)
-        party.correlations.take(request)
-        if party.rank == KEEPER:
-            party.wire.recv("linear", request.shapes[0])
-        else:
-            party.wire.send("linear", x.reshape(request.shapes[0]))
-        return torch.empty((x.shape[0], *layer.shape), dtype=torch.int64, device="meta")
     request = request_of(layer, x.shape)
     part = party.correlations.take(request)
     made = (x.shape[0], *layer.shape)

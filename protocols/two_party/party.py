@@ -23,7 +23,7 @@ from protocols.primitives.prg import Stream
 
 
 class Wire(Protocol):
-    """What a party asks of the connection to the other one; `channel.Link` through `TensorWire`."""
+    """What a party asks of the connection to the other one; a `Link` through `TensorWire`."""
 
     def exchange(self, kind: str, tensor: Tensor) -> Tensor:
         """Send a tensor and return the peer's of the same shape."""
@@ -45,7 +45,7 @@ class Party:
         correlations: this party's parts, made by the dealer.
         previous, following: streams that both parties hold, each other's way round (CrypTen's zero sharings).
         local: this party's own randomness.
-        dry: whether this is a recorder's run, on tensors that have shapes and no values.
+        device: where its tensors lie: "cpu", or "meta" for a recorder's run on shapes without values.
         is_negative: how the party's protocol compares: share -> share of the bit [x < 0]; set by `runner.run`.
         comparison_bits: bits k of comparisons by keys: values at scale 2**f must stay below 2**(k-1).
     """
@@ -56,7 +56,7 @@ class Party:
     previous: Stream = field(repr=False)
     following: Stream = field(repr=False)
     local: Stream = field(repr=False)
-    dry: bool = False
+    device: str = "cpu"
     is_negative: "Callable[[Party, Tensor], Tensor] | None" = None
     comparison_bits: int = limits.COMPARISON_BITS
 
@@ -78,7 +78,7 @@ def share_input(party: Party, x: Tensor | None, shape: Sequence[int]) -> Tensor:
         mask of its own, and what the keeper reveals is the output minus the user's share.
     """
     if party.rank == KEEPER:
-        return torch.zeros(tuple(shape), dtype=torch.int64, device="meta" if party.dry else "cpu")
+        return torch.zeros(tuple(shape), dtype=torch.int64, device=party.device)
     if x is None:
         raise TypeError("the user must have an input")
     return x

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from protocols import limits
@@ -75,7 +74,15 @@ def _take(request: Request, rank: int, stream: Stream, corrections: Sequence[Ten
     return (r, bits, seeds, *corrections, *(stream.words(shape) for shape in shapes))
 
 
-correlation.KINDS["spline"] = Kind(_deal, _take, _shares, lambda q: key_shapes(_sizes(q)[0], width_of(q)))
+def _part_shapes(request: Request) -> list[Shape]:
+    n, m, _ = _sizes(request)
+    keys = key_shapes(n, width_of(request))
+    return [(n,), ((m * n + 63) // 64,), (dcf.padded(n), 2), *keys, *_shares(request)]
+
+
+correlation.KINDS["spline"] = Kind(
+    _deal, _take, _shares, lambda q: key_shapes(_sizes(q)[0], width_of(q)), part=_part_shapes
+)
 
 
 @costs(lambda n, knots: Cost(rounds=2, payload_bytes=16 * n + 2 * -(-n * knots // 8)))
@@ -117,27 +124,16 @@ def evaluate_together(party: Party, values: Sequence[tuple[Tensor, Sequence[Piec
     """
     requests = [_request_for(party, x, functions) for x, functions in values]
     parts = [party.correlations.take(request) for request in requests]
-    sizes = [_sizes(request) for request in requests]
-    if party.dry:
-        compare.rehearse_many(party, [x.reshape(-1) for x, _ in values], [m * n for n, m, _ in sizes])
-        return [torch.empty_like(x) for x, functions in values for _ in functions]
     opened = open_many(party, [x.reshape(-1) + part[0] for (x, _), part in zip(values, parts, strict=True)])
-    masked = [X.numpy() for X in opened]
-    packed = [
-        _bit_shares(party, X, functions[0], part, size)
-        for X, (_, functions), part, size in zip(masked, values, parts, sizes, strict=True)
+    shares = [
+        _bit_shares(party, X, functions[0], part) for X, (_, functions), part in zip(opened, values, parts, strict=True)
     ]
-    flat = np.concatenate(packed) if len(packed) > 1 else packed[0]
-    bits = flat ^ party.wire.exchange("bits", torch.from_numpy(flat)).numpy()
-    results, start = [], 0
-    for X, (x, functions), part, (n, m, _) in zip(masked, values, parts, sizes, strict=True):
-        width = -(-m * n // 8)
-        c = np.unpackbits(bits[start : start + width], count=m * n).reshape(m, n)
-        start += width
-        r, _, _, _, _, *shares = (t.numpy() for t in part)
+    results = []
+    for X, c, (x, functions), part in zip(opened, compare.open_bits(party, shares), values, parts, strict=True):
+        r, _, _, _, _, *powers = part
         for pieces in functions:
-            out = comparison_steps.piecewise(c, X, pieces.table, r, shares, np.int64(party.rank == KEEPER))
-            results.append(torch.from_numpy(out).reshape(x.shape))
+            out = comparison_steps.piecewise(c, X, pieces.table, r, powers, party.rank == KEEPER)
+            results.append(out.reshape(x.shape))
     return results
 
 
@@ -151,13 +147,9 @@ def _request_for(party: Party, x: Tensor, functions: Sequence[Pieces]) -> Reques
     return request_of(x.shape, widest, party.comparison_bits)
 
 
-def _bit_shares(
-    party: Party, X: NDArray[np.int64], pieces: Pieces, part: tuple[Tensor, ...], size: tuple[int, int, int]
-) -> NDArray[np.uint8]:
-    """Return this party's shares (under xor) of the bits [x >= k] under their masks, packed."""
-    n, m, _ = size
-    _, bits, seeds, words, values = (t.numpy() for t in part[:5])
-    share = np.unpackbits(bits.view(np.uint8), count=m * n).reshape(m, n)
-    for i, knot in enumerate(pieces.knots):
-        share[i] ^= compare.sign_shares(party, X - knot, seeds, words, values)
-    return np.packbits(share)
+def _bit_shares(party: Party, X: Tensor, pieces: Pieces, part: tuple[Tensor, ...]) -> Tensor:
+    """Return this party's shares (under xor) of the bits [x >= k] under their masks, uint8 (m, n)."""
+    _, bits, *key = part[:5]
+    shares = compare.sign_shares(party, X, pieces.knots, key)
+    shares ^= comparison_steps.unpack_bits(bits.view(torch.uint8), shares.shape)
+    return shares

@@ -10,19 +10,16 @@ from protocols.errors import ProtocolAbort, UnsupportedError
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.two_party.party import Party
+from protocols.two_party.recorder import Recorder
 
 crypten = door.crypten
 
 
 def recorded(program, shape):
     """The requests of a CrypTen computation on one shared tensor."""
-    from protocols.running.runner import _empty, _Recorder, _Silence
-
-    recorder = _Recorder()
-    nothing = Stream(bytes(16))
-    party = Party(0, _Silence(), recorder, nothing, nothing, nothing)
-    with door.acting(party), torch.no_grad():
-        program(door.mpc_tensor(_empty(shape)))
+    recorder = Recorder(0)
+    with door.acting(recorder.party()), torch.no_grad():
+        program(door.mpc_tensor(recorder.make(shape)))
     return recorder.requests
 
 

@@ -223,23 +223,31 @@ def test_what_a_comparison_sends_is_uniform_whatever_the_value(value):
         assert abs(ones - 0.5) < 0.03
 
 
-@pytest.mark.skipif(comparison_steps.njit is None, reason="numba is missing")
+STEPS = {"relu_truncated": 5, "relu": 4, "larger_truncated": 7, "larger": 6, "truncated": 3, "public_part": 1}
+
+
+@pytest.mark.parametrize("name", STEPS)
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=8, max_size=8))
-def test_compiled_steps_are_the_same_as_numpys(values):
+def test_compiled_loops_do_for_each_element_what_the_step_says(name, values):
     arrays = [np.array([v, -v // 3], dtype=np.int64) for v in values]
-    c, first = (arrays[0] & 1).astype(np.uint8), np.int64(1)
-    cases = {"relu_truncated": 5, "relu": 4, "larger_truncated": 7, "larger": 6, "truncated": 3, "public_part": 1}
-    assert {*cases, "public_part_of"} == set(comparison_steps.STEPS)
-    real = dict(vars(comparison_steps))
-    plain_module = {name: step.py_func for name, step in comparison_steps.STEPS.items()}
-    for name, n in cases.items():
-        bits = [c] if name.startswith(("relu", "larger")) else []
-        last = [first] if name != "public_part" else []
-        for cut in (16, 21, 32) if name in ("relu_truncated", "public_part") else (None,):
-            more = [] if cut is None else [cut]
-            step = plain_module["public_part_of" if name == "public_part" else name]
-            compiled = real[name](*bits, *arrays[:n], *last, *more)
-            with np.errstate(over="ignore"):
-                plain = step(*(b.astype(np.int64) for b in bits), *arrays[:n], *last, *map(np.int64, more))
-            np.testing.assert_array_equal(compiled, plain)
+    bits = [(arrays[0] & 1).astype(np.uint8)] if name.startswith(("relu", "larger")) else []
+    last = [1] if name != "public_part" else []
+    for cut in (16, 21, 32) if name in ("relu_truncated", "public_part") else (None,):
+        more = [] if cut is None else [cut]
+        step = getattr(comparison_steps, "_public_part_of" if name == "public_part" else f"_{name}").py_func
+        tensors = [torch.from_numpy(a) for a in (*bits, *arrays[: STEPS[name]])]
+        compiled = getattr(comparison_steps, name)(*tensors, *last, *more)
+        with np.errstate(over="ignore"):
+            plain = step(*(b.astype(np.int64) for b in bits), *arrays[: STEPS[name]], *map(np.int64, last + more))
+        np.testing.assert_array_equal(compiled.numpy(), plain)
+        shape_alone = getattr(comparison_steps, name)(*(x.to("meta") for x in tensors), *last, *more)
+        assert (shape_alone.shape, shape_alone.dtype) == (compiled.shape, compiled.dtype)
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=30))
+def test_bits_are_packed_and_unpacked(bits):
+    x = torch.tensor(bits, dtype=torch.uint8)
+    packed = comparison_steps.pack_bits(x)
+    assert packed.tolist() == np.packbits(bits).tolist()
+    assert torch.equal(comparison_steps.unpack_bits(packed, x.shape), x)

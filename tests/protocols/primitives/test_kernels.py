@@ -1,7 +1,5 @@
 """Products in the ring are exact, whichever way they are computed."""
 
-import subprocess
-import sys
 import threading
 from itertools import product
 from types import SimpleNamespace
@@ -11,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import PATIENCE_S, ROOT
+from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protocols.errors import ShapeError
-from protocols.primitives import kernels, kernels_numba
+from benchmarks import limbs
+from protocols.errors import ShapeError, UnsupportedError
+from protocols.primitives import kernels, kernels_numba, loops
 
-needs_numba = pytest.mark.skipif(kernels.BACKEND != "numba", reason="numba's loops")
 quick = settings(deadline=None, derandomize=True, max_examples=80)
 
 # Borders of words and limbs, of float64's integers, and of what makes weights small.
@@ -33,7 +31,6 @@ EDGES = [
 # What an array may hold: at most so many bits, or edges of at most so many bits.
 KINDS = [("uniform", 64), ("uniform", 21), ("edges", 64), ("edges", 32), ("edges", 30), ("edges", 21)]
 kinds = st.sampled_from(KINDS)
-METHODS = kernels.METHODS if kernels.BACKEND == "numba" else ("limbs",)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +86,7 @@ def test_matmul_is_the_product_of_python_integers_modulo_2_64(m, k, n, x, w, see
     a, b = draw((m, k), x, seed), draw((k, n), w, seed + 1)
     expected = exact_matmul(a, b)
     assert torch.equal(kernels.matmul(a, b), expected)
-    assert torch.equal(kernels.prepare_matmul(b, method="limbs").apply(a), expected)
+    assert torch.equal(limbs.matmul(b)(a), expected)
 
 
 def test_the_reference_convolution_is_the_sum_of_python_integers_modulo_2_64():
@@ -107,19 +104,19 @@ def test_matmul_is_exact_for_any_number_of_rows_and_columns(rows, kind):
         assert torch.equal(kernels.matmul(x, w), x @ w)
 
 
-@pytest.mark.parametrize("method", ["tiles", "limbs"] if kernels.BACKEND == "numba" else ["limbs"])
 @pytest.mark.parametrize("weight", [2**20 - 1, 2**25, 2**25 + 1, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("number", [-(2**63), 2**63 - 1, 2**31, 2**31 - 1, -(2**31), 0x7FFFFFFF80000000])
-def test_long_sums_of_extreme_products_are_exact(number, weight, method):
+def test_long_sums_of_extreme_products_are_exact(number, weight):
     for k in (2048, 4095):
         x, w = torch.full((3, k), number), torch.full((k, 9), weight)
         expected = wrapped(number * weight * k)
-        assert torch.equal(kernels.prepare_matmul(w, method=method).apply(x), torch.full((3, 9), expected))
+        for multiply in (kernels.prepare_matmul(w).apply, limbs.matmul(w)):
+            assert torch.equal(multiply(x), torch.full((3, 9), expected))
 
 
 def fitting(groups: int, shape: tuple[int, int, int, int], stride: Any, dilation: Any) -> list[str]:
     conv = kernels._Conv(shape, stride, (0, 0, 0, 0), dilation, groups)
-    return [method for method in METHODS if kernels._fits(method, conv)]
+    return [method for method in kernels.METHODS if kernels._fits(method, conv)]
 
 
 @quick
@@ -139,6 +136,7 @@ def test_every_method_convolves_exactly(data):
     attributes = {"stride": stride, "pads": pads, "dilation": dilation, "groups": groups}
     expected = exact_conv2d(x, w, **attributes)
     assert torch.equal(kernels.conv2d(x, w, **attributes), expected)
+    assert torch.equal(limbs.conv2d(w, **attributes)(x), expected)
     for method in fitting(groups, tuple(w.shape), stride, dilation):
         assert torch.equal(kernels.prepare_conv2d(w, **attributes, method=method).apply(x), expected), method
 
@@ -181,7 +179,6 @@ def test_leading_axes_an_empty_batch_and_strided_tensors_are_served():
     assert kernels.conv2d(image[:0], taps).shape == (0, 4, 3, 3)
 
 
-@needs_numba
 @pytest.mark.parametrize("kind", [("uniform", 20), ("uniform", 64)])
 @pytest.mark.parametrize(("channels", "outputs", "groups"), [(4, 8, 1), (5, 9, 1), (6, 12, 6), (16, 17, 1)])
 @pytest.mark.parametrize("size", [3, 4, 7])
@@ -234,14 +231,12 @@ def test_threads_share_prepared_weights():
     assert all(right)
 
 
-@needs_numba
 def test_small_weights_take_half_the_memory():
     small, full = draw((64, 64), ("uniform", 32)), draw((64, 64), ("uniform", 33))
     assert kernels.prepare_matmul(small).nbytes == 64 * 64 * 4
     assert kernels.prepare_matmul(full).nbytes == 64 * 64 * 8
 
 
-@needs_numba
 @pytest.mark.parametrize(
     ("shape", "attributes", "method"),
     [
@@ -263,7 +258,6 @@ def test_the_method_follows_from_the_shape(shape, attributes, method):
     assert kernels.prepare_conv2d(draw(shape, ("uniform", 17)), **attributes, **pads).method == method
 
 
-@needs_numba
 def test_nothing_compiles_after_warm():
     loops = [f for f in vars(kernels_numba).values() if hasattr(f, "signatures")]
     before = [len(f.signatures) for f in loops]
@@ -278,42 +272,36 @@ def test_nothing_compiles_after_warm():
     assert [len(f.signatures) for f in loops] == before
 
 
-def test_without_numba_torch_does_it_and_says_so():
-    code = """
-import logging, sys
-sys.modules["numba"] = None
-logging.basicConfig(level="WARNING", stream=sys.stdout)
-import torch
-from protocols.primitives import kernels
-assert kernels.BACKEND == "torch"
-kernels.warm()
-x, w = torch.arange(-30, 30).reshape(4, 15) << 57, torch.arange(45).reshape(15, 3) << 30
-assert torch.equal(kernels.matmul(x, w), x @ w)
-made = kernels.prepare_conv2d(w.reshape(5, 3, 1, 3), size=(9, 9))
-assert made.method == "limbs"
-image = torch.arange(3 * 4 * 5).reshape(1, 3, 4, 5) * 0x123456789ABCDEF
-expected = image.unfold(3, 3, 1).permute(0, 2, 3, 1, 4).reshape(1, 4, 3, 9) @ w.reshape(5, 9).T
-assert torch.equal(made.apply(image), expected.permute(0, 3, 1, 2))
-try:
-    kernels.prepare_matmul(w, method="tiles")
-except kernels.ShapeError:
-    print("refused")
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    assert "no numba" in done.stdout
-    assert done.stdout.endswith("refused\n")
-
-
 def test_loops_compile_where_no_folder_takes_the_cache(monkeypatch):
-    def njit(**options: Any) -> Any:
+    def njit(signature: str, **options: Any) -> Any:
         if options.get("cache"):
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return lambda function: (function, options)
+        return lambda function: (function, signature, options)
 
-    monkeypatch.setattr(kernels_numba, "HAS_NUMBA", True)
-    monkeypatch.setattr(kernels_numba, "numba", SimpleNamespace(njit=njit), raising=False)
-    assert kernels_numba._jit(draw) == (draw, {"nogil": True})
+    monkeypatch.setattr(loops, "numba", SimpleNamespace(njit=njit))
+    assert loops.compiled("void(int64)")(draw) == (draw, "void(int64)", {"nogil": True})
+
+
+def test_every_loop_keeps_its_machine_code_and_lets_the_interpreter_go():
+    for path in (ROOT / "protocols").rglob("*.py"):
+        if path.name != "loops.py":
+            assert "cache=True" not in path.read_text(), f"{path.name} must compile by loops.compiled"
+
+
+def test_weights_without_values_give_products_without_values():
+    w, image = torch.empty(6, 5, dtype=torch.int64, device="meta"), draw((2, 4, 7, 6), ("uniform", 21))
+    made = kernels.matmul(torch.empty(3, 2, 6, dtype=torch.int64, device="meta"), w)
+    assert (made.shape, made.device.type) == ((3, 2, 5), "meta")
+    for groups, shape in ((1, (40, 4, 3, 3)), (4, (8, 1, 3, 3)), (2, (8, 2, 2, 1))):
+        taps, how = draw(shape, ("uniform", 21)), {"pads": (1, 0, 1, 2), "groups": groups}
+        made = kernels.conv2d(image.to("meta"), taps.to("meta"), **how)
+        assert (made.shape, made.device.type) == (kernels.conv2d(image, taps, **how).shape, "meta")
+
+
+def test_a_big_endian_processor_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels.sys, "byteorder", "big")
+    with pytest.raises(UnsupportedError, match="little-endian"):
+        kernels.matmul(X, W)
 
 
 W = torch.zeros(4, 2, 3, 3, dtype=torch.int64)
@@ -329,7 +317,6 @@ X = torch.zeros(1, 2, 5, 5, dtype=torch.int64)
         (lambda: kernels.matmul(X.double(), X[0, 0]), "an input must be int64"),
         (lambda: kernels.matmul(X, W[0, 0]), r"of shape \(..., 3\)"),
         (lambda: kernels.matmul(X[0, 0, 0, 0], X[0, 0]), r"of shape \(..., 5\)"),
-        (lambda: kernels.prepare_matmul(X[0, 0], method="karatsuba"), "the method must be"),
         (lambda: kernels.conv2d(X, W[0]), "weights must be int64 of 4 axes"),
         (lambda: kernels.conv2d(X[:, :1], W), r"int64 \(n, 2, h, w\)"),
         (lambda: kernels.conv2d(X[0], W), r"int64 \(n, 2, h, w\)"),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from simulate import combine, simulate, split
 
 from protocols.errors import IntegrityError
-from protocols.primitives import comparison_steps
+from protocols.primitives.comparison_steps import _piecewise_loop
+from protocols.primitives.loops import filled
 from protocols.primitives.prg import Stream
 from protocols.program.pieces import Pieces
 from protocols.two_party import spline
@@ -57,18 +58,31 @@ def test_every_piece_is_exact_at_its_declared_cost(f, values):
     assert max(wire.clock for wire in wires) == cost.rounds
 
 
+def sum_of_pieces(c, X, table, r, beta, beta_r, beta_r2, r2, is_keeper):
+    """What `comparison_steps.piecewise` returns, knot by knot over whole arrays."""
+    (a0, a1, a2), total = (np.full_like(X, v) for v in table[0]), np.zeros_like(X)
+    for i in range(len(c)):
+        A, B, C = table[i + 1]
+        ci = c[i].astype(np.int64)
+        a0, a1, a2 = a0 + ci * A, a1 + ci * B, a2 + ci * C
+        D, slope = A + X * (B + X * C), B + 2 * X * C
+        total += (1 - 2 * ci) * (beta[i] * D - beta_r[i] * slope + beta_r2[i] * C)
+    return total + is_keeper * (a0 + X * (a1 + X * a2)) - r * (a1 + 2 * X * a2) + r2 * a2
+
+
 @settings(max_examples=30, deadline=None)
 @given(f=pieces(), seed=st.binary(min_size=16, max_size=16), n=st.integers(1, 9))
 def test_the_compiled_sum_is_the_same_as_numpys(f, seed, n):
     stream, m = Stream(seed), len(f.knots)
-    c = stream.integers(1, (m, n)).numpy().astype(np.uint8)
-    X, r, r2 = (stream.words((n,)).numpy() for _ in range(3))
-    powers = [stream.words((m, n)).numpy() for _ in range(3)]
-    outs = [np.empty_like(X), np.empty_like(X)]
-    with np.errstate(over="ignore"):
-        comparison_steps._piecewise_numpy(c, X, f.table, r, *powers, r2, np.int64(1), outs[0])
-    comparison_steps._piecewise(c, X, f.table, r, *powers, r2, np.int64(1), outs[1])
-    np.testing.assert_array_equal(*outs)
+    c = stream.integers(1, (m, n)).to(torch.uint8)
+    X, r, r2 = (stream.words((n,)) for _ in range(3))
+    powers = [stream.words((m, n)) for _ in range(3)]
+    for is_keeper in (0, 1):
+        given_arrays = [x.numpy() for x in (r, *powers, r2)]
+        with np.errstate(over="ignore"):
+            wanted = sum_of_pieces(c.numpy(), X.numpy(), f.table, *given_arrays, np.int64(is_keeper))
+        got = filled(_piecewise_loop, (n,), c, X, f.table, r, *powers, r2, is_keeper)
+        np.testing.assert_array_equal(got.numpy(), wanted)
 
 
 def test_what_is_opened_is_uniform_whatever_the_value():
