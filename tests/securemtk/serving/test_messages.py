@@ -17,14 +17,10 @@ from securemtk.onnx.importer import load_onnx
 from securemtk.serving.messages import (
     Allowed,
     AskKnown,
-    AuthoritySettings,
     Declared,
     Drop,
     Granted,
-    KeeperAt,
-    KeeperSettings,
     Known,
-    Listening,
     Load,
     NeedsMore,
     Predict,
@@ -34,6 +30,7 @@ from securemtk.serving.messages import (
     Use,
 )
 from securemtk.serving.parties.orders import PredictionKind, PreparedPrediction, predict_of, prepare_of
+from securemtk.serving.start_messages import AuthoritySettings, KeeperAt, KeeperSettings, Listening
 
 PROGRAM = load_onnx(small_models.mlp()).program.to_json()
 COMMON = {
