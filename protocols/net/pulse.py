@@ -5,11 +5,7 @@ millions of strings, would look as a process that was stopped. The thread here r
 sends what was sealed before, one record each period to each peer, so that it need not know of TLS. It stops when
 its process is stopped, which is what peers want to know.
 
-<<<<<<< HEAD
 Until that loop is loaded (`warm`), a thread of Python's does the same, and is as silent as the lock makes it.
-=======
-Without numba a thread of Python's does the same, and is as silent as the lock makes it.
->>>>>>> proto
 """
 
 import contextlib
@@ -25,15 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.forks import let_go_after_fork
-<<<<<<< HEAD
 from protocols.on_demand import load
-=======
-
-try:
-    from numba import njit, types
-except ImportError:  # optional at run time
-    njit = None  # type: ignore[assignment]
->>>>>>> proto
 
 # Records that wait for each peer; at two a second, how long the lock may be held: 20 minutes.
 AHEAD = 2400
@@ -115,7 +103,6 @@ class Pulse:
             compiled(*work)
 
 
-<<<<<<< HEAD
 def warm() -> None:
     """Load the compiled loop: pulses that beat already go on with it."""
     load(_NATIVE)
@@ -126,65 +113,26 @@ def _compiled() -> Any:
     return getattr(sys.modules.get(_NATIVE), "send_all", None)
 
 
-=======
->>>>>>> proto
 def _send_all_python(
     descriptors: NDArray[np.int32],
     records: NDArray[np.uint8],
     counts: NDArray[np.int64],
     wake: NDArray[np.int32],
     period_ms: int,
-<<<<<<< HEAD
 ) -> bool:
     """The same as the compiled loop, with the interpreter; return whether it was stopped, not replaced by that one."""
     size = records.shape[2]
     sockets = [socket.socket(fileno=os.dup(int(d))) for d in descriptors]
     try:
         while _compiled() is None:
-=======
-) -> None:
-    """The same as the compiled `_send_all`, with the interpreter."""
-    size = records.shape[2]
-    sockets = [socket.socket(fileno=os.dup(int(d))) for d in descriptors]
-    try:
-        while True:
->>>>>>> proto
             for i, sock in enumerate(sockets):
                 slot, offset = divmod(int(counts[0, i]), size)
                 if slot < counts[1, i]:
                     with contextlib.suppress(OSError):
                         counts[0, i] += sock.send(records[i, slot % records.shape[1], offset:].data, _DONT_WAIT)
             if select.select([int(wake[0])], [], [], period_ms / 1000)[0]:
-<<<<<<< HEAD
                 return True
         return False
     finally:
         for sock in sockets:
             sock.close()
-=======
-                return
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-_send_all = _send_all_python
-
-if njit is not None:
-    _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
-    _poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
-
-    @njit("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)", nogil=True, cache=True)
-    def _send_all(descriptors, records, counts, wake, period_ms):  # type: ignore[no-untyped-def]
-        ahead, size = records.shape[1], records.shape[2]
-        while True:
-            for i in range(len(descriptors)):
-                sent = counts[0, i]
-                if sent < counts[1, i] * size:
-                    rest = records[i, (sent // size) % ahead, sent % size :]
-                    n = _send(descriptors[i], rest.ctypes.data, len(rest), _DONT_WAIT)
-                    if n > 0:
-                        counts[0, i] = sent + n
-            if _poll(wake.ctypes.data, 1, period_ms) != 0:
-                return
->>>>>>> proto

@@ -3,15 +3,25 @@
 import socket
 from typing import Any
 
-from numba import njit, types
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from protocols.primitives.loops import compiled
 
 _DONT_WAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _send: Any = types.ExternalFunction("send", types.intp(types.int32, types.uintp, types.uintp, types.int32))
 _poll: Any = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
 
 
-@njit("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)", nogil=True, cache=True)
-def send_all(descriptors, records, counts, wake, period_ms):  # type: ignore[no-untyped-def]
+@compiled("void(int32[::1], uint8[:, :, ::1], int64[:, ::1], int32[::1], int64)")
+def send_all(
+    descriptors: NDArray[np.int32],
+    records: NDArray[np.uint8],
+    counts: NDArray[np.int64],
+    wake: NDArray[np.int32],
+    period_ms: int,
+) -> None:
     """Send one record to each descriptor in each period, until `wake` can be read; arrays as `Pulse` has them."""
     ahead, size = records.shape[1], records.shape[2]
     while True:

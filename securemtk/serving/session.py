@@ -118,6 +118,8 @@ class Session:
     def start(self) -> None:
         """Start the roles and connect to them; does nothing when they run.
 
+        They go on to load what they compute with, and the first request waits for that.
+
         Raises:
             InputError: a port is in use, a key file or the grants cannot be used.
             TransportError: a role did not start or proved to be another one.

@@ -93,13 +93,8 @@ def test_no_file_imports_itself_by_way_of_others():
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-# What is long because its subject is: kernels, and tables.
-LONG = {"protocols.primitives.kernels", "protocols.primitives.kernels_numba"}
-<<<<<<< HEAD
-=======
-# To be parted; the list only ever gets shorter.
-TO_PART = {"protocols.net.link", "securemtk.serving.session", "securemtk.cli.app", "securemtk.onnx.model.graph"}
->>>>>>> proto
+# What is long because its subject is: kernels.
+LONG = {"protocols.primitives.kernels_numba"}
 
 
 def test_no_file_is_longer_than_500_lines():

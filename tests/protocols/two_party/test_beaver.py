@@ -7,9 +7,8 @@ from simulate import combine, simulate, split
 from protocols.crypten import door
 from protocols.dealing.correlation import Request
 from protocols.primitives.prg import Stream
-from protocols.running.runner import _Recorder, _Silence
 from protocols.two_party import beaver
-from protocols.two_party.party import Party
+from protocols.two_party.recorder import Recorder
 
 HOW = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
 # name -> shapes of the operands, how, options of the triple
@@ -66,17 +65,15 @@ def test_a_product_asks_for_the_triple_and_sends_the_message_that_cryptens_would
     op = name.split(",")[0]
     seen = []
     for ours in (True, False):
-        recorder, wire, nothing = _Recorder(), _Silence(), Stream(bytes(16))
-        sent = []
-        wire.exchange = lambda kind, tensor, sent=sent: sent.append((kind, tuple(tensor.shape))) or tensor.clone()
-        party = Party(0, wire, recorder, nothing, nothing, nothing)
+        recorder = Recorder(0)
+        party = recorder.party()
         x, y = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in shapes)
         if ours:
             z = getattr(beaver, op)(party, x, y, **how)
         else:
             with door.acting(party), torch.no_grad():
                 z = door.beaver(op, x, y, **how)
-        seen.append((recorder.requests, sent, tuple(z.shape)))
+        seen.append((recorder.requests, recorder.messages, tuple(z.shape)))
     assert seen[0] == seen[1]
     assert seen[0][0] == [Request("triple", tuple(shapes), (("op", op), *options))]
 
