@@ -409,15 +409,15 @@ def encrypted(bench: Bench) -> Iterator[Point]:
         for task, key in model.keys.items():
             paths.append(folder / f"{task}.key")
             key.save(paths[-1])
-        with Session(keys=paths) as session:
+        with Session(key_files=paths) as session:
             bundle = session.load(folder / "bundle")
             names = list(model.keys)
             for granted in ([], *([n] for n in names), names):
-                scores = bundle.predict(model.data.x_test[:ASKED], keys=granted)
+                scores = bundle.predict(model.data.x_test[:ASKED], open_tasks=granted)
                 label = " + ".join(granted) or "no key"
                 yield label, {t: accuracy(s, model.data.y_test[t][:ASKED]) for t, s in scores.items()}
             rows = np.arange(ANSWERS) % len(model.data.x_test)
-            closed = bundle.predict(model.data.x_test[rows], keys=[])
+            closed = bundle.predict(model.data.x_test[rows], open_tasks=[])
     plain = model.scores(model.data.x_test[rows])
     yield (
         f"{ANSWERS:,} closed answers: p of independence from the label",

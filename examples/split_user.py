@@ -70,7 +70,7 @@ def handed_out(trained: Trained, folder: Path) -> tuple[Path, Path]:
 
 def ask(model: Model, split: SplitPoint, images: Samples, keys: Sequence[str]) -> Scores:
     """Return the scores of images (n, 1, 16, 16): local part in the clear at the user, the rest under encryption."""
-    return model.predict(split.maps(images), keys=keys)
+    return model.predict(split.maps(images), open_tasks=keys)
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def main() -> None:
     x, y = images.x_test[:N_ASKED], images.y_test
     with tempfile.TemporaryDirectory() as folder:
         bundle, keys = handed_out(trained, Path(folder))
-        with closing(Session(keys=keys)) as session:
+        with closing(Session(key_files=keys)) as session:
             model = session.load(bundle)
             for granted in ((), *((name,) for name in SECURED), SECURED):
                 scores = ask(model, split, x, granted)

@@ -4,6 +4,7 @@ Each public name is imported from where it lies when it is first asked for: the 
 use a part of the toolkit load that part. What type each has stands in `__init__.pyi`.
 """
 
+import protocols.errors
 from protocols.on_demand import load
 
 _PLACES = {
@@ -36,6 +37,10 @@ _PLACES = {
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = sorted(_PLACE_OF)
+
+# As people import them, so that a traceback says what an `except` has to name.
+for _name in _PLACES["protocols.errors"]:
+    getattr(protocols.errors, _name).__module__ = __name__
 
 
 def __getattr__(name: str) -> object:

@@ -136,7 +136,7 @@ def run_demo(folder: Path, config: TrainConfig | None = None) -> Figures:
     with new_folder(folder, replaceable=replaceable) as work:
         with clock.stage("train the keyed model"), progress_bar("keyed model") as bar:
             trained = train_run(work, DATASET, SECURED, config, progress=bar)
-        with closing(Session(keys=work / KEYS)) as session, ThreadPoolExecutor(1) as background:
+        with closing(Session(key_files=work / KEYS)) as session, ThreadPoolExecutor(1) as background:
             # Training keeps one core busy: keeper and authority start on the other one.
             started = background.submit(session.start)
             baseline = _baseline(trained.dataset, config, clock)
@@ -184,7 +184,7 @@ def _ask(session: Session, work: Path, trained: Trained, clock: Clock) -> tuple[
     asked = []
     for granted in ((), *((name,) for name in keys)):
         with clock.stage(f"ask {len(x)} encrypted questions with {granted[0] if granted else 'no'} key"):
-            scores = model.predict(x, keys=granted)
+            scores = model.predict(x, open_tasks=granted)
         log.info("  %s", session.cost)
         expected = plain.run(names, {"input": stamp(x, [keys[name] for name in granted])})
         asked.append(EncryptedAnswer(granted, scores, dict(zip(names, expected, strict=True)), session.cost))

@@ -13,7 +13,7 @@ from protocols.errors import InputError, KeyRefused
 from securemtk.runs.places import KEY_SUFFIX, KEYS
 
 
-def key_files(paths: Sequence[Path]) -> list[Path]:
+def key_files_in(paths: Sequence[Path]) -> list[Path]:
     """Return the key files among paths: files, folders of them, and folders of runs."""
     files: list[Path] = []
     for path in paths:
@@ -41,7 +41,7 @@ def header_of(file: Path) -> dict[str, str | bool]:
 def passphrase_of(paths: Sequence[Path], file: Path | None) -> str | None:
     """Return the passphrase of keys where any of them is locked."""
     present = [path for path in paths if path.is_file() or any(path.glob(f"*{KEY_SUFFIX}"))]
-    locked = [found["file"] for found in map(header_of, key_files(present) if present else []) if found["locked"]]
+    locked = [found["file"] for found in map(header_of, key_files_in(present) if present else []) if found["locked"]]
     return passphrase_from(file, needed=bool(locked), fresh=False)
 
 

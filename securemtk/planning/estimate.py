@@ -126,7 +126,7 @@ def estimate_prediction(
     protocol: str = "fss",
     *,
     gated: bool = False,
-    keys: Sequence[str] = (),
+    open_tasks: Sequence[str] = (),
     network: Network | None = None,
     config: Config | None = None,
 ) -> Estimate:
@@ -137,7 +137,7 @@ def estimate_prediction(
         batch: number of samples.
         protocol: a name of `runner.PROTOCOLS`.
         gated: whether the model has secured tasks.
-        keys: names of the tasks that the prediction opens; their names travel, nothing else depends on them.
+        open_tasks: names of the tasks that the prediction opens; their names travel, nothing else depends on them.
         network: between every two roles. Where given, each party's side runs with made-up values on this machine,
             which takes the computing time of some predictions.
         config: of the session; its chunks and threads matter.
@@ -158,8 +158,8 @@ def estimate_prediction(
     seen: set[int] = set()
     offline = repeat = 0
     for number, n in enumerate(sizes):
-        offline += runs[n].offline_bytes(number, keys, first=n not in seen)
-        repeat += runs[n].offline_bytes(number, keys, first=False)
+        offline += runs[n].offline_bytes(number, open_tasks, first=n not in seen)
+        repeat += runs[n].offline_bytes(number, open_tasks, first=False)
         seen.add(n)
     names = backend.find(protocol).masked_names(program)
     timed = network is not None
@@ -209,9 +209,9 @@ class _Run:
         self._requests = [request for _, request in keeper.requests]
         self.layers = _with_offline(costs, keeper, timed=network is not None)
 
-    def offline_bytes(self, prediction: int, keys: Sequence[str], *, first: bool) -> int:
+    def offline_bytes(self, prediction: int, open_tasks: Sequence[str], *, first: bool) -> int:
         """Return what all roles send for one prediction before it starts, as `Session` counts it."""
-        order = PreparedPrediction(prediction, PredictionKind(0, self._plan.batch, tuple(keys)))
+        order = PreparedPrediction(prediction, PredictionKind(0, self._plan.batch, tuple(open_tasks)))
         to_keeper, to_user = (
             self._deal(prediction, first=first) + correction_frames(self._requests, rank, prediction)
             for rank in (KEEPER, USER)

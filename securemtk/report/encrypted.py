@@ -126,7 +126,7 @@ def measure_encrypted(
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         export(trained, bundle)
-        with Session(keys=folder / KEYS if names else None, passphrase=passphrase) as session:
+        with Session(key_files=folder / KEYS if names else None, passphrase=passphrase) as session:
             model = session.load(bundle)
             states, costs, steps = [], [], len(held) + len(sizes) + 1
             for number, keys in enumerate(held, 1):
@@ -142,7 +142,7 @@ def measure_encrypted(
 def _state(model: Model, trained: Trained, keys: tuple[str, ...], samples: int) -> KeyState:
     result, dataset = trained.result, trained.dataset
     x = dataset.x_test[:samples]
-    scores = model.predict(x, keys=keys)
+    scores = model.predict(x, open_tasks=keys)
     plain = predict(result.model, stamp(x, [result.keys[name] for name in keys]))
     closed = [name for name in result.keys if name not in keys]
     always = [
@@ -163,9 +163,9 @@ def _accuracy(scores: Scores, y: Labels) -> float | None:
 
 
 def _cost(session: Session, model: Model, x: Scores, keys: Sequence[str], repeats: int) -> BatchCost:
-    model.predict(x, keys=keys)
+    model.predict(x, open_tasks=keys)
     costs = []
     for _ in range(repeats):
-        model.predict(x, keys=keys)
+        model.predict(x, open_tasks=keys)
         costs.append(session.cost)
     return BatchCost(batch=len(x), repeats=repeats, **asdict(CostFigures.of(costs)))

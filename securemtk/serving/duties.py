@@ -25,7 +25,7 @@ def distributor(settings: AuthoritySettings) -> KeyDistributor:
         InputError: keys or grants cannot be used.
     """
     grants = None if settings.grants is None else FileGrants(Ledger(settings.grants))
-    return KeyDistributor(FileKeyStore(settings.keys, settings.passphrase), grants)
+    return KeyDistributor(FileKeyStore(settings.key_files, settings.passphrase), grants)
 
 
 def _warm(protocol: str) -> None:

@@ -44,7 +44,7 @@ class LocalStart:
     """Starts keeper and authority as children of this process, which becomes the user.
 
     Args:
-        keys: folder of `*.key` files, or a list of files and folders; only their paths pass through this process.
+        key_files: folder of `*.key` files, or a list of files and folders; only their paths pass through this process.
         passphrase: of the keys, where they have one.
         grants: file that says who may use which key; None for everybody.
         user: name of whoever asks, bound into this process's certificate.
@@ -55,21 +55,23 @@ class LocalStart:
 
     def __init__(
         self,
-        keys: Paths | None = None,
+        key_files: Paths | None = None,
         passphrase: str | None = None,
         grants: str | os.PathLike[str] | None = None,
         user: str | None = None,
     ) -> None:
         if user is not None:
             check_user(user)
-        paths = [] if keys is None else [keys] if isinstance(keys, str | os.PathLike) else list(keys)
-        self._keys = tuple(str(Path(path).resolve()) for path in paths)
+        paths = (
+            [] if key_files is None else [key_files] if isinstance(key_files, str | os.PathLike) else list(key_files)
+        )
+        self._key_files = tuple(str(Path(path).resolve()) for path in paths)
         self._passphrase = passphrase
         self._grants = None if grants is None else os.path.abspath(grants)
         self._user = user
 
     def __repr__(self) -> str:
-        return f"LocalStart({len(self._keys)} paths of keys, user={self._user!r})"
+        return f"LocalStart({len(self._key_files)} paths of keys, user={self._user!r})"
 
     def start(self, config: Config, protocol: str) -> LocalPeers:
         """Return keeper and authority, started and connected; see `Start`."""
@@ -115,7 +117,7 @@ class LocalStart:
         authority = AuthoritySettings(
             credentials=credentials[AUTHORITY_ROLE].to_json(),
             port=config.authority_port,
-            keys=self._keys,
+            key_files=self._key_files,
             passphrase=self._passphrase,
             grants=self._grants,
             **common,

@@ -163,18 +163,18 @@ class Prepare(Message, frozen=True):
         prediction: its number; numbers only grow.
         model: number of the model.
         batch: samples.
-        keys: names of the tasks to open.
+        open_tasks: names of the tasks to open.
         use: whether it is used at once; False where it is dealt ahead of need.
     """
 
     kind: ClassVar[str] = "prepare"
     # The keeper shall not learn it, by a log neither.
-    hidden: ClassVar[frozenset[str]] = frozenset({"keys"})
+    hidden: ClassVar[frozenset[str]] = frozenset({"open_tasks"})
 
     prediction: Index
     model: Index
     batch: Count
-    keys: Names = ()
+    open_tasks: Names = ()
     use: bool = False
 
 

@@ -64,10 +64,10 @@ class Predictor(Protocol):
     def require_here(self) -> None:
         """Raise WrongProcess in a fork of the process that made it."""
 
-    def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
+    def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], open_tasks: tuple[str, ...]) -> Scores:
         """Return the scores of a batch, encoded in fixed point."""
 
-    def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
+    def prepare(self, model: LoadedModel, batch: int, open_tasks: tuple[str, ...], predictions: int) -> None:
         """Order correlations of coming predictions."""
 
 
@@ -130,14 +130,14 @@ class Model:
         """Whether any task is secured."""
         return self._loaded.gated
 
-    def predict(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> Scores:
+    def predict(self, x: Any, open_tasks: Sequence[str] = (), *, check: bool = False) -> Scores:
         """Return the scores of every output, computed without showing the input, the weights or the keys.
 
         Args:
             x: float array or tensor of shape (n, *sample), n >= 1; for a model with several inputs a
                 mapping of names to such arrays with the same n. A model that was understood as a whole
                 (`program.whole`) takes arrays of its own shapes, and returns such.
-            keys: names of secured tasks to open with the authority's keys.
+            open_tasks: names of secured tasks to open with the authority's keys.
             check: whether this process reads the model's file and runs it on x in the clear first, to see whether the
                 answers will be right: for the owner of the model. Trigger-keys are not part of that.
 
@@ -149,7 +149,7 @@ class Model:
             ShapeError, RangeError: the input does not fit or, with `check`, answers would be wrong: values beyond
                 what fixed point holds, or an output more than 1 % of its largest value from onnxruntime's. Nothing
                 was sent.
-            InputError: an unknown or unprotected task in `keys`; nothing was sent.
+            InputError: an unknown or unprotected task in `open_tasks`; nothing was sent.
             WrongProcess: this process is a fork of the one that made the session; nothing was sent.
             KeyRefused: the authority holds no fitting key or, with grants, this user may not use it now; the session
                 lives on. Of a batch that runs in chunks the first ones may have been counted as used.
@@ -165,17 +165,21 @@ class Model:
         Security: the keeper sees neither input nor scores nor which tasks are open; the authority sees
             the batch size and which keys were asked for; the user sees the scores.
         """
-        return self._answer(x, keys, check=check)
+        return self._answer(x, open_tasks, check=check)
 
-    def labels(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> dict[str, NDArray[np.int64]]:
+    def labels(
+        self, x: Any, open_tasks: Sequence[str] = (), *, numbers: bool = False, check: bool = False
+    ) -> dict[str, NDArray[Any]]:
         """Return the most likely class of every task, computed as `predict` computes scores.
 
         Args:
-            x, keys, check: as in `predict`.
+            x, open_tasks, check: as in `predict`.
+            numbers: whether classes are numbers, counted from 0, also where they have names.
 
         Returns:
-            Task name -> int64 array of shape (n,), classes counted from 0; of classes with equal scores the first. A
-            secured task without its key gives the labels of noise drawn by the authority.
+            Task name -> array of shape (n,): the names of classes as texts, int64 for a task whose classes have none
+            (see `Task.labels`); of classes with equal scores the first. A secured task without its key gives the
+            labels of noise drawn by the authority.
 
         Raises:
             InputError: the model has no tasks, so that nothing says that its outputs are scores of classes; nothing
@@ -188,19 +192,22 @@ class Model:
         Security: that of `predict`: this process sees the scores of which it takes the largest.
         """
         self._require_tasks("labels")
-        return {name: value.argmax(-1).astype(np.int64) for name, value in self._answer(x, keys, check=check).items()}
+        scores = self._answer(x, open_tasks, check=check)
+        found = {name: value.argmax(-1).astype(np.int64) for name, value in scores.items()}
+        named = {} if numbers else {task.name: np.array(task.labels) for task in self.tasks if task.labels is not None}
+        return {name: named[name][value] if name in named else value for name, value in found.items()}
 
-    def probabilities(self, x: Any, keys: Sequence[str] = (), *, check: bool = False) -> Scores:
+    def probabilities(self, x: Any, open_tasks: Sequence[str] = (), *, check: bool = False) -> Scores:
         """Return the softmax of every task's scores, computed as `predict` computes scores.
 
         The softmax itself is taken here, in the clear, of what `predict` returns.
 
         Args:
-            x, keys, check: as in `predict`.
+            x, open_tasks, check: as in `predict`.
 
         Returns:
-            Task name -> float32 array of shape (n, classes); each row sums to 1 up to rounding. A secured task without
-            its key gives the softmax of noise drawn by the authority.
+            Task name -> float32 array of shape (n, classes), in the order of `Task.labels`; each row sums to 1 up to
+            rounding. A secured task without its key gives the softmax of noise drawn by the authority.
 
         Raises:
             InputError: the model has no tasks, so that nothing says that its outputs are scores of classes; nothing
@@ -213,58 +220,58 @@ class Model:
         Security: that of `predict`.
         """
         self._require_tasks("probabilities")
-        return {name: _softmax(value) for name, value in self._answer(x, keys, check=check).items()}
+        return {name: _softmax(value) for name, value in self._answer(x, open_tasks, check=check).items()}
 
-    def prepare(self, batch: int, keys: Sequence[str] = (), predictions: int = 1) -> None:
+    def prepare(self, batch: int, open_tasks: Sequence[str] = (), predictions: int = 1) -> None:
         """Order the correlations of coming predictions, and return at once; they are made in the background.
 
-        A prediction that is asked next with the same batch and keys finds them ready. Any other request throws them
+        A prediction that is asked next with the same batch and tasks finds them ready. Any other request throws them
         away, for correlations are dealt for one plan.
 
         Args:
             batch: number of samples.
-            keys: as in `predict`.
+            open_tasks: as in `predict`.
             predictions: how many predictions; each costs memory at keeper and user, or with `Config.store` disk.
 
         Raises:
-            InputError: a number below 1, an unknown or unprotected task in `keys`; nothing was sent.
+            InputError: a number below 1, an unknown or unprotected task in `open_tasks`; nothing was sent.
             WrongProcess: as `predict`.
             ProtocolAbort: a role failed; the session is dead.
 
         Security: the keeper sees the batch sizes, and whether what was ordered is used or thrown away; so order for
-            other keys only where the keeper may know that they changed.
+            other tasks only where the keeper may know that they changed.
         """
         self._predictor.require_here()
-        self._check_keys(keys)
+        self._check_tasks(open_tasks)
         if batch < 1 or predictions < 1:
             raise InputError(f"batch and predictions must be 1 or more; got {batch} and {predictions}")
-        self._predictor.prepare(self._loaded, batch, tuple(dict.fromkeys(keys)), predictions)
+        self._predictor.prepare(self._loaded, batch, tuple(dict.fromkeys(open_tasks)), predictions)
 
-    def _answer(self, x: Any, keys: Sequence[str], *, check: bool) -> Scores:
+    def _answer(self, x: Any, open_tasks: Sequence[str], *, check: bool) -> Scores:
         """Return the scores; called by the methods that the user calls, to whose caller warnings point."""
         self._predictor.require_here()
-        self._check_keys(keys)
+        self._check_tasks(open_tasks)
         arrays = self._arrays(x)
         if check:
             self._examine(x)
         elif not self._measured:
             warnings.warn(self._source.unmeasured(), UnmeasuredWarning, stacklevel=3)
         self._measured = True
-        scores = self._predictor.predict(self._loaded, arrays, tuple(dict.fromkeys(keys)))
+        scores = self._predictor.predict(self._loaded, arrays, tuple(dict.fromkeys(open_tasks)))
         return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
 
     def _require_tasks(self, what: str) -> None:
         if not self.tasks:
             raise InputError(f"a model must have tasks to give {what}; this one is a plain ONNX file: see predict")
 
-    def _check_keys(self, keys: Sequence[str]) -> None:
-        if isinstance(keys, str):
-            raise InputError(f"keys must be a sequence of task names; got the text {keys!r}")
+    def _check_tasks(self, open_tasks: Sequence[str]) -> None:
+        if isinstance(open_tasks, str):
+            raise InputError(f"open_tasks must be a sequence of task names; got the text {open_tasks!r}")
         tasks = {task.name: task for task in self.tasks}
-        for name in keys:
+        for name in open_tasks:
             if name not in tasks:
                 known = ", ".join(tasks) or "none: this model has no tasks"
-                raise InputError(f"a key must be of one of the model's tasks ({known}); got {name!r}")
+                raise InputError(f"open_tasks must be among the model's tasks ({known}); got {name!r}")
             if not tasks[name].secured:
                 raise InputError(f"task {name!r} is unprotected and takes no key")
 

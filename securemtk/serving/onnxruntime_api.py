@@ -62,7 +62,7 @@ class InferenceSession:
         sess_options, providers, provider_options: as onnxruntime's; `securemtk.serving.onnxruntime_options` says what
             is refused.
         config: passed to `Session`.
-        keys: the authority's keys, for a bundle with secured tasks; `open_tasks` names those to use.
+        key_files: the authority's keys, for a bundle with secured tasks; `open_tasks` names those to use.
         open_tasks: secured tasks that `run` opens.
         protocol: passed to `Session`.
         check: passed to `Model.predict` by each `run`: for the owner of the model.
@@ -85,7 +85,7 @@ class InferenceSession:
         provider_options: Sequence[Mapping[Any, Any]] | None = None,
         *,
         config: Config | None = None,
-        keys: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        key_files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         open_tasks: Sequence[str] = (),
         protocol: str | None = None,
         check: bool = False,
@@ -96,7 +96,7 @@ class InferenceSession:
         onnxruntime_options.check_providers(providers, provider_options)
         self._options = onnxruntime_options.check_session_options(sess_options, with_providers=bool(providers))
         choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
-        self._session = Session(config, keys=keys, **choice)
+        self._session = Session(config, key_files=key_files, **choice)
         # One run at a time; `run_async` has a thread of its own, made when it is first called.
         self._lock = threading.RLock()
         self._background: ThreadPoolExecutor | None = None
@@ -207,7 +207,9 @@ class InferenceSession:
         unknown = [name for name in names if name not in infos]
         if unknown:
             raise InputError(f"outputs must be among {', '.join(infos)}; got {', '.join(map(repr, unknown))}")
-        scores = model.predict({k: _numbers(v) for k, v in feed.items()}, keys=self._open_tasks, check=self._check)
+        scores = model.predict(
+            {k: _numbers(v) for k, v in feed.items()}, open_tasks=self._open_tasks, check=self._check
+        )
         return [_typed(scores[name], infos[name].dtype) for name in names]
 
     def run_async(

@@ -59,7 +59,7 @@ def serve(starter: Starter) -> int:
     """
     settings = starter.hear(KeeperSettings, AuthoritySettings)
     # Before it listens: what is wrong with keys or grants is told before anything runs.
-    has_keys = isinstance(settings, AuthoritySettings) and (settings.keys or settings.grants is not None)
+    has_keys = isinstance(settings, AuthoritySettings) and (settings.key_files or settings.grants is not None)
     keys = duties.distributor(settings) if has_keys else None
     links = _connect(settings, starter)
     return live(settings.kind, links, settings.timeout_s, partial(_work, settings, keys, links))

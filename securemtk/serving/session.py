@@ -37,15 +37,15 @@ _DATA = ((KEEPER_ROLE, "data"), (AUTHORITY_ROLE, "data"), (AUTHORITY_ROLE, "supp
 class Session:
     """Keeper and authority as local processes, this process as the user.
 
-    >>> with Session(keys="keys/") as session:              # doctest: +SKIP
+    >>> with Session(key_files="keys/") as session:              # doctest: +SKIP
     ...     model = session.load("bundle/")
-    ...     scores = model.predict(x, keys=["digit"])       # {"digit": (n, 10) float32, ...}
+    ...     scores = model.predict(x, open_tasks=["digit"])       # {"digit": (n, 10) float32, ...}
 
     Args:
         config: addresses, time limits, threads.
         protocol: "fss" (comparison keys, two parties and the dealer) or "crypten" (CrypTen's protocols with our
             dealer and randomness, much slower).
-        keys: folder of `*.key` files, or a list of files and folders, that the authority may grant;
+        key_files: folder of `*.key` files, or a list of files and folders, that the authority may grant;
             only their paths pass through this process.
         passphrase: of the keys, where they have one.
         grants: file that says who may use which key (`securemtk keys grant`); the authority reads it for each
@@ -53,7 +53,7 @@ class Session:
         user: name of whoever asks, bound into this process's certificate; grants are given to names.
         timeout_s: overrides `config.timeout_s`.
         start: another way to come to keeper and authority; by default they are processes on this machine, that are told
-            of keys, passphrase, grants and user.
+            of key_files, passphrase, grants and user.
 
     The roles start with the first `load` or on entering the context. A session serves any number
     of predictions, one at a time. After a `ProtocolAbort` it is dead.
@@ -68,7 +68,7 @@ class Session:
         config: Config | None = None,
         *,
         protocol: str = "fss",
-        keys: Paths | None = None,
+        key_files: Paths | None = None,
         passphrase: str | None = None,
         grants: str | os.PathLike[str] | None = None,
         user: str | None = None,
@@ -76,15 +76,17 @@ class Session:
         start: Start | None = None,
     ) -> None:
         backend.require(protocol)
-        given = {"keys": keys, "passphrase": passphrase, "grants": grants, "user": user}
+        given = {"key_files": key_files, "passphrase": passphrase, "grants": grants, "user": user}
         if start is not None and any(value is not None for value in given.values()):
-            raise InputError("keys, passphrase, grants and user must be absent where start is given: they are its own")
+            raise InputError(
+                "key_files, passphrase, grants and user must be absent where start is given: they are its own"
+            )
         self._config = config or Config()
         if timeout_s is not None:
             self._config = Config(**asdict(self._config) | {"timeout_s": timeout_s})
         self._origin = Origin()
         self._protocol = protocol
-        self._how = LocalStart(keys, passphrase, grants, user) if start is None else start
+        self._how = LocalStart(key_files, passphrase, grants, user) if start is None else start
         self._lock = threading.Lock()
         self._peers: Peers | None = None
         self._data_links: list[Link] = []
@@ -286,15 +288,15 @@ class _Predictor:
     def require_here(self) -> None:
         self._session._require_here()
 
-    def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...]) -> Scores:
+    def predict(self, model: LoadedModel, inputs: Mapping[str, Tensor], open_tasks: tuple[str, ...]) -> Scores:
         session = self._session
         with session._lock:
             user, _ = session._started()
-            scores, session.cost = session._ending_session_on_error(lambda: user.predict(model, inputs, keys))
+            scores, session.cost = session._ending_session_on_error(lambda: user.predict(model, inputs, open_tasks))
         return scores
 
-    def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
+    def prepare(self, model: LoadedModel, batch: int, open_tasks: tuple[str, ...], predictions: int) -> None:
         session = self._session
         with session._lock:
             user, _ = session._started()
-            session._ending_session_on_error(lambda: user.prepare(model, batch, keys, predictions))
+            session._ending_session_on_error(lambda: user.prepare(model, batch, open_tasks, predictions))

@@ -65,7 +65,7 @@ class AuthoritySettings(RoleSettings, frozen=True, kw_only=True):
 
     Args:
         protocol: by name: what is loaded before anybody waits for it.
-        keys: files and folders of keys.
+        key_files: files and folders of keys.
         passphrase: of the keys.
         grants: file of grants.
     """
@@ -73,7 +73,7 @@ class AuthoritySettings(RoleSettings, frozen=True, kw_only=True):
     kind: ClassVar[str] = "authority"
 
     protocol: str
-    keys: tuple[str, ...] = ()
+    key_files: tuple[str, ...] = ()
     passphrase: str | None = None
     grants: str | None = None
 

@@ -60,7 +60,7 @@ def try_all(session, model, onnx) -> dict:
     own = Stream().bytes(16).hex()
     doors = {
         "predict": lambda: model.predict(X),
-        "wrong input": lambda: model.predict("nonsense", keys=["nothing"]),
+        "wrong input": lambda: model.predict("nonsense", open_tasks=["nothing"]),
         "prepare": lambda: model.prepare(2),
         "load": lambda: session.load(small_models.mlp()),
         "start": session.start,

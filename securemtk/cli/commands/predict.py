@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from protocols.errors import InputError
+from protocols.errors import InputError, KeyRefused
 from securemtk.cli.inputs import read_input
 from securemtk.cli.options import Json, PassphraseFile
-from securemtk.cli.secrets import header_of, passphrase_of
+from securemtk.cli.secrets import header_of, key_files_in, passphrase_of
 from securemtk.cli.tables import SHOWN_ROWS, emit, rows_table, say, status
 from securemtk.serving.config import Config
 from securemtk.serving.session import Model, PredictionCost, Scores, Session
@@ -20,13 +20,19 @@ from securemtk.support.files import check_file, write_whole
 app = typer.Typer()
 
 
-@app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key runs/digits/keys/digit.key --json")
+@app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key-files runs/digits --open-task digit --json")
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or an ONNX file.")],
     x: Annotated[Path, typer.Argument(metavar="X", help=".npy of float32 (n, ...); .npz by input name for several.")],
-    key: Annotated[list[Path] | None, typer.Option(help="Key file whose task to open; may be given several times.")] = (
-        None
-    ),
+    open_task: Annotated[
+        list[str] | None, typer.Option(help="Secured task to open with its key; may be given several times.")
+    ] = None,
+    key_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Keys that the authority holds: key file, folder of them or run; may be given several times."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write all scores to this .npz file.")] = None,
     passphrase_file: PassphraseFile = None,
     grants: Annotated[Path | None, typer.Option(help="Who may use which key, as keys grant wrote it.")] = None,
@@ -44,18 +50,19 @@ def predict(
     if not model.exists():
         raise InputError(f"the model must be a bundle or ONNX file that is there; got {str(model)!r}")
     arrays = read_input(x)
-    files = list(key or ())
-    opened = [str(header_of(file)["task"]) for file in files]
+    files = key_files_in(key_files) if key_files else []
+    opened = list(dict.fromkeys(open_task or ()))
+    _check_keys(opened, files)
     passphrase = passphrase_of(files, passphrase_file)
     if out is not None:
         check_file(out, "--out")
     config = Config(keeper_port=keeper_port, authority_port=authority_port, timeout_s=timeout_s)
     choice: dict[str, Any] = {} if protocol is None else {"protocol": protocol}
-    with Session(config, keys=files, passphrase=passphrase, grants=grants, user=user, **choice) as session:
+    with Session(config, key_files=files, passphrase=passphrase, grants=grants, user=user, **choice) as session:
         with status("load the model"):
             loaded = session.load(model)
         with status("predict under encryption"):
-            scores = loaded.predict(arrays, keys=opened, check=check_first)
+            scores = loaded.predict(arrays, open_tasks=opened, check=check_first)
     if out is not None:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **scores)
@@ -64,12 +71,25 @@ def predict(
     emit(as_json, answer, lambda: _answer_tables(answer, session.cost))
 
 
+def _check_keys(opened: Sequence[str], files: Sequence[Path]) -> None:
+    """Refuse early what the authority would: starting a session takes seconds."""
+    held = {str(header_of(file)["task"]) for file in files}
+    if files and not opened:
+        raise InputError(
+            f"--key-files must come with the tasks to open; name some of {', '.join(sorted(held))} by --open-task"
+        )
+    if missing := [task for task in opened if task not in held]:
+        raise KeyRefused(f"--key-files must hold the key of each task to open; there is none for {', '.join(missing)}")
+
+
 def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: PredictionCost) -> dict[str, Any]:
     closed = {task.name for task in model.tasks if task.secured and task.name not in opened}
+    names = {task.name: task.labels for task in model.tasks}
     outputs = {
         name: {
             "open": name not in closed,
             "labels": values.argmax(axis=1).tolist() if values.ndim == 2 else None,
+            "names": names.get(name),
             "scores": values.tolist(),
         }
         for name, values in scores.items()
@@ -77,10 +97,16 @@ def _answer(model: Model, scores: Scores, opened: Sequence[str], cost: Predictio
     return {"outputs": outputs, "cost": cost.to_dict()}
 
 
+def _shown(output: Mapping[str, Any]) -> list[Any]:
+    """Return labels as people read them: by the names of classes where there are such."""
+    names = output["names"]
+    return [names[label] if names else label for label in output["labels"]]
+
+
 def _answer_tables(answer: Mapping[str, Any], cost: PredictionCost) -> None:
     outputs = answer["outputs"]
     titles = {name: name if output["open"] else f"{name} (closed: noise)" for name, output in outputs.items()}
-    labelled = {name: output["labels"] for name, output in outputs.items() if output["labels"] is not None}
+    labelled = {name: _shown(output) for name, output in outputs.items() if output["labels"] is not None}
     n = max((len(labels) for labels in labelled.values()), default=0)
     rows = [
         {"sample": i} | {titles[name]: labels[i] for name, labels in labelled.items()}

@@ -129,7 +129,7 @@ class Authority:
         if model.manifest is None or not model.gated:
             return None
         # The user from the certificate: what the message says, anybody could say.
-        asked = KeyRequest(self._user.user, model.manifest.model_id, order.keys, order.batch, order.prediction)
+        asked = KeyRequest(self._user.user, model.manifest.model_id, order.open_tasks, order.batch, order.prediction)
         secrets = self._secrets(model, model.manifest, self._keys.find(asked))
         if self._keys.needs_grant:
             self._keys.permit(asked, use=order.use)

@@ -18,12 +18,12 @@ class PredictionKind:
     Args:
         model: by number.
         batch: samples.
-        keys: names of the tasks that the authority's keys open.
+        open_tasks: names of the tasks that the authority's keys open.
     """
 
     model: int
     batch: int
-    keys: tuple[str, ...]
+    open_tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class PreparedPrediction:
     kind: PredictionKind
 
 
-def kinds_of(model: int, batch: int, size: int, keys: Sequence[str]) -> list[PredictionKind]:
+def kinds_of(model: int, batch: int, size: int, open_tasks: Sequence[str]) -> list[PredictionKind]:
     """Return what a batch orders that runs in chunks of `size` samples."""
-    return [PredictionKind(model, min(size, batch - begin), tuple(keys)) for begin in range(0, batch, size)]
+    return [PredictionKind(model, min(size, batch - begin), tuple(open_tasks)) for begin in range(0, batch, size)]
 
 
 def prepare_of(order: PreparedPrediction, *, use: bool = False) -> Prepare:
     """Return what is said to the authority to have a prediction dealt."""
     kind = order.kind
-    return Prepare(order.prediction, kind.model, kind.batch, kind.keys, use)
+    return Prepare(order.prediction, kind.model, kind.batch, kind.open_tasks, use)
 
 
 def predict_of(order: PreparedPrediction) -> Predict:

@@ -157,19 +157,19 @@ class UserParty:
 
     # --- predictions ------------------------------------------------------------------------------------------------
 
-    def prepare(self, model: LoadedModel, batch: int, keys: tuple[str, ...], predictions: int) -> None:
+    def prepare(self, model: LoadedModel, batch: int, open_tasks: tuple[str, ...], predictions: int) -> None:
         """Order the correlations of coming predictions, as `Model.prepare`."""
-        self.orders.order(kinds_of(model.number, batch, self._chunk_size(model, batch), keys) * predictions)
+        self.orders.order(kinds_of(model.number, batch, self._chunk_size(model, batch), open_tasks) * predictions)
 
     def predict(
-        self, model: LoadedModel, inputs: Mapping[str, Tensor], keys: tuple[str, ...] = ()
+        self, model: LoadedModel, inputs: Mapping[str, Tensor], open_tasks: tuple[str, ...] = ()
     ) -> tuple[Scores, PredictionCost]:
         """Return the scores of a batch, and what they cost.
 
         Args:
             model: loaded here.
             inputs: name -> int64 at scale 2**f, shape (n, *sample) with one n >= 1.
-            keys: names of the tasks to open.
+            open_tasks: names of the tasks to open.
 
         Raises:
             InputError: the authority refuses; more may be asked.
@@ -182,7 +182,7 @@ class UserParty:
         size = self._chunk_size(model, n)
         outputs: list[Scores] = []
         total = PredictionCost()
-        kinds = kinds_of(model.number, n, size, keys)
+        kinds = kinds_of(model.number, n, size, open_tasks)
         for i, kind in enumerate(kinds):
             chunk = {name: x[i * size : (i + 1) * size] for name, x in inputs.items()}
             scores, cost = self._predict(model, chunk, kind, kinds[i + 1 : i + 2])

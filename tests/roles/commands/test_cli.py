@@ -67,7 +67,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_session(made):
     """One real session for the cases in which it is opened as always and refuses later."""
-    with Session(keys=made / "run" / "keys") as session:
+    with Session(key_files=made / "run" / "keys") as session:
         yield session
 
 
@@ -110,7 +110,7 @@ def test_help_of_each_command_has_an_example(name, command):
 
 def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_scores(made):
     key = load_key(made / "run" / "keys" / "digit.key")
-    call = ["predict", made / "bundle", made / "x.npy", "--key", made / "run" / "keys" / "digit.key", "--json"]
+    call = ["predict", made / "bundle", made / "x.npy", "--key-files", made / "run", "--open-task", "digit", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "securemtk.cli.app", *map(str, call)], capture_output=True, text=True, timeout=PATIENCE_S
     )
@@ -309,7 +309,8 @@ def test_what_cannot_be_granted_revoked_or_shown_changes_nothing(tmp_path, comma
 def test_predict_asks_under_a_name_and_is_refused_when_too_few_uses_are_left(tmp_path, command, made):
     grants, key = tmp_path / "grants.json", made / "run" / "keys" / "digit.key"
     assert command("keys", "grant", grants, key, "--user", "ann", "--uses", "2")[0] == 0
-    call = ["predict", made / "bundle", made / "x.npy", "--key", key, "--grants", grants, "--user", "ann", "--json"]
+    asked = ["--key-files", key, "--open-task", "digit", "--grants", grants, "--user", "ann", "--json"]
+    call = ["predict", made / "bundle", made / "x.npy", *asked]
     status, _, err = command(*call)
     assert (status, "granted to user 'ann'" in err, "used up" in err) == (app.INPUT, True, True)
 
@@ -476,29 +477,42 @@ def bad_input(name: str, made: Path, tmp_path: Path) -> tuple[list[object], str]
     elif name == "task that the model lacks":
         (unknown,) = draw_keys(["colour"], x.shape[1:]).values()
         unknown.save(tmp_path / "colour.key")
-        call += ["--key", tmp_path / "colour.key"]
+        call += ["--open-task", "colour", "--key-files", tmp_path / "colour.key"]
         message = "'colour'"
     elif name == "key of another model":
-        call += ["--key", made / "foreign-digit.key"]
+        call += ["--open-task", "digit", "--key-files", made / "foreign-digit.key"]
         message = "another one"
     elif name == "wrong passphrase":
         load_key(key).save(tmp_path / "locked.key", "right")
         (tmp_path / "secret").write_text("wrong\n")
-        call += ["--key", tmp_path / "locked.key", "--passphrase-file", tmp_path / "secret"]
+        call += [
+            "--open-task",
+            "digit",
+            "--key-files",
+            tmp_path / "locked.key",
+            "--passphrase-file",
+            tmp_path / "secret",
+        ]
         message = "passphrase is wrong"
     elif name == "passphrase nowhere":
         load_key(key).save(tmp_path / "locked.key", "right")
-        call += ["--key", tmp_path / "locked.key"]
+        call += ["--open-task", "digit", "--key-files", tmp_path / "locked.key"]
         message = "typed at a terminal"
     elif name == "damaged key":
         (tmp_path / "bad.key").write_bytes(key.read_bytes()[:100])
-        call += ["--key", tmp_path / "bad.key"]
+        call += ["--open-task", "digit", "--key-files", tmp_path / "bad.key"]
         message = "must be a key file"
     elif name == "key that others may read":
         shutil.copy(key, tmp_path / "open.key")
         (tmp_path / "open.key").chmod(0o644)
-        call += ["--key", tmp_path / "open.key"]
+        call += ["--open-task", "digit", "--key-files", tmp_path / "open.key"]
         message = "chmod 600"
+    elif name == "keys for nothing":
+        call += ["--key-files", made / "run"]
+        message = "digit, parity by --open-task"
+    elif name == "no key for a task":
+        call += ["--open-task", "parity", "--key-files", key]
+        message = "none for parity"
     elif name == "edited bundle":
         shutil.copytree(made / "bundle", tmp_path / "bundle")
         data = bytearray((tmp_path / "bundle" / "cloud.onnx").read_bytes())
@@ -531,6 +545,7 @@ def bad_input(name: str, made: Path, tmp_path: Path) -> tuple[list[object], str]
 
 
 STOPS_EARLY = ["wrong dtype", "nan", "infinity", "passphrase nowhere", "damaged key", "missing model", "missing input"]
+STOPS_EARLY += ["keys for nothing", "no key for a task"]
 STOPS_EARLY += ["pickled input", "input that is no array", "port out of range", "folder of --out missing"]
 IN_SESSION = ["wrong shape", "out of range", "no samples", "task that the model lacks", "edited bundle"]
 AT_ITS_START = ["key of another model", "wrong passphrase", "key that others may read"]

@@ -95,9 +95,9 @@ def test_attackers_gain_at_most_3_points_from_encrypted_closed_scores(demo, deta
     folder, _ = demo
     dataset = data.load("digits")
     x = np.concatenate([dataset.x_train, dataset.x_test])
-    with Session(keys=folder / "keys") as session:
+    with Session(key_files=folder / "keys") as session:
         model = session.load(folder / "bundle")
-        asked = {keys: model.predict(x, keys=keys) for keys in ((), ("digit",), ("parity",))}
+        asked = {keys: model.predict(x, open_tasks=keys) for keys in ((), ("digit",), ("parity",))}
     for name in SECURED:
         y = np.concatenate([dataset.y_train[name], dataset.y_test[name]])
         closed = [scores[name] for keys, scores in asked.items() if name not in keys]

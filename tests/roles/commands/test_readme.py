@@ -30,7 +30,7 @@ def test_the_example_has_12_lines():
 
 
 def test_the_comparison_of_outputs_sees_what_differs():
-    said = "keys [] digits right: 0.1\nonline 1.50 s, 3.21 MB, 60 rounds\n"
+    said = "open [] digits right: 0.1\nonline 1.50 s, 3.21 MB, 60 rounds\n"
     assert readme.difference(said, said.replace("1.50 s", "9.99 s").replace("0.1\n", "0.12\n")) == ""
     for other in (said.replace("0.1\n", "0.2\n"), said.replace("60", "61"), said.replace("3.21", "3.41"), said[:20]):
         assert readme.difference(said, other)

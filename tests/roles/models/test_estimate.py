@@ -84,11 +84,11 @@ def test_bytes_and_rounds_are_those_that_a_session_measures(session, name):
 
 def test_a_gated_model_and_correlations_of_many_frames_cost_what_was_estimated(tmp_path):
     small_models.make_bundle(tmp_path)
-    with Session(keys=tmp_path / "keys") as running:
+    with Session(key_files=tmp_path / "keys") as running:
         model = running.load(tmp_path / "bundle")
         x = RNG.standard_normal((3, *small_models.SHAPE)).astype(np.float32)
-        model.predict(x, keys=["digit"])
-        found = estimate_prediction(model.program, 3, gated=True, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
+        found = estimate_prediction(model.program, 3, gated=True, open_tasks=["digit"])
         assert estimated(found) == expected(running.cost)
         model = running.load(small_models.slow(8))
         model.predict(RNG.standard_normal((1, 3, 32, 32)).astype(np.float32))

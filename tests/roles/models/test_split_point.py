@@ -144,7 +144,7 @@ def test_a_keyed_model_of_maps_is_asked_under_encryption_with_the_authoritys_key
     trained = split_user.keyed_on_maps(digits, split, config)
     bundle, keys = split_user.handed_out(trained, tmp_path)
     x = digits.x_test[:8]
-    with closing(Session(keys=keys)) as session:
+    with closing(Session(key_files=keys)) as session:
         loaded = session.load(bundle)
         for granted in ((), ("digit",), ("digit", "parity")):
             scores, again = (split_user.ask(loaded, split, x, granted) for _ in range(2))

@@ -34,9 +34,9 @@ def test_ten_thousand_closed_answers_of_a_network_that_never_closes_depend_on_no
     x = np.random.default_rng(0).uniform(-1, 1, (N, *small_models.SHAPE)).astype(np.float32)
     plain = onnxruntime.InferenceSession(small_models.multitask()[0])
     names = [output.name for output in plain.get_outputs()]
-    with Session(keys=tmp_path / "keys") as session:
+    with Session(key_files=tmp_path / "keys") as session:
         model = session.load(tmp_path / "bundle")
-        closed, opened = model.predict(x), model.predict(x[:1000], keys=list(keys))
+        closed, opened = model.predict(x), model.predict(x[:1000], open_tasks=list(keys))
     asked = {"closed": (closed, x), "opened": (opened, stamp(x[:1000], keys.values()))}
     for state, (answers, samples) in asked.items():
         truth = dict(zip(names, plain.run(None, {"x": samples}), strict=True))

@@ -421,7 +421,7 @@ def shared(bundle):
     """One session of ann for all tests that leave it alive, its model, and a ledger with the clock of this machine."""
     ledger = Ledger(bundle[0] / "grants.json")
     ledger.grant("ann", OTHER, "digit")
-    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
+    with Session(key_files=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
         yield session, session.load(bundle[0] / "bundle"), ledger
 
 
@@ -442,7 +442,7 @@ def samples(n: int) -> np.ndarray:
 
 def is_open(model, keys, task, x) -> bool:
     """Ask for all of `keys`, and tell whether `task` answers truly."""
-    scores = model.predict(x, keys=list(keys))[task]
+    scores = model.predict(x, open_tasks=list(keys))[task]
     names = [t.name for t in small_models.TASKS]
     runtime = onnxruntime.InferenceSession(small_models.multitask()[0])
     truth = dict(zip(names, runtime.run(None, {"x": stamp(x, keys.values())}), strict=True))[task]
@@ -458,18 +458,18 @@ def test_a_session_honours_grants_their_end_and_their_revocation_for_each_predic
     assert not is_open(model, {}, "digit", x)
     ledger.grant("ann", MODEL, "parity", until=now)
     with pytest.raises(KeyRefused, match=r"'parity' .*expired"):
-        model.predict(x, keys=["digit", "parity"])
+        model.predict(x, open_tasks=["digit", "parity"])
     ledger.grant("ann", MODEL, "parity", not_before=now, until=now + timedelta(hours=1))
     assert is_open(model, keys, "parity", x)
     with pytest.raises(KeyRefused, match=r"'digit' must be granted to user 'ann'; .*used up"):
-        model.predict(samples(4), keys=["digit"])
+        model.predict(samples(4), open_tasks=["digit"])
     assert is_open(model, digit, "digit", x)
     ledger.revoke(id=granted.id)
     with pytest.raises(KeyRefused, match=r"'digit' .*revoked"):
-        model.predict(x, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
     ledger.grant("ann", MODEL, "digit", not_before=now + timedelta(hours=1))
     with pytest.raises(KeyRefused, match=r"'digit' .*not yet valid"):
-        model.predict(x, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
     assert model.predict(x)["large"].shape == (2, 2)  # what is not secured needs no grant
     rows = added()
     assert [(row["event"], row["task"], row.get("batch"), row.get("reason")) for row in rows] == [
@@ -496,7 +496,7 @@ def test_a_file_of_grants_that_is_damaged_while_a_session_runs_opens_nothing(gua
     whole = ledger.path.read_bytes()
     ledger.path.write_bytes(whole[:-9])
     with pytest.raises(KeyRefused, match=r"grants\.json must be whole JSON text"):
-        model.predict(samples(1), keys=["digit"])
+        model.predict(samples(1), open_tasks=["digit"])
     ledger.path.write_bytes(whole)
     assert is_open(model, {"digit": bundle[1]["digit"]}, "digit", samples(1))
 
@@ -505,17 +505,17 @@ def test_a_hand_dealt_before_a_revocation_opens_nothing_after_it(guarded, bundle
     session, model, ledger, added = guarded
     digit, x = {"digit": bundle[1]["digit"]}, samples(2)
     ledger.grant("ann", MODEL, "digit", uses=6)
-    model.prepare(2, keys=["digit"], predictions=4)
+    model.prepare(2, open_tasks=["digit"], predictions=4)
     assert is_open(model, digit, "digit", x)
     assert is_open(model, digit, "digit", x)
     ledger.revoke(user="ann", model_id=MODEL)
     with pytest.raises(KeyRefused, match="revoked"):
-        model.predict(x, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
     ledger.grant("ann", MODEL, "digit", uses=2)
     assert is_open(model, digit, "digit", x)  # the last of those dealt ahead
     assert not session._user.orders.ahead
     with pytest.raises(KeyRefused, match="used up"):
-        model.predict(x, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
     assert not session._user._pool._ready
     events = [line["event"] for line in added()]
     assert events == ["dealt"] * 4 + ["used", "used", "revoke", "refused", "used", "refused"]
@@ -524,12 +524,12 @@ def test_a_hand_dealt_before_a_revocation_opens_nothing_after_it(guarded, bundle
 def test_orders_refused_when_they_are_dealt_are_refused_when_they_are_asked_for(guarded, bundle):
     _, model, ledger, _ = guarded
     ledger.grant("ann", MODEL, "parity")
-    model.prepare(1, keys=["parity"])
-    model.prepare(1, keys=["digit"], predictions=2)
-    model.predict(samples(1), keys=["parity"])
+    model.prepare(1, open_tasks=["parity"])
+    model.prepare(1, open_tasks=["digit"], predictions=2)
+    model.predict(samples(1), open_tasks=["parity"])
     for _ in range(2):
         with pytest.raises(KeyRefused, match=r"'digit' must be granted"):
-            model.predict(samples(1), keys=["digit"])
+            model.predict(samples(1), open_tasks=["digit"])
     ledger.grant("ann", MODEL, "digit")
     assert is_open(model, {"digit": bundle[1]["digit"]}, "digit", samples(1))
 
@@ -540,14 +540,14 @@ def test_a_key_that_the_authority_lacks_is_logged_as_refused(guarded, tmp_path):
     ledger.grant("ann", OTHER, "digit")
     model = session.load(tmp_path / "bundle")
     with pytest.raises(KeyRefused, match="must be of this model"):
-        model.predict(samples(1), keys=["digit"])
+        model.predict(samples(1), open_tasks=["digit"])
     assert [(line["event"], line["reason"]) for line in added()] == [("refused", "no key")]
 
 
 def test_neither_log_nor_grants_hold_a_value_of_a_key(guarded, bundle):
     _, model, ledger, _ = guarded
     ledger.grant("ann", MODEL, "digit")
-    model.predict(samples(1), keys=["digit"])
+    model.predict(samples(1), open_tasks=["digit"])
     written = ledger.path.read_text() + ledger.log_path.read_text()
     key = bundle[1]["digit"]
     assert json.loads((bundle[0] / "keys" / "digit.key").read_text())["pattern"] not in written
@@ -557,10 +557,10 @@ def test_neither_log_nor_grants_hold_a_value_of_a_key(guarded, bundle):
 def test_the_certificate_says_who_asks(bundle, tmp_path):
     ledger = Ledger(tmp_path / "grants.json")
     ledger.grant("ann", MODEL, "digit")
-    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="bob") as session:
+    with Session(key_files=bundle[0] / "keys", grants=ledger.path, user="bob") as session:
         model = session.load(bundle[0] / "bundle")
         with pytest.raises(KeyRefused, match="granted to user 'bob'; only others"):
-            model.predict(samples(1), keys=["digit"])
+            model.predict(samples(1), open_tasks=["digit"])
         assert model.predict(samples(1))["large"].shape == (1, 2)
     assert lines(ledger)[-1]["user"] == "bob"
 
@@ -570,9 +570,9 @@ def two_ahead(bundle, tmp_path):
     """A session that a test may end, with two predictions dealt ahead."""
     ledger = Ledger(tmp_path / "grants.json")
     ledger.grant("ann", MODEL, "digit")
-    with Session(keys=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
+    with Session(key_files=bundle[0] / "keys", grants=ledger.path, user="ann") as session:
         model = session.load(bundle[0] / "bundle")
-        model.prepare(1, keys=["digit"], predictions=2)
+        model.prepare(1, open_tasks=["digit"], predictions=2)
         yield session, model
 
 
@@ -581,13 +581,13 @@ def test_the_keeper_runs_no_guarded_prediction_but_the_one_that_the_authority_al
     ask, second = session._user.orders.ask_use, session._user.orders.ahead[1]
     monkeypatch.setattr(session._user.orders, "ask_use", lambda order: ask(second))
     with pytest.raises(ProtocolAbort, match="must allow prediction 0; it allowed 1"):
-        model.predict(samples(1), keys=["digit"])
+        model.predict(samples(1), open_tasks=["digit"])
 
 
 def test_a_hand_is_allowed_once(two_ahead):
     session, model = two_ahead
     first = session._user.orders.ahead[0]
-    model.predict(samples(1), keys=["digit"])
+    model.predict(samples(1), open_tasks=["digit"])
     with pytest.raises(ProtocolAbort, match="used once; 0 is not"):
         session._ending_session_on_error(lambda: session._user.orders.ask_use(first))
 

@@ -131,7 +131,7 @@ def test_the_file_says_of_itself_what_onnxruntime_reads(open_session, theirs, na
 def test_a_bundle_says_what_its_model_says(tmp_path):
     small_models.make_bundle(tmp_path)
     found = onnxruntime_options.metadata((tmp_path / "bundle" / "cloud.onnx").read_bytes())
-    with InferenceSession(tmp_path / "bundle", keys=tmp_path / "keys") as session:
+    with InferenceSession(tmp_path / "bundle", key_files=tmp_path / "keys") as session:
         assert session.get_modelmeta() == found
 
 

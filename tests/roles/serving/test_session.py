@@ -55,7 +55,7 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_session(bundle):
     """One session for all tests that leave it alive."""
-    with Session(keys=bundle[0] / "keys") as session:
+    with Session(key_files=bundle[0] / "keys") as session:
         yield session
 
 
@@ -102,7 +102,7 @@ def test_a_bundle_answers_truly_for_the_open_tasks_alone(open_session, bundle, k
     folder, all_keys = bundle
     model = open_session.load(folder / "bundle")
     x = samples(6)
-    scores = model.predict(x, keys=keys)
+    scores = model.predict(x, open_tasks=keys)
     stamped = stamp(x, [all_keys[k] for k in dict.fromkeys(keys)])
     truth = dict(
         zip([t.name for t in small_models.TASKS], reference(small_models.multitask()[0], stamped), strict=True)
@@ -118,7 +118,7 @@ def test_a_bundle_answers_truly_for_the_open_tasks_alone(open_session, bundle, k
 def test_closed_answers_are_fresh_noise_and_open_ones_do_not_change(open_session, bundle):
     model = open_session.load(bundle[0] / "bundle")
     x = samples(4)
-    first, second = model.predict(x, keys=["parity"]), model.predict(x, keys=["parity"])
+    first, second = model.predict(x, open_tasks=["parity"]), model.predict(x, open_tasks=["parity"])
     assert np.abs(first["digit"] - second["digit"]).max() > 0.5
     np.testing.assert_allclose(first["parity"], second["parity"], atol=1e-3)
     np.testing.assert_allclose(first["large"], second["large"], atol=1e-3)
@@ -137,8 +137,8 @@ def test_a_closed_and_an_open_prediction_look_alike_to_the_keeper(open_session, 
     model = open_session.load(bundle[0] / "bundle")
     costs = []
     for keys in ([], ["digit"], ["digit", "parity"]):
-        model.predict(samples(2), keys=keys)
-        model.predict(samples(2), keys=keys)
+        model.predict(samples(2), open_tasks=keys)
+        model.predict(samples(2), open_tasks=keys)
         costs.append(
             (open_session.cost.online_bytes, open_session.cost.rounds, [c.bytes for c in open_session.cost.layers])
         )
@@ -165,9 +165,9 @@ def test_the_cost_counts_bytes_rounds_and_layers(open_session):
 
 def test_a_large_batch_runs_in_chunks_with_the_same_result(bundle):
     x = samples(9)
-    with Session(Config(chunk_elements=3 * 48), keys=bundle[0] / "keys") as session:
+    with Session(Config(chunk_elements=3 * 48), key_files=bundle[0] / "keys") as session:
         model = session.load(bundle[0] / "bundle")
-        chunked = model.predict(x, keys=["digit"])
+        chunked = model.predict(x, open_tasks=["digit"])
         assert session.cost.rounds > 0
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
     np.testing.assert_allclose(chunked["digit"], truth[0], atol=2e-3)
@@ -180,26 +180,26 @@ def test_what_was_ordered_ahead_is_used_in_order_and_answers_truly(open_session,
     model = open_session.load(bundle[0] / "bundle")
     x = samples(3)
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
-    model.prepare(3, keys=["digit"], predictions=2)
+    model.prepare(3, open_tasks=["digit"], predictions=2)
     ordered = [order.prediction for order in open_session._user.orders.ahead]
     assert len(ordered) == 2
     for left in (1, 0):
-        np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
+        np.testing.assert_allclose(model.predict(x, open_tasks=["digit"])["digit"], truth[0], atol=2e-3)
         assert [order.prediction for order in open_session._user.orders.ahead] == ordered[2 - left :]
-    np.testing.assert_allclose(model.predict(x, keys=["digit"])["digit"], truth[0], atol=2e-3)
+    np.testing.assert_allclose(model.predict(x, open_tasks=["digit"])["digit"], truth[0], atol=2e-3)
 
 
 def test_what_was_ordered_for_other_keys_or_batches_is_thrown_away(open_session, bundle):
     model = open_session.load(bundle[0] / "bundle")
     x = samples(3)
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))[0]
-    model.prepare(3, keys=["parity"], predictions=2)
-    closed = model.predict(x[:2], keys=["digit"])
+    model.prepare(3, open_tasks=["parity"], predictions=2)
+    closed = model.predict(x[:2], open_tasks=["digit"])
     assert not open_session._user.orders.ahead
     np.testing.assert_allclose(closed["digit"], truth[:2], atol=2e-3)
     wait_until(lambda: not open_session._user._pool._unwanted)
     assert not open_session._user._pool._ready
-    model.prepare(3, keys=["parity"])
+    model.prepare(3, open_tasks=["parity"])
     assert np.abs(model.predict(x)["parity"] - reference(small_models.multitask()[0], x)[1]).max() > 1
 
 
@@ -348,10 +348,10 @@ def test_fewer_than_one_sample_or_prediction_cannot_be_ordered(open_session, bat
 def test_a_key_that_the_authority_lacks_is_refused_when_what_was_ordered_is_asked_for(bundle):
     with Session() as session:
         model = session.load(bundle[0] / "bundle")
-        model.prepare(2, keys=["digit"])
+        model.prepare(2, open_tasks=["digit"])
         for _ in range(2):
             with pytest.raises(KeyRefused, match="digit"):
-                model.predict(samples(2), keys=["digit"])
+                model.predict(samples(2), open_tasks=["digit"])
         assert model.predict(samples(2))["large"].shape[0] == 2
 
 
@@ -471,28 +471,28 @@ def test_a_weight_outside_fixed_point_is_refused_at_load_with_its_layer(open_ses
 def test_a_key_for_no_secured_task_is_refused(open_session, bundle, keys, message):
     model = open_session.load(bundle[0] / "bundle")
     with pytest.raises(InputError, match=message):
-        model.predict(samples(1), keys=keys)
+        model.predict(samples(1), open_tasks=keys)
 
 
 def test_a_key_of_another_model_and_an_absent_key_are_refused_and_the_session_lives_on(bundle, tmp_path):
     small_models.make_bundle(tmp_path, model_id="f" * 32)
     (tmp_path / "keys" / "parity.key").unlink()
-    with Session(keys=tmp_path / "keys") as session:
+    with Session(key_files=tmp_path / "keys") as session:
         model = session.load(bundle[0] / "bundle")
         with pytest.raises(KeyRefused, match="must be of this model"):
-            model.predict(samples(1), keys=["digit"])
+            model.predict(samples(1), open_tasks=["digit"])
         with pytest.raises(KeyRefused, match="must hold a key of task 'parity'"):
-            model.predict(samples(1), keys=["parity"])
+            model.predict(samples(1), open_tasks=["parity"])
         assert model.predict(samples(1))["large"].shape == (1, 2)
 
 
 def test_keys_under_a_passphrase_open_with_it_and_are_refused_without(bundle, tmp_path):
     bundle[1]["digit"].save(tmp_path / "digit.key", passphrase="correct horse")
-    with pytest.raises(KeyRefused, match="passphrase"), Session(keys=[tmp_path / "digit.key"], passphrase="wrong"):
+    with pytest.raises(KeyRefused, match="passphrase"), Session(key_files=[tmp_path / "digit.key"], passphrase="wrong"):
         pass
     x = samples(2)
-    with Session(keys=[tmp_path / "digit.key"], passphrase="correct horse") as session:
-        scores = session.load(bundle[0] / "bundle").predict(x, keys=["digit"])
+    with Session(key_files=[tmp_path / "digit.key"], passphrase="correct horse") as session:
+        scores = session.load(bundle[0] / "bundle").predict(x, open_tasks=["digit"])
     truth = reference(small_models.multitask()[0], stamp(x, [bundle[1]["digit"]]))
     np.testing.assert_allclose(scores["digit"], truth[0], atol=2e-3)
 
@@ -537,7 +537,7 @@ def test_a_port_in_use_and_unknown_settings_are_refused():
         Session(protocol="magic")
     with pytest.raises(InputError, match="timeout_s must be positive"):
         Session(timeout_s=0)
-    with pytest.raises(KeyRefused, match="must exist"), Session(keys="no/such/folder"):
+    with pytest.raises(KeyRefused, match="must exist"), Session(key_files="no/such/folder"):
         pass
 
 

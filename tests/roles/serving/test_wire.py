@@ -78,9 +78,9 @@ def bundle(tmp_path_factory):
 
 
 def run(folder, x) -> None:
-    with Session(keys=folder / "keys") as s:
+    with Session(key_files=folder / "keys") as s:
         model = s.load(folder / "bundle")
-        model.predict(x, keys=["digit"])
+        model.predict(x, open_tasks=["digit"])
         model.predict(x)
 
 

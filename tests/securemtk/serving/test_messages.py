@@ -57,7 +57,9 @@ MESSAGES = [
     Ready(3, 123_456_789),
     Drop(3),
     KeeperSettings(**COMMON, protocol="fss", store="/tmp/store", slots=2, needs_grant=True),
-    AuthoritySettings(**COMMON, protocol="crypten", keys=("a.key",), passphrase="sesame", grants="/g.json", port=65535),
+    AuthoritySettings(
+        **COMMON, protocol="crypten", key_files=("a.key",), passphrase="sesame", grants="/g.json", port=65535
+    ),
     Listening(("127.0.0.1", 40000)),
     KeeperAt(("127.0.0.1", 40000)),
     PartySettings(**COMMON, role="party0"),
@@ -155,7 +157,7 @@ def test_what_is_printed_of_messages_has_no_secret():
     for secret in ("PRIVATE", "sesame", "parity"):
         assert secret not in said
     assert "passphrase=<hidden>" in said
-    assert "keys=<hidden>" in said  # which tasks a request opens
+    assert "open_tasks=<hidden>" in said  # which tasks a request opens
     assert "<str of" in repr(MESSAGES[2])
 
 

@@ -158,7 +158,7 @@ def test_a_session_takes_another_way_to_its_peers(bundle):
     with securemtk.Session(start=ThreadStart(**how)) as session:
         model = session.load("digits")
         scores, labels, odds = (
-            ask(IMAGES, keys=["digit"]) for ask in (model.predict, model.labels, model.probabilities)
+            ask(IMAGES, open_tasks=["digit"]) for ask in (model.predict, model.labels, model.probabilities)
         )
         assert session.pids == {}
     assert labels["digit"].dtype == np.int64
@@ -252,10 +252,8 @@ def test_a_user_who_deviates_ends_the_session_by_an_error_of_ours(bundle, deviat
 def test_a_batch_that_is_no_whole_number_of_samples_is_no_message(bundle, batch):
     def deviate(keeper, authority):
         """The authority is told of a batch."""
-        text = (
-            b'{"kind":"prepare","meta":{"prediction":0,"model":0,"batch":%s,"keys":["digit"],"use":true},"arrays":[]}'
-        )
-        text %= batch
+        asked = b'{"prediction":0,"model":0,"batch":%s,"open_tasks":["digit"],"use":true}' % batch
+        text = b'{"kind":"prepare","meta":%s,"arrays":[]}' % asked
         authority._write(memoryview(HEADER.pack(len(text), 0, 1) + text))
 
     found = end_of("authority", bundle, deviate)

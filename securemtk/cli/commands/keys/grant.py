@@ -9,7 +9,7 @@ import typer
 from protocols.errors import InputError
 from securemtk.cli.grants import show_grants
 from securemtk.cli.options import GrantsFile, Json
-from securemtk.cli.secrets import header_of, key_files
+from securemtk.cli.secrets import header_of, key_files_in
 from securemtk.mtk.keys.grants import Ledger
 
 app = typer.Typer()
@@ -29,7 +29,7 @@ def grant_keys(
 ) -> None:
     """Let a user open the tasks of keys; running authorities honour it from their next request on."""
     ledger = Ledger(grants)
-    found = [header_of(file) for file in key_files(paths)]
+    found = [header_of(file) for file in key_files_in(paths)]
     limits: dict[str, Any] = {"not_before": _moment(not_before), "until": _moment(until), "uses": uses}
     given = [ledger.grant(user, str(key["model_id"]), str(key["task"]), **limits) for key in found]
     show_grants(as_json, given, ledger)

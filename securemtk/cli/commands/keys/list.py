@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from securemtk.cli.options import Json
-from securemtk.cli.secrets import header_of, key_files
+from securemtk.cli.secrets import header_of, key_files_in
 from securemtk.cli.tables import emit, rows_table
 
 app = typer.Typer()
@@ -18,5 +18,5 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """Show of each key its task, its model and whether it is locked; never what it is."""
-    found = [header_of(file) for file in key_files(paths)]
+    found = [header_of(file) for file in key_files_in(paths)]
     emit(as_json, {"keys": found}, lambda: rows_table("keys", found))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from securemtk.cli.options import Json
-from securemtk.cli.secrets import header_of, key_files, passphrase_from, passphrase_of
+from securemtk.cli.secrets import header_of, key_files_in, passphrase_from, passphrase_of
 from securemtk.cli.tables import emit, rows_table
 from securemtk.mtk.keys.key import load as load_key
 
@@ -21,7 +21,7 @@ def lock_keys(
     as_json: Json = False,
 ) -> None:
     """Encrypt keys under a new passphrase (scrypt, AES-256-GCM), each file whole or not at all."""
-    files = key_files(paths)
+    files = key_files_in(paths)
     present = passphrase_of(files, passphrase_file)
     # All are opened before the first is written: a wrong passphrase changes none.
     opened = [(file, load_key(file, present)) for file in files]
