@@ -143,7 +143,7 @@ def _complain(message: str, status: int) -> int:
 
 @app.callback()
 def _setup(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More on stderr, tracebacks included.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr, tracebacks included.")] = False,
 ) -> None:
     handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
     handler.setFormatter(logging.Formatter("%(message)s"))

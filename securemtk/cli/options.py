@@ -7,9 +7,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")]
 PassphraseFile = Annotated[
-    Path | None, typer.Option(help="File whose first line is the passphrase of the keys; asked for when absent.")
+    Path | None,
+    typer.Option(help="Take the first line of this file as the passphrase of the keys; without it you are asked."),
 ]
 GrantsFile = Annotated[
-    Path, typer.Argument(metavar="GRANTS", help="File that an authority reads; its log stands beside it.")
+    Path, typer.Argument(metavar="GRANTS", help="The file that an authority reads; its log stands beside it.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `securemtk train` has written.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `securemtk train` has written.")]

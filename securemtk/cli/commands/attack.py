@@ -21,20 +21,29 @@ from securemtk.support.files import check_file, whole_file
 from securemtk.support.progress import progress_bar
 
 log = logging.getLogger("securemtk")
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk attack runs/digits --only guess,invert --tries 100000")
 def attack(
     folder: RunFolder,
-    only: Annotated[str, typer.Option(help=f"Some of {', '.join(ATTACKS)}, with commas; all when absent.")] = "",
-    tries: Annotated[int, typer.Option(min=1, help="Random patterns in each key's place.")] = Effort.tries,
-    queries: Annotated[int, typer.Option(min=1, help="Of each key inversion by queries.")] = Effort.queries,
-    steps: Annotated[int, typer.Option(min=1, help="Of each key inversion by gradient.")] = Effort.steps,
-    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each of them.")] = Effort.restarts,
-    seed: Annotated[int, typer.Option(min=0, help="Of guesses, starts and samples.")] = 0,
+    only: Annotated[
+        str, typer.Option(help=f"Run some of {', '.join(ATTACKS)}, with commas; without it all of them run.")
+    ] = "",
+    tries: Annotated[int, typer.Option(min=1, help="Try so many random patterns in each key's place.")] = Effort.tries,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Ask so many queries in each key inversion by queries.")
+    ] = Effort.queries,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Take so many steps in each key inversion by gradient.")
+    ] = Effort.steps,
+    restarts: Annotated[
+        int, typer.Option(min=1, help="Begin each of them anew from so many random starts.")
+    ] = Effort.restarts,
+    seed: Annotated[int, typer.Option(min=0, help="Draw guesses, starts and samples from this seed.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="File of the results, .json; a .png beside it. In RUN by default.")
+        Path | None,
+        typer.Option(help="Write the results here, a .json file, and a .png beside it; by default they go into RUN."),
     ] = (None),
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,

@@ -25,28 +25,34 @@ from securemtk.planning.estimate import NETWORKS, LayerEstimate, parse_network
 from securemtk.support.files import check_file, write_whole
 
 log = logging.getLogger("securemtk")
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk check model.onnx --sample x.npy")
 def check(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, or bundle folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="This is an ONNX file or the folder of a bundle.")],
     sample: Annotated[
         Path | None,
-        typer.Option(help="Data as predict takes it: run the model on it in the clear, and measure its values."),
+        typer.Option(
+            help="Run the model in the clear on this data, given as predict takes it, and measure its values."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples of the prediction whose cost is estimated.")] = 1,
-    protocol: Annotated[str, typer.Option(help="Protocols that the prediction computes with.")] = "fss",
+    batch: Annotated[int, typer.Option(min=1, help="Estimate the cost of a prediction of so many samples.")] = 1,
+    protocol: Annotated[str, typer.Option(help="Estimate for these protocols, fss or crypten.")] = "fss",
     network: Annotated[
         str | None, typer.Option(help=f"{', '.join(NETWORKS)}: estimate the time over such a network as well.")
     ] = None,
-    rtt: Annotated[str | None, typer.Option(help="Round-trip time of the network, such as 40ms.")] = None,
-    bandwidth: Annotated[str | None, typer.Option(help="Of each direction, such as 100mbit.")] = None,
+    rtt: Annotated[
+        str | None, typer.Option(help="Estimate for a network with this round-trip time, such as 40ms.")
+    ] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option(help="Estimate for a network with this bandwidth in each direction, such as 100mbit.")
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=N,N,...",
-            help="Whole shape of an input whose sizes the file leaves free; for each of them, where it is asked for.",
+            help="Say the whole shape of an input whose sizes the file leaves free; once for each, where asked for.",
         ),
     ] = None,
     fix: Annotated[

@@ -10,14 +10,14 @@ from securemtk.cli.options import Json
 from securemtk.cli.tables import accuracy_table, emit, percent, plain
 from securemtk.demo import DETAILS, FIGURES, PICTURE, Figures, run_demo
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk demo --out runs/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results; an older demo there is replaced.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Write the results into this folder; an older demo there is replaced.")
+    ] = Path("runs/demo"),
     as_json: Json = False,
 ) -> None:
     """Train, release and ask under encryption, on handwritten digits: everything in one go, in about a minute."""

@@ -10,13 +10,13 @@ from securemtk.cli.secrets import passphrase_of
 from securemtk.runs.places import KEYS
 from securemtk.runs.run_folder import open_run
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk evaluate runs/digits --tries 1000")
 def evaluate(
     folder: RunFolder,
-    tries: Annotated[int, typer.Option(min=0, help="Random patterns to try in each key's place.")] = 0,
+    tries: Annotated[int, typer.Option(min=0, help="Try so many random patterns in each key's place.")] = 0,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:

@@ -13,13 +13,13 @@ from securemtk.onnx.bundle import check_bundle_target
 from securemtk.runs.places import KEYS
 from securemtk.runs.run_folder import export, open_run, read_run
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk export runs/digits digits.bundle")
 def export_bundle(
     folder: RunFolder,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write; the keys stay out of it.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="This folder is written; the keys stay out of it.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,

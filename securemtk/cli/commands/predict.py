@@ -17,32 +17,51 @@ from securemtk.serving.config import Config
 from securemtk.serving.session import Model, PredictionCost, Scores, Session
 from securemtk.support.files import check_file, write_whole
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk predict digits.bundle x.npy --key-files runs/digits --open-task digit --json")
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or an ONNX file.")],
-    x: Annotated[Path, typer.Argument(metavar="X", help=".npy of float32 (n, ...); .npz by input name for several.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="This is the folder of a bundle or an ONNX file.")],
+    x: Annotated[
+        Path,
+        typer.Argument(
+            metavar="X", help="This is a .npy of float32 (n, ...), or for several inputs a .npz by their names."
+        ),
+    ],
     open_task: Annotated[
-        list[str] | None, typer.Option(help="Secured task to open with its key; may be given several times.")
+        list[str] | None,
+        typer.Option(help="Open this secured task with its key; the option may be given several times."),
     ] = None,
     key_files: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Keys that the authority holds: key file, folder of them or run; may be given several times."
+            help="Let the authority hold these keys: a key file, a folder of them or a run; may be given several times."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write all scores to this .npz file.")] = None,
     passphrase_file: PassphraseFile = None,
-    grants: Annotated[Path | None, typer.Option(help="Who may use which key, as keys grant wrote it.")] = None,
-    user: Annotated[str | None, typer.Option(help="Name to ask under, where there are grants.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocols to compute with; the default is Session's.")] = None,
-    keeper_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.keeper_port,
-    authority_port: Annotated[int, typer.Option(help="0: any free port.")] = Config.authority_port,
-    timeout_s: Annotated[float, typer.Option(help="Longest silence of a role, in seconds.")] = Config.timeout_s,
+    grants: Annotated[
+        Path | None, typer.Option(help="Let this file, which `keys grant` wrote, say who may use which key.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Ask under this name, where there are grants.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Compute with these protocols, fss or crypten; the default is that of Session.")
+    ] = None,
+    keeper_port: Annotated[
+        int, typer.Option(help="Listen on this port; 0 stands for any that is free.")
+    ] = Config.keeper_port,
+    authority_port: Annotated[
+        int, typer.Option(help="Listen on this port; 0 stands for any that is free.")
+    ] = Config.authority_port,
+    timeout_s: Annotated[
+        float, typer.Option(help="Give a role up when it was silent for so many seconds.")
+    ] = Config.timeout_s,
     check_first: Annotated[
-        bool, typer.Option("--check", help="For the model's owner: run it on X here first, and stop if answers err.")
+        bool,
+        typer.Option(
+            "--check", help="For the model's owner: run the model on X here first, and stop if answers would err."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

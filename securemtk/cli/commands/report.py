@@ -18,14 +18,15 @@ from securemtk.runs.run_folder import read_run
 from securemtk.support.progress import progress_bar
 
 log = logging.getLogger("securemtk")
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk report runs/digits --output digits.html")
 def report_run(
     folder: RunFolder,
     output: Annotated[
-        Path | None, typer.Option(help="The page, .html; its .json goes beside it. In RUN by default.")
+        Path | None,
+        typer.Option(help="Write the page here, an .html file, and its .json beside it; by default they go into RUN."),
     ] = None,
     attack: Annotated[
         bool, typer.Option("--attack", help="Attack the run anew (minutes); else what `securemtk attack` left in RUN.")
@@ -34,9 +35,11 @@ def report_run(
         bool, typer.Option("--encrypted/--no-encrypted", help="Ask the run under encryption, or leave that out.")
     ] = True,
     samples: Annotated[
-        int, typer.Option(min=1, help="Test samples to ask under encryption in each state of the keys.")
+        int, typer.Option(min=1, help="Ask so many test samples under encryption in each state of the keys.")
     ] = ReportOptions.samples,
-    seed: Annotated[int, typer.Option(min=0, help="Of attackers, and of the noise that they meet.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Start attackers, and the noise that they meet, from this seed.")
+    ] = 0,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:

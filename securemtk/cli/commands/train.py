@@ -19,33 +19,42 @@ from securemtk.runs.run_folder import train_run
 from securemtk.support.progress import progress_bar
 
 log = logging.getLogger("securemtk")
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk train digits --secure digit --secure parity --out runs/digits")
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run, new or empty: checkpoint, keys, accuracies.")],
+    out: Annotated[
+        Path, typer.Option(help="Write checkpoint, keys and accuracies into this folder, which is new or empty.")
+    ],
     dataset: Annotated[
         str | None, typer.Argument(help=f"{', '.join(DATA_SETS)}; docs/data.md tells what they are.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML or JSON file of all settings (docs/mtk.md); options here come before it.")
+        Path | None,
+        typer.Option(
+            help="Read all settings from this TOML or JSON file (docs/mtk.md); options given here come before it."
+        ),
     ] = None,
-    secure: Annotated[list[str] | None, typer.Option(help="Task that gets a key; may be given several times.")] = None,
+    secure: Annotated[
+        list[str] | None, typer.Option(help="Give this task a key; the option may be given several times.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=VALUE", help="Option of the data set, such as path=FOLDER; may be given several times."
+            metavar="NAME=VALUE", help="Set an option of the data set, such as path=FOLDER; may be given several times."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Greatest learning rate.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Pass so many times over the training samples.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Take so many samples in each step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Let the learning rate rise to this.")] = None,
     beta: Annotated[
-        float | None, typer.Option(help="How often open tasks that tell of a closed one answer truly, 0 to 1.")
+        float | None, typer.Option(help="Let open tasks that tell of a closed one answer truly so often, 0 to 1.")
     ] = None,
-    decoys: Annotated[int | None, typer.Option(help="Copies of each sample with a wrong key.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and decoys; keys come from the system.")] = None,
+    decoys: Annotated[int | None, typer.Option(help="Make so many copies of each sample with a wrong key.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draw weights, order and decoys from this seed; keys come from the system.")
+    ] = None,
     lock: Annotated[bool, typer.Option("--lock", help="Lock the keys under a passphrase.")] = False,
     passphrase_file: PassphraseFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same call.")] = False,

@@ -106,6 +106,7 @@ def test_help_of_each_command_has_an_example(name, command):
     assert status == 0
     assert f"securemtk {name}" in " ".join(out.split())
     assert "Example:" in out
+    assert "--install-completion" not in out
 
 
 def test_predict_in_a_process_of_its_own_prints_one_json_document_with_right_scores(made):

@@ -12,19 +12,30 @@ from securemtk.cli.options import GrantsFile, Json
 from securemtk.cli.secrets import header_of, key_files_in
 from securemtk.mtk.keys.grants import Ledger
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk keys grant grants.json runs/digits/keys --user ann --uses 100")
 def grant_keys(
     grants: GrantsFile,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
-    user: Annotated[str, typer.Option(help="Name in the certificate of whoever asks: Session(user=...).")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="These are key files, folders of them, or runs.")
+    ],
+    user: Annotated[
+        str,
+        typer.Option(help="Grant to this name, which stands in the certificate of whoever asks: Session(user=...)."),
+    ],
     not_before: Annotated[
-        str | None, typer.Option(help="ISO 8601; without a zone it is UTC. At once if absent.")
+        str | None,
+        typer.Option(help="Begin then, in ISO 8601; without a zone it is UTC. Without it the grant begins at once."),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="ISO 8601; without a zone it is UTC. No end if absent.")] = None,
-    uses: Annotated[int | None, typer.Option(help="Samples that may be asked in all; any number if absent.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="End then, in ISO 8601; without a zone it is UTC. Without it the grant has no end."),
+    ] = None,
+    uses: Annotated[
+        int | None, typer.Option(help="Allow so many samples in all; without it any number may be asked.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let a user open the tasks of keys; running authorities honour it from their next request on."""

@@ -6,7 +6,7 @@ from securemtk.cli.grants import show_grants
 from securemtk.cli.options import GrantsFile, Json
 from securemtk.mtk.keys.grants import Ledger
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk keys grants grants.json")

@@ -9,12 +9,14 @@ from securemtk.cli.options import Json
 from securemtk.cli.secrets import header_of, key_files_in
 from securemtk.cli.tables import emit, rows_table
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk keys list runs/digits/keys")
 def list_keys(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="These are key files, folders of them, or runs.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show of each key its task, its model and whether it is locked; never what it is."""

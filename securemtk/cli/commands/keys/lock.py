@@ -10,14 +10,20 @@ from securemtk.cli.secrets import header_of, key_files_in, passphrase_from, pass
 from securemtk.cli.tables import emit, rows_table
 from securemtk.mtk.keys.key import load as load_key
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk keys lock runs/digits/keys")
 def lock_keys(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Key files, or folders of them.")],
-    passphrase_file: Annotated[Path | None, typer.Option(help="File with the present passphrase.")] = None,
-    new_passphrase_file: Annotated[Path | None, typer.Option(help="File with the new passphrase.")] = None,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="These are key files, folders of them, or runs.")
+    ],
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Take the present passphrase from the first line of this file.")
+    ] = None,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="Take the new passphrase from the first line of this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Encrypt keys under a new passphrase (scrypt, AES-256-GCM), each file whole or not at all."""

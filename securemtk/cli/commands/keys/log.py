@@ -13,14 +13,14 @@ from securemtk.mtk.keys.audit import read as read_log
 from securemtk.mtk.keys.grants import Ledger
 
 log = logging.getLogger("securemtk")
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  securemtk keys log grants.json --verify")
 def show_log(
     grants: GrantsFile,
     verify: Annotated[bool, typer.Option("--verify", help="Tell only whether it is as it was written.")] = False,
-    head: Annotated[str | None, typer.Option(help="A head noted before, which must still be there.")] = None,
+    head: Annotated[str | None, typer.Option(help="Require that this head, noted before, is still there.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show who used which key when, and what was refused. Exit status 3 where the log is not as it was written."""
