@@ -10,11 +10,9 @@ Security: semi-honest, one of two parties, trusted dealer.
 Source: [Kno21]; what is replaced, docs/protocols.md#cryptens-protocols.
 """
 
-import torch
 from torch import Tensor
 
 from protocols.crypten import door
-from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
 from protocols.program.program import Layer
 from protocols.two_party import operators
@@ -62,37 +60,12 @@ def is_negative(party: Party, share: Tensor) -> Tensor:
     return bits
 
 
-def _relu(share: Tensor) -> Tensor:
+def relu(party: Party, share: Tensor) -> Tensor:
+    """Return a sharing of max(x, 0): CrypTen's comparison and product."""
     result: Tensor = door.mpc_tensor(share).relu().share
     return result
 
 
-def relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """max(x, 0)."""
-    return Value(_relu(x.truncate_to_scale(party)))
-
-
-def largest(party: Party, columns: Tensor) -> Tensor:
-    """Return the maximum along the first axis: a tree of max(a, b) = b + relu(a - b), one comparison a level."""
-    while len(columns) > 1:
-        half = len(columns) // 2
-        a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
-        columns = torch.cat([b + _relu(a - b), rest])
-    return columns.squeeze(0)
-
-
-def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Maximum over windows."""
-    padded = ring.pad2d(x.truncate_to_scale(party), layer.ints("pads"), operators.lowest(party, FRAC_BITS))
-    return Value(largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
-
-
-def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    """Maximum over one axis, which stays with size 1."""
-    axis = int(layer.number("axis"))
-    return Value(largest(party, x.truncate_to_scale(party).movedim(axis, 0)).unsqueeze(axis))
-
-
-OPERATORS: dict[str, Operator] = operators.OPERATORS | {
-    f.__name__.rstrip("_"): f for f in (conv2d, matmul, affine, relu, max_pool2d, max_)
-}
+OPERATORS: dict[str, Operator] = (
+    operators.OPERATORS | operators.maxima(relu) | {f.__name__: f for f in (conv2d, matmul, affine)}
+)

@@ -16,7 +16,6 @@ from torch import Tensor
 from protocols import limits
 from protocols.dealing import correlation
 from protocols.dealing.correlation import KEEPER, Request
-from protocols.limits import FRAC_BITS
 from protocols.primitives import ring
 from protocols.primitives.prg import Stream
 from protocols.program.program import Layer, Program
@@ -67,38 +66,13 @@ def _linear(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
     return Value(z.reshape(share.shape[0], *layer.shape), product_bits(party, layer))
 
 
-def _relu_of(party: Party, x: Tensor) -> Tensor:
+def _relu(party: Party, x: Tensor) -> Tensor:
     return x * (1 - operators.negative(party, x))
 
 
-def _relu(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    return Value(_relu_of(party, x.truncate_to_scale(party)))
-
-
-def _largest(party: Party, columns: Tensor) -> Tensor:
-    while len(columns) > 1:
-        half = len(columns) // 2
-        a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
-        columns = torch.cat([b + _relu_of(party, a - b), rest])
-    return columns.squeeze(0)
-
-
-def _max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    padded = ring.pad2d(x.truncate_to_scale(party), layer.ints("pads"), operators.lowest(party, FRAC_BITS))
-    return Value(_largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
-
-
-def _max(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
-    axis = int(layer.number("axis"))
-    return Value(_largest(party, x.truncate_to_scale(party).movedim(axis, 0)).unsqueeze(axis))
-
-
-OPERATORS: dict[str, Operator] = operators.OPERATORS | {
-    **dict.fromkeys(("conv2d", "matmul", "affine"), _linear),
-    "relu": _relu,
-    "max_pool2d": _max_pool2d,
-    "max": _max,
-}
+OPERATORS: dict[str, Operator] = (
+    operators.OPERATORS | operators.maxima(_relu) | dict.fromkeys(("conv2d", "matmul", "affine"), _linear)
+)
 
 
 def run(

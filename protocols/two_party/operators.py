@@ -11,7 +11,7 @@ docs/protocols.md#splines-of-two-scales.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from protocols import limits
 from protocols.dealing.correlation import KEEPER
 from protocols.errors import ProtocolAbort
 from protocols.limits import FRAC_BITS
+from protocols.primitives import ring
 from protocols.program.pieces import Pieces, WidePieces
 from protocols.program.program import Layer
 from protocols.two_party import beaver, local_operators
@@ -63,6 +64,34 @@ def negative(party: Party, share: Tensor) -> Tensor:
 def lowest(party: Party, frac_bits: int) -> int:
     """Return this party's share of the least value that comparisons allow: padding that never wins a maximum."""
     return -(1 << (party.comparison_bits - 2 + frac_bits - FRAC_BITS)) if party.rank == KEEPER else 0
+
+
+def maxima(relu: Callable[[Party, Tensor], Tensor]) -> dict[str, Operator]:
+    """Return the operators that a ReLU makes, by name: itself, and maxima as trees of max(a, b) = b + relu(a - b).
+
+    Args:
+        relu: party, share of values of 16 fraction bits -> share of their positive part.
+    """
+
+    def largest(party: Party, columns: Tensor) -> Tensor:
+        while len(columns) > 1:
+            half = len(columns) // 2
+            a, b, rest = columns[:half], columns[half : 2 * half], columns[2 * half :]
+            columns = torch.cat([b + relu(party, a - b), rest])
+        return columns.squeeze(0)
+
+    def positive(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+        return Value(relu(party, x.truncate_to_scale(party)))
+
+    def max_pool2d(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+        padded = ring.pad2d(x.truncate_to_scale(party), layer.ints("pads"), lowest(party, FRAC_BITS))
+        return Value(largest(party, ring.windows(padded, layer.ints("kernel"), layer.ints("stride"))))
+
+    def max_(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:
+        axis = int(layer.number("axis"))
+        return Value(largest(party, x.truncate_to_scale(party).movedim(axis, 0)).unsqueeze(axis))
+
+    return {"relu": positive, "max_pool2d": max_pool2d, "max": max_}
 
 
 def argmax(party: Party, layer: Layer, weights: Weights, x: Value) -> Value:

@@ -209,15 +209,7 @@ class Model:
             Task name -> float32 array of shape (n, classes), in the order of `Task.labels`; each row sums to 1 up to
             rounding. A secured task without its key gives the softmax of noise drawn by the authority.
 
-        Raises:
-            InputError: the model has no tasks, so that nothing says that its outputs are scores of classes; nothing
-                was sent. Otherwise as `predict`.
-
-        Warns:
-            As `predict`.
-
-        Cost: that of `predict`.
-        Security: that of `predict`.
+        Raises, Warns, Cost, Security: as `labels`.
         """
         self._require_tasks("probabilities")
         return {name: _softmax(value) for name, value in self._answer(x, open_tasks, check=check).items()}
