@@ -37,6 +37,7 @@ from protocols.errors import (
 )
 from securemtk.cli import app
 from securemtk.cli.commands import check, predict, train
+from securemtk.cli.table import COMMANDS, KEYS_COMMANDS
 from securemtk.mtk.attacks.suite import ATTACKS
 from securemtk.mtk.keys.key import draw_keys
 from securemtk.mtk.keys.key import load as load_key
@@ -47,9 +48,6 @@ from securemtk.onnx.export import export_onnx
 from securemtk.onnx.manifest import MANIFEST
 from securemtk.runs import run_folder
 from securemtk.serving.session import Session
-
-COMMANDS = ["demo", "train", "evaluate", "attack", "report", "export", "predict", "check", "keys list", "keys lock"]
-COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def files(folder: Path) -> set[str]:
 # --- what works -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"keys {name}" for name in KEYS_COMMANDS)])
 def test_help_of_each_command_has_an_example(name, command):
     status, out, _ = command(*name.split(), "--help")
     assert status == 0
