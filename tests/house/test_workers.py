@@ -59,8 +59,8 @@ def test_a_file_goes_to_one_worker_which_makes_once_what_its_tests_share(log):
 
 
 def test_the_first_worker_takes_its_own_files_first_and_the_others_the_long_ones(log):
-    assert log["gw0"][:2] == ["d", "b"]
-    assert log["gw1"][:2] == ["e", "a"]
+    # The first worker is the one that was ready first: on a busy machine any of them.
+    assert sorted(files[:2] for files in log.values()) == [["d", "b"], ["e", "a"]]
 
 
 def test_the_list_names_files_that_are_there():

@@ -12,7 +12,6 @@ from securemtk.mtk.attacks.base import Finding, Victim, one_thread
 from securemtk.support.documents import read
 from securemtk.support.progress import Progress, silent
 
-ATTACKS = (guess.NAME, invert.NAME, infer.NAME, finetune.NAME, membership.NAME)
 FORMAT = 1
 
 
@@ -37,6 +36,19 @@ class Effort:
     def __post_init__(self) -> None:
         if min(self.tries, self.queries, self.steps, self.restarts, *self.labelled) < 1 or not self.labelled:
             raise InputError(f"each effort must be at least 1; got {asdict(self)}")
+
+
+# Name -> the attack, as hard as an effort says; in the order in which they are run.
+_RUNS: Mapping[str, Callable[[Effort], Callable[..., list[Finding]]]] = {
+    guess.NAME: lambda effort: partial(guess.guess, tries=effort.tries),
+    invert.NAME: lambda effort: partial(
+        invert.invert, queries=effort.queries, steps=effort.steps, restarts=effort.restarts
+    ),
+    infer.NAME: lambda effort: infer.infer,
+    finetune.NAME: lambda effort: partial(finetune.finetune, counts=effort.labelled),
+    membership.NAME: lambda effort: membership.membership,
+}
+ATTACKS = tuple(_RUNS)
 
 
 @dataclass(frozen=True)
@@ -106,18 +118,11 @@ def run_attacks(
     """
     effort = Effort() if effort is None else effort
     check_attacks(only)
-    runs: dict[str, Callable[..., list[Finding]]] = {
-        guess.NAME: partial(guess.guess, tries=effort.tries),
-        invert.NAME: partial(invert.invert, queries=effort.queries, steps=effort.steps, restarts=effort.restarts),
-        infer.NAME: infer.infer,
-        finetune.NAME: partial(finetune.finetune, counts=effort.labelled),
-        membership.NAME: membership.membership,
-    }
     findings: list[Finding] = []
     seconds = {}
     with one_thread():
         for name in (name for name in ATTACKS if not only or name in only):
             start = time.perf_counter()
-            findings += runs[name](victim, seed=seed, progress=progress)
+            findings += _RUNS[name](effort)(victim, seed=seed, progress=progress)
             seconds[name] = time.perf_counter() - start
     return AttackReport(seed, effort, tuple(findings), seconds)

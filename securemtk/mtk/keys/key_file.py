@@ -1,6 +1,7 @@
 """Key files: what a trigger-key consists of as JSON, locked by a passphrase or not, for its owner alone to read.
 
-Nothing else knows the form of these files: who wants another one changes this module.
+Who wants another form of these files changes this module. Nothing else knows it, but that task, model and whether it is
+locked can be read without it, as the command line does (`securemtk/cli/secrets.py`).
 """
 
 import base64

@@ -1,6 +1,7 @@
 """One contract for all protocols: every operator agrees with the plain oracle, in the open and under the gates."""
 
 import numpy as np
+import program_oracle
 import pytest
 import torch
 from both_parties import CASES, CONV, LOCAL, PROTOCOLS, RNG, secure, single
@@ -116,7 +117,7 @@ def test_all_that_a_party_sends_is_uniform_whatever_the_secrets(protocol, op, va
 
 
 def test_every_operator_of_a_program_has_a_case_and_an_implementation():
-    assert set(CASES) == set(ROUNDS) == set(OPERATORS) == set(plain.OPERATORS)
+    assert set(CASES) == set(ROUNDS) == set(OPERATORS) == set(plain.OPERATORS) == set(program_oracle.OPERATORS)
     for protocol in PROTOCOLS:
         assert set(backend.find(protocol).operators) == set(OPERATORS)
 

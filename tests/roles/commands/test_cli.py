@@ -37,6 +37,8 @@ from protocols.errors import (
 )
 from securemtk.cli import app
 from securemtk.cli.commands import check, predict, train
+from securemtk.cli.table import COMMANDS, KEYS_COMMANDS
+from securemtk.mtk.attacks.suite import ATTACKS
 from securemtk.mtk.keys.key import draw_keys
 from securemtk.mtk.keys.key import load as load_key
 from securemtk.mtk.training.assembler import AssemblerConfig
@@ -46,9 +48,6 @@ from securemtk.onnx.export import export_onnx
 from securemtk.onnx.manifest import MANIFEST
 from securemtk.runs import run_folder
 from securemtk.serving.session import Session
-
-COMMANDS = ["demo", "train", "evaluate", "attack", "report", "export", "predict", "check", "keys list", "keys lock"]
-COMMANDS += ["keys grant", "keys revoke", "keys grants", "keys log"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def files(folder: Path) -> set[str]:
 # --- what works -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"keys {name}" for name in KEYS_COMMANDS)])
 def test_help_of_each_command_has_an_example(name, command):
     status, out, _ = command(*name.split(), "--help")
     assert status == 0
@@ -196,7 +195,7 @@ def test_a_run_on_a_table_is_attacked_by_all_attacks(tmp_path, command):
     small = ["--tries", 20, "--queries", 800, "--steps", 2, "--restarts", 2]
     status, out, _ = command("attack", tmp_path / "run", *small, "--json")
     assert status == 0
-    assert {f["attack"] for f in json.loads(out)["findings"]} == {"guess", "invert", "infer", "finetune", "membership"}
+    assert {f["attack"] for f in json.loads(out)["findings"]} == set(ATTACKS)
     assert (tmp_path / "run" / "attack.png").read_bytes().startswith(b"\x89PNG")
 
 

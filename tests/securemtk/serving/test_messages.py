@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import msgspec
 import pytest
@@ -68,6 +69,15 @@ MESSAGES = [
     Result({"list": [1.5, None]}),
 ]
 KINDS = sorted({type(message) for message in MESSAGES}, key=lambda kind: kind.__name__)
+
+
+def test_every_message_has_an_example_here():
+    modules = {kind.__module__ for kind in KINDS}
+    assert {x for module in modules for x in vars(sys.modules[module]).values() if is_message_of(x, module)} == {*KINDS}
+
+
+def is_message_of(x: object, module: str) -> bool:
+    return isinstance(x, type) and issubclass(x, Message) and x.__module__ == module and x.kind != ""
 
 
 def heard(text: bytes, *kinds) -> Message:
