@@ -113,7 +113,8 @@ class KnownInputs:
         for name, shape in (self.shapes or {}).items():
             if len(shape) > MOST_AXES or not all(0 <= size <= MOST_SIZE for size in shape):
                 raise ShapeError(
-                    f"the shape of input {name!r} must be of at most {MOST_AXES} sizes from 0 to {MOST_SIZE}; got {shape}"
+                    f"the shape of input {name!r} must be of at most {MOST_AXES} sizes from 0 to {MOST_SIZE}; "
+                    f"got {shape}"
                 )
         for name, value in self.public.items():
             array = np.asarray(value)

@@ -59,7 +59,7 @@ def test_settings_that_cannot_be_written_start_no_process(monkeypatch):
 
 @pytest.mark.parametrize("passphrase", [b"secret", 5])
 def test_a_passphrase_is_a_text(passphrase):
-    with pytest.raises(InputError, match="a passphrase must be a text; got a (bytes|int)") as caught:
+    with pytest.raises(InputError, match=r"a passphrase must be a text; got a (bytes|int)") as caught:
         LocalStart(passphrase=passphrase)
     assert "secret" not in str(caught.value)
 
