@@ -53,6 +53,8 @@ def test_what_fits_is_read():
         (Outer, {"name": "a", "inner": {"sise": 1}}, "x: inner must have entries among size; got sise"),
         (Outer, {"name": "a", "more": [{}, {"sise": 1}]}, "x: more[1] must have entries among size; got sise"),
         (Outer, {"name": "a", "inner": {"size": 0}}, "x: size must be at least 1; got 0"),
+        (Sheet, {"format": "sheet", "rows": [], "\ud800": 1}, "x must be of whole characters; it is not"),
+        (Sheet, {"format": "\ud800", "rows": []}, "x must be of whole characters; it is not"),
         (Outer, {"name": "a", "pair": [1]}, "x: pair must be a list of length 2; got another"),
     ],
 )  # fmt: skip
@@ -62,7 +64,9 @@ def test_what_does_not_fit_is_named_and_not_shown(kind, values, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[NaN]", "[Infinity]", '{"a": 1, "a": 1}', "[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[NaN]", "[Infinity]", "[-1e999]", '{"a": 1, "a": 1}', "[" * 100_000, b"\xff"]
+)
 def test_what_is_no_json_is_refused(text):
     with pytest.raises(InputError, match="x must be whole JSON text"):
         parse_json(text, "x")
