@@ -52,9 +52,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map('='.join, self._shown()))})"
 
-    def __rich_repr__(self) -> Iterator[str]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         # Else rich, which prints tracebacks with their variables too, would be given every field by msgspec.
-        yield from map("=".join, self._shown())
+        return list(self._shown())
 
     def _shown(self) -> Iterator[tuple[str, str]]:
         for name in self.__struct_fields__:

@@ -6,7 +6,7 @@ Messages name the place and the kinds, never a value: a key file is such a docum
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,9 +24,9 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omi
         # It may hold a key.
         return f"{type(self).__name__}(<hidden>)"
 
-    def __rich_repr__(self) -> Iterator[str]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         # Else rich would be given every entry by msgspec.
-        yield "<hidden>"
+        return []
 
 
 # As msgspec writes them in its messages.
