@@ -92,6 +92,8 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat) or not float(value) > 0:
-        raise InputError(f"{name} must be a positive number of seconds; got {value!r}")
+    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat):
+        raise InputError(f"{name} must be a number of seconds; got a {type(value).__name__}")
+    if not float(value) > 0:
+        raise InputError(f"{name} must be positive; got {value}")
     return min(float(value), _FOR_EVER_S)
