@@ -33,6 +33,10 @@ from protocols.two_party.party import Party, truncate
 
 # CrypTen looks where torch had it before 2.9.
 sys.modules.setdefault("torch.onnx._internal.registration", _registration)
+if "crypten" not in sys.modules:
+    # Whoever tried to import it before has parts of it left, which no later import would put in their places.
+    for _name in [name for name in sys.modules if name.startswith("crypten.")]:
+        del sys.modules[_name]
 
 import crypten as crypten  # noqa: E402
 import crypten.communicator  # noqa: E402

@@ -14,7 +14,7 @@ import functools
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, overload
 
@@ -50,9 +50,15 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     hidden: ClassVar[frozenset[str]] = frozenset()
 
     def __repr__(self) -> str:
-        names = self.__struct_fields__
-        shown = ("<hidden>" if name in self.hidden else _short(getattr(self, name)) for name in names)
-        return f"{type(self).__name__}({', '.join(map('='.join, zip(names, shown, strict=True)))})"
+        return f"{type(self).__name__}({', '.join(map('='.join, self._shown()))})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Else rich, which prints tracebacks with their variables too, would be given every field by msgspec.
+        return list(self._shown())
+
+    def _shown(self) -> Iterator[tuple[str, str]]:
+        for name in self.__struct_fields__:
+            yield name, "<hidden>" if name in self.hidden else _short(getattr(self, name))
 
 
 class Message(Record, frozen=True):

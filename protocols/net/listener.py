@@ -135,6 +135,7 @@ def connect(
     Raises:
         PeerRefused: the peer is not `role` under our authority, or does not accept us.
         PeerLost: nobody answers.
+        PeerTimeout: the peer has been silent for `opening_s`.
     """
     opening_s = timeout_s if opening_s is None else opening_s
     try:
@@ -144,6 +145,8 @@ def connect(
     _tune(raw, timeout_s)
     try:
         sock = SecureSocket(raw, context_of(credentials, server=False), server=False)
+    except TimeoutError:
+        raise PeerTimeout(f"{role} must answer within {opening_s:g} s; it has not") from None
     except (OSError, PeerRefused) as error:
         raise PeerRefused(f"{role} must prove its role under this run's authority; {type(error).__name__}") from None
     if sock.role != role:

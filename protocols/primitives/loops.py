@@ -4,17 +4,40 @@ A recorder runs protocols on tensors without values, as torch runs its own opera
 once, and each step beside it says what shape it makes.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import torch
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 from torch import Tensor
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DTYPES = {np.int64: torch.int64, np.uint8: torch.uint8}
+
+
+class _Cache(FunctionCache):
+    """Numba's, but for files that do not hold what was written: a loop is then compiled anew, as for the first time.
+
+    A machine that loses its power, or a disk that is full, leaves such files, and numba reads them as they are.
+    """
+
+    def load_overload(self, *wanted: Any) -> Any:
+        """Return what was compiled before, None where that is not there or cannot be read."""
+        try:
+            return super().load_overload(*wanted)  # type: ignore[no-untyped-call]
+        except Exception:
+            with contextlib.suppress(OSError):
+                self.flush()  # type: ignore[no-untyped-call]
+            return None
+
+    def save_overload(self, *made: Any) -> None:
+        """Keep what was compiled, where the disk takes it."""
+        with contextlib.suppress(OSError):
+            super().save_overload(*made)  # type: ignore[no-untyped-call]
 
 
 def compiled(signature: str | None = None) -> Callable[[_F], _F]:
@@ -25,10 +48,13 @@ def compiled(signature: str | None = None) -> Callable[[_F], _F]:
     """
 
     def compile_loop(function: _F) -> _F:
-        try:
-            return cast(_F, numba.njit(signature, cache=True, nogil=True)(function))
-        except RuntimeError:  # no folder that the cache could be written to
-            return cast(_F, numba.njit(signature, nogil=True)(function))
+        loop: Any = numba.njit(nogil=True)(function)
+        with contextlib.suppress(RuntimeError):  # no folder that the cache could be written to
+            loop._cache = _Cache(function)  # type: ignore[no-untyped-call]
+        if signature is not None:
+            loop.compile(signature)
+            loop.disable_compile()
+        return cast(_F, loop)
 
     return compile_loop
 

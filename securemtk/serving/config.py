@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any, SupportsFloat
 
 from protocols.errors import InputError
 from protocols.limits import COMPARISON_BITS, FEWEST_COMPARISON_BITS, MOST_COMPARISON_BITS
@@ -17,6 +18,11 @@ PURPOSES = {
 # What the watch has for itself; it guards the others.
 WATCH_PURPOSES = ("watch", "pulse")
 
+_WHOLE = ("keeper_port", "authority_port", "threads", "chunk_elements", "ahead", "comparison_bits")
+_MOST = (1 << 53) - 1
+# 30 years stand for infinity, which neither the system's clocks nor messages to a role can hold.
+_FOR_EVER_S = 1e9
+
 
 @dataclass(frozen=True)
 class Config:
@@ -29,7 +35,7 @@ class Config:
             (as by Ctrl-Z), or cut off, ends the session after this time. One that computes is waited for, however
             long that takes, for it beats meanwhile, also while its interpreter is busy. The beats are twice a second
             or four in this time: below some 2 s a busy machine may look silent.
-        start_timeout_s: longest wait for a role to start and for its connections, in seconds.
+        start_timeout_s: longest wait for a role to start and for its connections, in seconds. Both may be infinite.
         threads: torch threads of each role during a prediction.
         chunk_elements: comparisons (counted as elements of a chunk's largest comparison layers together)
             that one run of the program may hold; larger batches run in chunks.
@@ -55,6 +61,10 @@ class Config:
     comparison_bits: int = COMPARISON_BITS
 
     def __post_init__(self) -> None:
+        for name in _WHOLE:
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("timeout_s", "start_timeout_s"):
+            object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         for name in ("keeper_port", "authority_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise InputError(f"{name} must lie in 0..65535; got {getattr(self, name)}")
@@ -65,6 +75,25 @@ class Config:
         if not FEWEST_COMPARISON_BITS <= self.comparison_bits <= MOST_COMPARISON_BITS:
             fewest_most = f"{FEWEST_COMPARISON_BITS}..{MOST_COMPARISON_BITS}"
             raise InputError(f"comparison_bits must lie in {fewest_most}; got {self.comparison_bits}")
-        for name in ("timeout_s", "start_timeout_s", "threads", "chunk_elements"):
+        for name in ("threads", "chunk_elements"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive; got {getattr(self, name)}")
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a setting as a plain integer: numpy's, say, cannot be told to a role."""
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if whole is None or isinstance(value, str) or whole != value or whole > _MOST:
+        raise InputError(f"{name} must be a whole number up to {_MOST}; got {value!r}")
+    return whole
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat):
+        raise InputError(f"{name} must be a number of seconds; got a {type(value).__name__}")
+    if not float(value) > 0:
+        raise InputError(f"{name} must be positive; got {value}")
+    return min(float(value), _FOR_EVER_S)

@@ -42,6 +42,8 @@ class RoleProcess:
     ) -> None:
         self.role = role
         self._origin = Origin()
+        # Before there is a process: one that cannot be told its settings would be left waiting for them.
+        line = to_line(settings)
         path = os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, module],
@@ -52,7 +54,7 @@ class RoleProcess:
             start_new_session=True,
         )
         let_go_after_fork(self)
-        self.tell(settings)
+        self._write(line)
 
     @property
     def pid(self) -> int:
@@ -62,9 +64,12 @@ class RoleProcess:
     def tell(self, message: Message) -> None:
         """Write a message to the process, as one line."""
         self._origin.require(f"the process of the {self.role}")
+        self._write(to_line(message))
+
+    def _write(self, line: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
-                self._process.stdin.write(to_line(message))
+                self._process.stdin.write(line)
                 self._process.stdin.flush()
 
     def address(self, timeout_s: float) -> tuple[str, int]:

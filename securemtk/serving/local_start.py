@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from protocols.errors import InputError
 from protocols.net.listener import connect
 from protocols.net.tls import Credentials, check_user, issue
 from securemtk.serving.config import AUTHORITY_ROLE, KEEPER_ROLE, PURPOSES, USER_ROLE, Config
@@ -32,8 +33,13 @@ class LocalPeers:
         return {process.role: process.pid for process in self.processes}
 
     def model_name(self, source: str | os.PathLike[str]) -> str:
-        """Return the absolute path of a bundle or file, which the keeper opens."""
-        return str(Path(source).resolve())
+        """Return the absolute path of a bundle or file, which the keeper opens; raise InputError where it is none."""
+        try:
+            return str(Path(source).resolve())
+        except (TypeError, ValueError, OSError, RuntimeError):
+            raise InputError(
+                f"a model must be a path that there can be, or the bytes of an ONNX file; got a {type(source).__name__}"
+            ) from None
 
     def stop(self, grace_s: float) -> None:
         """Wait for the processes to end by themselves, then end them."""
@@ -50,7 +56,7 @@ class LocalStart:
         user: name of whoever asks, bound into this process's certificate.
 
     Raises:
-        InputError: a name that no certificate can carry.
+        InputError: a name that no certificate can carry, or a passphrase that is no text.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class LocalStart:
     ) -> None:
         if user is not None:
             check_user(user)
+        if passphrase is not None and not isinstance(passphrase, str):
+            raise InputError(f"a passphrase must be a text; got a {type(passphrase).__name__}")
         paths = (
             [] if key_files is None else [key_files] if isinstance(key_files, str | os.PathLike) else list(key_files)
         )

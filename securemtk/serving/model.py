@@ -234,38 +234,41 @@ class Model:
             other tasks only where the keeper may know that they changed.
         """
         self._predictor.require_here()
-        self._check_tasks(open_tasks)
-        if batch < 1 or predictions < 1:
-            raise InputError(f"batch and predictions must be 1 or more; got {batch} and {predictions}")
-        self._predictor.prepare(self._loaded, batch, tuple(dict.fromkeys(open_tasks)), predictions)
+        names = self._check_tasks(open_tasks)
+        if not all(isinstance(n, int | np.integer) and n >= 1 for n in (batch, predictions)):
+            raise InputError(f"batch and predictions must be whole numbers, 1 or more; got {batch} and {predictions}")
+        self._predictor.prepare(self._loaded, int(batch), names, int(predictions))
 
     def _answer(self, x: Any, open_tasks: Sequence[str], *, check: bool) -> Scores:
         """Return the scores; called by the methods that the user calls, to whose caller warnings point."""
         self._predictor.require_here()
-        self._check_tasks(open_tasks)
+        names = self._check_tasks(open_tasks)
         arrays = self._arrays(x)
         if check:
             self._examine(x)
         elif not self._measured:
             warnings.warn(self._source.unmeasured(), UnmeasuredWarning, stacklevel=3)
         self._measured = True
-        scores = self._predictor.predict(self._loaded, arrays, tuple(dict.fromkeys(open_tasks)))
+        scores = self._predictor.predict(self._loaded, arrays, names)
         return {name: value[0] for name, value in scores.items()} if self.program.whole else scores
 
     def _require_tasks(self, what: str) -> None:
         if not self.tasks:
             raise InputError(f"a model must have tasks to give {what}; this one is a plain ONNX file: see predict")
 
-    def _check_tasks(self, open_tasks: Sequence[str]) -> None:
+    def _check_tasks(self, open_tasks: Sequence[str]) -> tuple[str, ...]:
+        """Return the names, each once; they are read once, for an iterator has them no second time."""
         if isinstance(open_tasks, str):
             raise InputError(f"open_tasks must be a sequence of task names; got the text {open_tasks!r}")
         tasks = {task.name: task for task in self.tasks}
-        for name in open_tasks:
+        names = tuple(dict.fromkeys(open_tasks))
+        for name in names:
             if name not in tasks:
                 known = ", ".join(tasks) or "none: this model has no tasks"
                 raise InputError(f"open_tasks must be among the model's tasks ({known}); got {name!r}")
             if not tasks[name].secured:
                 raise InputError(f"task {name!r} is unprotected and takes no key")
+        return names
 
     def _examine(self, x: Any) -> None:
         """Raise RangeError unless the model's file says that answers on x will be right; warn where bits are few."""

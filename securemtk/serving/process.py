@@ -74,6 +74,10 @@ def run(serve: Callable[[Starter], int], starter: Starter) -> int:
     except SecureError as error:
         starter.say(describe_error(error))
         return 3
+    except Exception as error:
+        # Its text may hold a secret: of keys, or of credentials.
+        starter.say(describe_error(ProtocolAbort(f"internal error before it served: {place_of(error)}")))
+        return 3
 
 
 def end_timer() -> threading.Timer:

@@ -87,7 +87,7 @@ class Session:
         self._origin = Origin()
         self._protocol = protocol
         self._how = LocalStart(key_files, passphrase, grants, user) if start is None else start
-        self._lock = threading.Lock()
+        self._lock, self._starting = threading.Lock(), threading.Lock()
         self._peers: Peers | None = None
         self._data_links: list[Link] = []
         self._watch: Watch | None = None
@@ -128,15 +128,16 @@ class Session:
             WrongProcess: this process is a fork of the one that made the session.
         """
         self._require_here()
-        if self._closed:
-            raise ProtocolAbort("the session is closed")
-        if self._watch is not None:
-            return
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        with self._starting:
+            if self._closed:
+                raise ProtocolAbort("the session is closed")
+            if self._watch is not None:
+                return
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
 
     def _start(self) -> None:
         config = self._config

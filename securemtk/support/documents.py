@@ -4,6 +4,7 @@ Messages name the place and the kinds, never a value: a key file is such a docum
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,10 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, repr_omi
     def __repr__(self) -> str:
         # It may hold a key.
         return f"{type(self).__name__}(<hidden>)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Else rich would be given every entry by msgspec.
+        return []
 
 
 # As msgspec writes them in its messages.
@@ -49,7 +54,7 @@ def parse_json(text: str | bytes, what: str) -> Any:
         InputError: it is none.
     """
     try:
-        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise InputError(f"{what} must be whole JSON text that has each name once; got another") from None
 
@@ -72,6 +77,9 @@ def read(kind: type[T], values: Any, what: str) -> T:
         raise InputError(_said(error, what)) from None
     except RecursionError:
         raise InputError(f"{what} must not be nested deeply; it is") from None
+    except UnicodeEncodeError:
+        # Half a character, which JSON can write and no other text can hold.
+        raise InputError(f"{what} must be of whole characters; it is not") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,6 +90,13 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
 
 
 def _refuse_unknown(kind: Any, values: Any, what: str, place: str) -> None:

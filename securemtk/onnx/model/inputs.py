@@ -14,6 +14,8 @@ from protocols.limits import input_limit
 from protocols.program.program import Shape
 
 Floats = NDArray[np.floating]
+# Of what is told of a shape: more than any array has.
+MOST_AXES, MOST_SIZE = 64, 1 << 40
 NUMBERS = ("bool", "float16", "float32", "float64", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 
 
@@ -101,9 +103,19 @@ class KnownInputs:
         """Return the shapes, name and dtype of each public input, and their values as arrays, for the keeper.
 
         Raises:
-            ShapeError: a public array is not of numbers or truth values.
+            InputError: an input's name is no text.
+            ShapeError: a public array is not of numbers or truth values, or a shape is none.
         """
         arrays, kinds = [], []
+        for name in (*(self.shapes or ()), *self.public):
+            if not isinstance(name, str):
+                raise InputError(f"an input must be named by a text; got {name!r}")
+        for name, shape in (self.shapes or {}).items():
+            if len(shape) > MOST_AXES or not all(0 <= size <= MOST_SIZE for size in shape):
+                raise ShapeError(
+                    f"the shape of input {name!r} must be of at most {MOST_AXES} sizes from 0 to {MOST_SIZE}; "
+                    f"got {shape}"
+                )
         for name, value in self.public.items():
             array = np.asarray(value)
             if array.dtype.name not in NUMBERS:

@@ -1,7 +1,11 @@
 """CrypTen behind its one door: where its randomness, triples and messages come from."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from helpers import environment
 from simulate import combine, hands, simulate, split
 
 from protocols.crypten import door
@@ -176,3 +180,8 @@ def test_settings_are_kept_by_thread():
         return mine, crypten.cfg.encoder.precision_bits
 
     assert simulate([], program) == [(10, 16), (11, 16)]
+
+
+def test_who_tried_to_import_crypten_before_can_use_it_behind_the_door():
+    program = "try:\n    import crypten\nexcept ModuleNotFoundError:\n    pass\nimport protocols.crypten.door"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, env=environment(), timeout=120)

@@ -254,6 +254,14 @@ def test_tls_1_2_is_refused():
     listener.close()
 
 
+def test_a_role_that_hangs_while_it_is_called_is_a_timeout():
+    with (
+        contextlib.closing(socket.create_server(("127.0.0.1", 0))) as hung,
+        pytest.raises(PeerTimeout, match=r"keeper must answer within 0\.2 s; it has not"),
+    ):
+        connect(issue(["user"])["user"], hung.getsockname(), "keeper", "data", 60.0, opening_s=0.2)
+
+
 def test_a_role_that_never_comes_is_named():
     listener = Listener(issue(["keeper"])["keeper"], "127.0.0.1", 0, 2)
     with pytest.raises(PeerTimeout, match="user must connect within"):

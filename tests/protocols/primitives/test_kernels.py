@@ -1,8 +1,8 @@
 """Products in the ring are exact, whichever way they are computed."""
 
+import importlib.util
 import threading
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -273,13 +273,39 @@ def test_nothing_compiles_after_warm():
 
 
 def test_loops_compile_where_no_folder_takes_the_cache(monkeypatch):
-    def njit(signature: str, **options: Any) -> Any:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return lambda function: (function, signature, options)
+    def refuse(function: Any) -> Any:
+        raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
 
-    monkeypatch.setattr(loops, "numba", SimpleNamespace(njit=njit))
-    assert loops.compiled("void(int64)")(draw) == (draw, "void(int64)", {"nogil": True})
+    monkeypatch.setattr(loops, "_Cache", refuse)
+    assert loops.compiled("int64(int64)")(_twice)(21) == 42
+
+
+def _twice(x: int) -> int:
+    return 2 * x
+
+
+@pytest.mark.parametrize("signature", ["'int64(int64)'", ""])
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [0, 20])
+def test_loops_compile_anew_where_the_cache_was_cut_off(tmp_path, signature, suffix, left):
+    file = tmp_path / "loop.py"
+    head = "from protocols.primitives.loops import compiled\n"
+    file.write_text(f"{head}@compiled({signature})\ndef twice(x):\n    return 2 * x\n")
+
+    def loop() -> Any:
+        spec = importlib.util.spec_from_file_location("loop", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.twice(21) == 42
+        return module.twice
+
+    loop()
+    cut = list((tmp_path / "__pycache__").glob(f"*.{suffix}"))
+    assert cut
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:left])
+    loop()
+    assert sum(loop().stats.cache_hits.values()) == 1  # that is kept
 
 
 @pytest.mark.parametrize("name", ["kernels_numba", "comparison_steps", "dcf_native"])

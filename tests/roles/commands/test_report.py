@@ -16,6 +16,7 @@ from PIL import Image
 
 from protocols.errors import InputError
 from securemtk.cli import app
+from securemtk.cli.commands import report as report_command
 from securemtk.mtk.attacks.base import Finding
 from securemtk.mtk.attacks.suite import AttackReport, Effort
 from securemtk.mtk.evaluation.leaks import AnswerLeak, LabelLeak
@@ -398,7 +399,7 @@ def measured(monkeypatch, document):
         calls.append(options)
         return document
 
-    monkeypatch.setattr(app, "measure_report", answer)
+    monkeypatch.setattr(report_command, "measure_report", answer)
     return calls
 
 

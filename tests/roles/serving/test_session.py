@@ -466,7 +466,7 @@ def test_a_weight_outside_fixed_point_is_refused_at_load_with_its_layer(open_ses
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [(["colour"], "one of the model's tasks"), (["large"], "unprotected"), ("digit", "sequence of task names")],
+    [(["colour"], "among the model's tasks"), (["large"], "unprotected"), ("digit", "sequence of task names")],
 )
 def test_a_key_for_no_secured_task_is_refused(open_session, bundle, keys, message):
     model = open_session.load(bundle[0] / "bundle")

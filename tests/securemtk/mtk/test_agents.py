@@ -122,9 +122,9 @@ def test_no_agent_of_a_training_holds_keys_data_or_weights_that_are_not_its_own(
         pairs = zip(scores, batch.targets, strict=True)
         return sum(nn.functional.cross_entropy(s, t) for s, t in pairs)
 
-    losses = [float(keeper.learn(assembler.batch(*data.hand(torch.arange(32)), generator), loss_of)) for _ in range(6)]
+    losses = [float(keeper.learn(assembler.batch(*data.rows(torch.arange(32)), generator), loss_of)) for _ in range(6)]
     assert losses[-1] < losses[0]
-    assert [s.shape for s in keeper.answer(data.hand(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
+    assert [s.shape for s in keeper.answer(data.rows(torch.arange(3))[0])] == [(3, task.classes) for task in tasks]
     agents = (data, distributor, assembler, keeper)
     for agent in agents:
         assert holdings(agent, digits, keys) == MAY[type(agent)], type(agent).__name__
@@ -136,7 +136,7 @@ def test_train_is_made_of_agents_none_of_which_holds_more_than_its_own(digits):
     found = []
     gc.collect()
 
-    def look(epoch):
+    def look(what, share):
         # What lives now, in the middle of a training.
         for thing in gc.get_objects():
             if type(thing) in AGENTS:

@@ -9,6 +9,7 @@ import pytest
 import small_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
 from protocols.errors import InputError, IntegrityError
 from protocols.net import frames
@@ -163,7 +164,7 @@ def test_a_field_that_is_missing_or_unknown_is_an_error(message):
 
 
 def test_what_is_printed_of_messages_has_no_secret():
-    said = " ".join(map(repr, MESSAGES))
+    said = " ".join([*map(repr, MESSAGES), *map(pretty_repr, MESSAGES)])
     for secret in ("PRIVATE", "sesame", "parity"):
         assert secret not in said
     assert "passphrase=<hidden>" in said

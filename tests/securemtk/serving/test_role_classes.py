@@ -170,6 +170,21 @@ def test_a_session_takes_another_way_to_its_peers(bundle):
     np.testing.assert_allclose(odds["digit"], shifted / shifted.sum(1, keepdims=True), atol=1e-3)
 
 
+def test_names_of_keys_may_come_from_an_iterator(bundle):
+    keys, stored = bundle
+    how = {"keys": KeyDistributor(HeldKeys(keys.values())), "models": Registry({"digits": stored})}
+    with securemtk.Session(start=ThreadStart(**how)) as session:
+        model = session.load("digits")
+        expected = model.predict(IMAGES, open_tasks=["digit"])["digit"]
+        np.testing.assert_allclose(model.predict(IMAGES, open_tasks=iter(["digit"]))["digit"], expected, atol=2e-3)
+        for n in (2.5, "2", None, np.float32(2)):
+            for order in ({"batch": n}, {"batch": 3, "predictions": n}):
+                with pytest.raises(InputError, match="must be whole numbers, 1 or more"):
+                    model.prepare(**order)
+        model.prepare(np.int64(3), iter(["digit"]), predictions=np.int16(1))
+        np.testing.assert_allclose(model.predict(IMAGES, open_tasks=["digit"])["digit"], expected, atol=2e-3)
+
+
 def test_labels_and_probabilities_are_of_tasks_and_a_start_has_keys_of_its_own():
     with securemtk.Session(start=ThreadStart()) as session:
         model = session.load(small_models.mlp())

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from protocols.errors import InputError
 from securemtk.support.documents import Document, parse_json, read
@@ -53,6 +54,8 @@ def test_what_fits_is_read():
         (Outer, {"name": "a", "inner": {"sise": 1}}, "x: inner must have entries among size; got sise"),
         (Outer, {"name": "a", "more": [{}, {"sise": 1}]}, "x: more[1] must have entries among size; got sise"),
         (Outer, {"name": "a", "inner": {"size": 0}}, "x: size must be at least 1; got 0"),
+        (Sheet, {"format": "sheet", "rows": [], "\ud800": 1}, "x must be of whole characters; it is not"),
+        (Sheet, {"format": "\ud800", "rows": []}, "x must be of whole characters; it is not"),
         (Outer, {"name": "a", "pair": [1]}, "x: pair must be a list of length 2; got another"),
     ],
 )  # fmt: skip
@@ -62,11 +65,14 @@ def test_what_does_not_fit_is_named_and_not_shown(kind, values, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[NaN]", "[Infinity]", '{"a": 1, "a": 1}', "[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[NaN]", "[Infinity]", "[-1e999]", '{"a": 1, "a": 1}', "[" * 100_000, b"\xff"]
+)
 def test_what_is_no_json_is_refused(text):
     with pytest.raises(InputError, match="x must be whole JSON text"):
         parse_json(text, "x")
 
 
 def test_a_document_does_not_show_what_it_holds():
-    assert "7" not in repr(read(Sheet, {"format": "sheet", "rows": [7]}, "x"))
+    sheet = read(Sheet, {"format": "sheet", "rows": [7]}, "x")
+    assert "7" not in repr(sheet) + pretty_repr(sheet)
