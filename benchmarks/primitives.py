@@ -19,10 +19,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import ours, report
-from benchmarks.models import FLATTEN, POOL, RELU, Conv, Dense, Layer, Network
-from benchmarks.onnx_models import run_float, to_onnx
-from benchmarks.processes import terminate_as_interrupt
+from benchmarks import report
+from benchmarks.latency import ours
+from benchmarks.latency.processes import terminate_as_interrupt
+from benchmarks.networks.models import FLATTEN, POOL, RELU, Conv, Dense, Layer, Network
+from benchmarks.networks.onnx_models import run_float, to_onnx
 from securemtk.serving.config import Config
 from securemtk.serving.session import Session
 

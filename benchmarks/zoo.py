@@ -21,8 +21,9 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import report, zoo_models
-from benchmarks.ours import peak_bytes
+from benchmarks import report
+from benchmarks.latency.ours import peak_bytes
+from benchmarks.networks import zoo_models
 from securemtk.serving.config import Config
 from securemtk.serving.onnxruntime_api import InferenceSession
 

@@ -1,1 +1,1 @@
-"""Runners of other systems on the networks of `benchmarks.models`; nothing here imports ours."""
+"""Runners of other systems on the networks of `benchmarks.networks.models`; nothing here imports ours."""

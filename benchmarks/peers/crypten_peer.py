@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.onnx._internal.torchscript_exporter.registration as _registration
 
-from benchmarks.models import NETWORKS, Ops, float_scores, forward
+from benchmarks.networks.models import NETWORKS, Ops, float_scores, forward
 
 # CrypTen looks where torch had it before 2.9.
 sys.modules.setdefault("torch.onnx._internal.registration", _registration)

@@ -26,7 +26,7 @@ from jax import lax
 from spu import api, libspu
 from spu.utils import frontend
 
-from benchmarks.models import NETWORKS, Ops, float_scores, forward
+from benchmarks.networks.models import NETWORKS, Ops, float_scores, forward
 
 N_PARTIES = 2
 FRAC_BITS = 16

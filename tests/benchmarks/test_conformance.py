@@ -8,9 +8,8 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import conformance
-from benchmarks.conformance import AGREES, DIFFERS, REFUSED, SKIPPED, Result, judge
-from benchmarks.conformance_cases import (
+from benchmarks.conformance import run
+from benchmarks.conformance.cases import (
     LISTED,
     Case,
     generated_cases,
@@ -22,6 +21,7 @@ from benchmarks.conformance_cases import (
     weight_cases,
     weights,
 )
+from benchmarks.conformance.run import AGREES, DIFFERS, REFUSED, SKIPPED, Result, judge
 from protocols.errors import ShapeError, UnsupportedError
 from securemtk.onnx.building.registry import RULES
 from securemtk.onnx.model.public import public_inputs
@@ -38,7 +38,7 @@ def failures(results: list[Result]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def in_float() -> list[Result]:
-    execute = conformance.in_float()
+    execute = run.in_float()
     return [judge(case, execute) for case in generated_cases()]
 
 
@@ -57,14 +57,14 @@ def test_generated_cases_lie_within_what_fixed_point_holds(in_float):
 
 
 def test_torch_modules_do_not_differ_from_onnxruntime():
-    execute = conformance.in_float()
+    execute = run.in_float()
     results = [judge(case, execute) for case in torch_cases()]
     assert failures(results) == []
     assert sum(x.status == AGREES for x in results) > len(results) // 2
 
 
 def test_weights_that_are_inputs_give_what_constants_give():
-    execute = conformance.in_float()
+    execute = run.in_float()
     results = [judge(case, execute) for case in weight_cases()]
     assert [f"{x.name}: {x.reason}" for x in results if x.status != AGREES] == []
     assert len({x.op for x in results}) > 8
@@ -72,7 +72,7 @@ def test_weights_that_are_inputs_give_what_constants_give():
 
 @pytest.mark.parametrize("protocol", ["crypten", "fss"])
 def test_a_sample_agrees_under_encryption(protocol):
-    execute = conformance.in_process(protocol)
+    execute = run.in_process(protocol)
     cases = [case for case in generated_cases() if case.op not in ("Softmax", "LogSoftmax")]
     sample = cases[STRIDE[protocol] // 2 :: STRIDE[protocol]]
     assert failures([judge(case, execute) for case in sample]) == []
@@ -83,7 +83,7 @@ def test_a_sample_agrees_under_encryption(protocol):
 
 def status_of(case: Case, change=lambda y: y) -> Result:
     def execute(model, inputs, constants):
-        return {name: change(y) for name, y in conformance.in_float()(model, inputs, constants).items()}
+        return {name: change(y) for name, y in run.in_float()(model, inputs, constants).items()}
 
     return judge(case, execute)
 
@@ -124,7 +124,7 @@ def test_the_document_tells_every_result():
         Result("c", "Det", "node", REFUSED, reason="no | rule"),
         Result("d", "Relu", "node", SKIPPED, reason="an input is not finite"),
     ]
-    text = conformance.document(
+    text = run.document(
         {
             "command": "command",
             "date": "today",
@@ -222,7 +222,7 @@ def of_whole_numbers(case: Case, kind: str) -> str:
     names = public_inputs(model)
     secrets = {k: v for k, v in given.items() if k not in names}
     try:
-        got = conformance.in_float()(read_proto(model.SerializeToString()), secrets, {k: given[k] for k in names})
+        got = run.in_float()(read_proto(model.SerializeToString()), secrets, {k: given[k] for k in names})
     except (UnsupportedError, ShapeError) as error:
         return str(error) if "cannot be understood" in str(error) else "refused"
     for want, found in zip(expected, got.values(), strict=True):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from helpers import PATIENCE_S, ROOT, alive, wait_until
 
-from benchmarks import costs, latency, primitives, report
-from benchmarks.models import NETWORKS, float_scores
-from benchmarks.onnx_models import run_float, to_onnx
+from benchmarks import costs, primitives, report
+from benchmarks.latency import run
+from benchmarks.latency.processes import RunnerError, run_json
+from benchmarks.networks.models import NETWORKS, float_scores
+from benchmarks.networks.onnx_models import run_float, to_onnx
 from benchmarks.peers import setup_spu
-from benchmarks.processes import RunnerError, run_json
 
 PNG = b"\x89PNG"
 TINY = ("--models", "tiny", "--batch", "2", "--repeats", "1", "--ours", "2")
@@ -55,7 +56,7 @@ def imports(path: Path) -> set[str]:
 def test_a_peer_imports_nothing_of_ours_but_the_networks(name):
     found = imports(ROOT / "benchmarks" / "peers" / f"{name}.py")
     ours = {module for module in found if module.split(".")[0] in ("protocols", "securemtk", "benchmarks")}
-    assert ours <= {"benchmarks.models"}
+    assert ours <= {"benchmarks.networks.models"}
     foreign = {module.split(".")[0] for module in imports(ROOT / "benchmarks" / "models.py")} - sys.stdlib_module_names
     assert foreign == {"numpy"}
 
@@ -97,18 +98,18 @@ def test_key_material_of_a_comparison_is_at_most_460_bytes_to_each_party():
 def test_a_wrong_argument_ends_with_status_2_and_says_what_is_wrong(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(setup_spu, "PYTHON", tmp_path / "absent")
     with pytest.raises(SystemExit) as ended:
-        latency.parse(arguments)
+        run.parse(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_command_of_the_goals_means_what_it_says(monkeypatch):
     monkeypatch.setattr(setup_spu, "PYTHON", Path(sys.executable))
-    settings = latency.parse(["--models", "mlp,cnn,vgg16", "--batch", "4,4,1", "--peers", "--repeats", "7"]).settings
-    assert settings.jobs == (latency.Job("mlp", 4), latency.Job("cnn", 4), latency.Job("vgg16", 1))
+    settings = run.parse(["--models", "mlp,cnn,vgg16", "--batch", "4,4,1", "--peers", "--repeats", "7"]).settings
+    assert settings.jobs == (run.Job("mlp", 4), run.Job("cnn", 4), run.Job("vgg16", 1))
     assert settings.peers == ("crypten", "spu")
     assert settings.repeats == 7
-    turns = [latency.share(settings.repeats, settings.turns, turn) for turn in range(settings.turns)]
+    turns = [run.share(settings.repeats, settings.turns, turn) for turn in range(settings.turns)]
     assert sum(turns) == 7
     assert min(turns) >= 1
 
@@ -148,14 +149,14 @@ def test_ratios_are_those_of_medians_over_all_turns():
         ],
         "spu": [{"version": "1", "seconds": [2.0], "error": 0.1}],
     }
-    found = latency._result(latency.Job("cnn", 4), answers)
+    found = run._result(run.Job("cnn", 4), answers)
     assert found["ratios"]["online"] == pytest.approx({"crypten": 20, "spu": 10})
     assert found["ratios"]["total_against_better"] == pytest.approx(2 / 0.5)
     assert found["peers"]["crypten"]["error"] == 0.2
     assert found["ours"]["peak_bytes"]["keeper"] == 300
     assert found["ours"]["error"] == 300 / 1e5
     assert found["ours"]["online_s"]["n"] == 3
-    assert "20.0x (30x)" in latency.times_table([found])
+    assert "20.0x (30x)" in run.times_table([found])
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def test_a_run_writes_json_and_a_picture_prints_tables_and_leaves_no_process(tmp
     assert min(mine["peak_bytes"].values()) > 1 << 20
     assert sum(layer["bytes"] for layer in mine["layers"]) == mine["online_bytes"]
     assert {"conv2d", "relu", "max_pool2d", "matmul"} <= {layer["op"] for layer in mine["layers"]}
-    assert latency.tables(content) + "\n" == out
+    assert run.tables(content) + "\n" == out
 
 
 def test_an_interrupted_run_leaves_no_process(tmp_path, mark):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, alive, wait_until
 
-from benchmarks import mtk, mtk_experiments, mtk_page, report
-from benchmarks.mtk_experiments import CASES, EXPERIMENTS, Bench
+from benchmarks import report
+from benchmarks.mtk import experiments, page
+from benchmarks.mtk import run as mtk
+from benchmarks.mtk.experiments import CASES, EXPERIMENTS, Bench
 from securemtk.mtk.training.train import TrainConfig
 
 STORED = sorted(report.RESULTS.glob("mtk_*_*.json"))
@@ -23,9 +25,9 @@ def bench():
     patch = pytest.MonkeyPatch()
     light = replace(CASES["wine"], config=TrainConfig(epochs=2, batch=32), sizes=(4,), betas=(0.0, 1.0))
     patch.setitem(CASES, "wine", light)
-    patch.setattr(mtk_experiments, "TRIES", 100)
-    patch.setattr(mtk_experiments, "ANSWERS", 90)
-    patch.setattr(mtk_experiments, "ASKED", 20)
+    patch.setattr(experiments, "TRIES", 100)
+    patch.setattr(experiments, "ANSWERS", 90)
+    patch.setattr(experiments, "ASKED", 20)
     yield Bench("wine", 0)
     patch.undo()
 
@@ -59,7 +61,7 @@ def test_a_model_is_trained_once_for_all_that_look_at_it(bench):
 
 def test_an_undamaged_key_gives_what_the_right_key_gives(bench):
     model = bench.keyed()
-    damages = dict(mtk_experiments._damages(model.data, 0))
+    damages = dict(experiments._damages(model.data, 0))
     for key in model.keys.values():
         right = damages["right"](model.data.x_test, key)
         assert (damages["50% wrong"](model.data.x_test, key) != right)[:, key.mask].mean() == pytest.approx(0.5)
@@ -68,7 +70,7 @@ def test_an_undamaged_key_gives_what_the_right_key_gives(bench):
 
 
 def test_a_worker_that_fails_ends_the_run():
-    program = "from benchmarks import mtk; list(mtk.run('no such data', ['states'], 1, 1))"
+    program = "from benchmarks.mtk import run; list(run.run('no such data', ['states'], 1, 1))"
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "KeyError: 'no such data'" in ended.stderr
@@ -89,7 +91,7 @@ def cpu_s(pid: int) -> float:
 
 def test_workers_end_with_a_run_that_was_killed():
     # 100 seeds: the one worker would be busy for an hour.
-    program = "from benchmarks import mtk; list(mtk.run('wine', ['states'], 100, 1))"
+    program = "from benchmarks.mtk import run; list(run.run('wine', ['states'], 100, 1))"
     run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
     # The other one is multiprocessing's own, which tracks resources. Imports take 4 s of a core.
     wait_until(
@@ -107,7 +109,7 @@ def test_workers_end_with_a_run_that_was_killed():
 
 
 def test_the_page_in_docs_is_what_the_command_writes():
-    assert mtk_page.PAGE.read_text() == mtk_page.page()
+    assert page.PAGE.read_text() == page.page()
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
@@ -144,18 +146,18 @@ def states(right: float, wrong: float, large: float) -> dict:
 )
 def test_a_demand_is_kept_or_not_as_the_figures_say(tmp_path, right, wrong, large, kept):
     stored(tmp_path, "states", states(right, wrong, large))
-    assert [line.kept for line in mtk_page.lines("digits", tmp_path)] == kept
+    assert [line.kept for line in page.lines("digits", tmp_path)] == kept
 
 
 def test_demands_on_guesses_leaks_and_encryption_are_judged(tmp_path):
     stored(tmp_path, "guess", {"digit": {"tries": [60000.0] * 5, "opened": [0.0, 0.0, 0.0, 2.0, 0.0]}})
-    assert [line.kept for line in mtk_page.lines("digits", tmp_path)] == [True]
+    assert [line.kept for line in page.lines("digits", tmp_path)] == [True]
     stored(tmp_path, "guess", {"digit": {"tries": [60000.0] * 5, "opened": [0.0, 1.0, 0.0, 2.0, 0.0]}})
     label = "2,000 closed answers: p of independence from the label"
     stored(tmp_path, "encrypted", {"no key": {"digit": [0.1]}, label: {"digit": [1e-9, 0.5]}})
     leak = {"attacker's gain on digit": [0.04], "large without keys": [0.5]}
     less = {"attacker's gain on digit": [0.01], "large without keys": [0.6]}
     stored(tmp_path, "beta", {"0.0": leak, "1.0": less})
-    lines = list(mtk_page.lines("digits", tmp_path))
+    lines = list(page.lines("digits", tmp_path))
     assert [line.kept for line in lines] == [False] * 4
     assert "3 of 300,000" in lines[0].measured

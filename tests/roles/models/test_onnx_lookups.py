@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import IR_VERSION, build, floats, ops
 from program_oracle import run
 
-from benchmarks import zoo_models
+from benchmarks.networks import zoo_models
 from protocols.errors import NeedsInputs, UnsupportedError
 from securemtk.onnx.building.lookups import LARGEST
 from securemtk.onnx.importer import Imported, load_onnx

@@ -82,7 +82,7 @@ def test_the_command_line_leaves_fonts_alone(at_home, tmp_path):
 def test_whatever_of_ours_is_imported_leaves_no_file(at_home):
     _, found = at_home("-c", "import securemtk.crypten_backend, securemtk.serving.role, securemtk.cli.app", xdg=True)
     assert without_fonts(found) == set()
-    assert at_home("-c", "import benchmarks.onnx_models")[1] == found
+    assert at_home("-c", "import benchmarks.networks.onnx_models")[1] == found
 
 
 def test_roles_are_silent_whatever_the_users_environment_says(at_home):

@@ -1,7 +1,7 @@
 """What keys at a split point cost, and what room for them in the maps brings, on digits.
 
-    python -m benchmarks.mtk_split                  table on stdout, results/mtk_split.json
-    python -m benchmarks.mtk_split --seeds 1 --sides 16 --name one_seed
+    python -m benchmarks.mtk.split                  table on stdout, results/mtk_split.json
+    python -m benchmarks.mtk.split --seeds 1 --sides 16 --name one_seed
 
 The local part is the first layer of the plain network, or a convolution whose weights were drawn and never trained.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--name", default="", help="suffix of the file of results")
     chosen = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    head = header("python -m benchmarks.mtk_split", vars(chosen))
+    head = header("python -m benchmarks.mtk.split", vars(chosen))
     for seed in range(chosen.seeds):
         for side in chosen.sides:
             rows += [{"side": side} | row for row in measure(load("digits", side=side), seed)]

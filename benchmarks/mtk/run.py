@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import report
-from benchmarks.mtk_experiments import CASES, EXPERIMENTS, Bench, Point
+from benchmarks.mtk.experiments import CASES, EXPERIMENTS, Bench, Point
 
 # What stands on the horizontal axis of these has an order.
 ORDERED = ("beta", "similarity", "secured")

@@ -1,6 +1,6 @@
 """Time securemtk on one ONNX file over the real session: mutual TLS, three processes, this one being the user.
 
-    python -m benchmarks.ours FOLDER --repeats 5
+    python -m benchmarks.latency.ours FOLDER --repeats 5
 
 FOLDER holds model.onnx, input.npy and expected.npy (`prepare` writes them). Prints one JSON line.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.models import Floats
+from benchmarks.networks.models import Floats
 from protocols.program.program import chunk_size
 from securemtk.serving.config import Config
 from securemtk.serving.session import PredictionCost, Session
@@ -117,7 +117,9 @@ def _layers(costs: list[PredictionCost]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ours", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency.ours", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--warmup", type=int, default=2, help="predictions that are not counted")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,6 +1,6 @@
 """Writes docs/mtk_results.md from the stored results of `benchmarks.mtk`, and draws them anew.
 
-python -m benchmarks.mtk_page
+python -m benchmarks.mtk.page
 """
 
 import argparse
@@ -14,8 +14,8 @@ from statistics import fmean, stdev
 from scipy.stats import combine_pvalues
 
 from benchmarks import report
-from benchmarks.mtk import Rows, draw, paths, stored, table
-from benchmarks.mtk_experiments import CASES, EXPERIMENTS
+from benchmarks.mtk.experiments import CASES, EXPERIMENTS
+from benchmarks.mtk.run import Rows, draw, paths, stored, table
 from securemtk.mtk.attacks.base import share_bounds
 
 PAGE = report.ROOT / "docs" / "mtk_results.md"
@@ -137,9 +137,9 @@ def page(folder: Path = report.RESULTS) -> str:
     """Return the page as Markdown."""
     parts = [
         "# Keyed models: what was asked, and what was measured",
-        "Made by `python -m benchmarks.mtk_page` from `benchmarks/results/mtk_*.json`; each of those names the command "
+        "Made by `python -m benchmarks.mtk.page` from `benchmarks/results/mtk_*.json`; each of those names the command "
         "that remakes it, the commit and the machine. Mean and deviation over seeds, each with fresh keys. What the "
-        "columns mean stands in `benchmarks/mtk_experiments.py`; what follows from them in [mtk.md](mtk.md). Lines of "
+        "columns mean stands in `benchmarks/mtk/experiments.py`; what follows from them in [mtk.md](mtk.md). Lines of "
         "the first tables show the task (and state) that does worst.",
     ]
     for data in SHOWN:
@@ -168,7 +168,7 @@ def _section(name: str, data: str, rows: Rows, content: dict[str, object], pictu
 def main() -> None:
     """Run from the command line."""
     argparse.ArgumentParser(
-        prog="python -m benchmarks.mtk_page", description=(__doc__ or "").splitlines()[0]
+        prog="python -m benchmarks.mtk.page", description=(__doc__ or "").splitlines()[0]
     ).parse_args()
     for data, name in itertools.product(CASES, EXPERIMENTS):
         where, picture = paths(name, data, report.RESULTS)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import encrypted, report
-from benchmarks.conformance_cases import LISTED, SOURCES, Array, Case
+from benchmarks.conformance.cases import LISTED, SOURCES, Array, Case
 from protocols.errors import InputError, SecureError
 from protocols.program import plain
 from protocols.running.backend import PROTOCOLS

@@ -1,7 +1,7 @@
 """How well the estimate of `securemtk check` meets what a session then takes, over networks that relays stand in for.
 
-    python -m benchmarks.network --models mlp,cnn --batch 1,4 --networks local,wan
-    python -m benchmarks.network --show                          the table of the last run again
+    python -m benchmarks.latency.network --models mlp,cnn --batch 1,4 --networks local,wan
+    python -m benchmarks.latency.network --show                          the table of the last run again
 
 All connections of a session, also those between keeper and authority, run through a process that delivers what it
 reads half a round trip later and no faster than the bandwidth, each direction of a connection by itself. That is what a
@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.models import NETWORKS as MODELS
-from benchmarks.onnx_models import to_onnx
+from benchmarks.networks.models import NETWORKS as MODELS
+from benchmarks.networks.onnx_models import to_onnx
 from protocols.running.replay import Network
 from securemtk.planning.estimate import NETWORKS, estimate_prediction
 from securemtk.serving.config import Config
 from securemtk.serving.launch import RoleProcess
 from securemtk.serving.session import Session
 
-RESULT = Path(__file__).parent / "results" / "network.json"
+RESULT = Path(__file__).parents[1] / "results" / "network.json"
 WARMUP = 2
 _CHUNK = 1 << 16
 

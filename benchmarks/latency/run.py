@@ -22,12 +22,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import ours, report
+from benchmarks import report
 from benchmarks.costs import key_bytes, keys_table
-from benchmarks.models import NETWORKS
-from benchmarks.onnx_models import run_float, to_onnx
+from benchmarks.latency import ours
+from benchmarks.latency.processes import RunnerError, run_json, terminate_as_interrupt
+from benchmarks.networks.models import NETWORKS
+from benchmarks.networks.onnx_models import run_float, to_onnx
 from benchmarks.peers import setup_spu
-from benchmarks.processes import RunnerError, run_json, terminate_as_interrupt
 from protocols.errors import InputError
 
 OURS, CRYPTEN, SPU = "ours", "crypten", "spu"
@@ -92,7 +93,14 @@ def command(system: str, job: Job, folder: Path, warmup: int, repeats: int, *, p
     """Return the command that gives a system one turn; `prepared` as in `ours.measure`."""
     counts = ["--warmup", str(warmup), "--repeats", str(repeats)]
     if system == OURS:
-        return [sys.executable, "-m", "benchmarks.ours", str(folder), *counts, *(() if prepared else ("--on-demand",))]
+        return [
+            sys.executable,
+            "-m",
+            "benchmarks.latency.ours",
+            str(folder),
+            *counts,
+            *(() if prepared else ("--on-demand",)),
+        ]
     python = str(setup_spu.PYTHON) if system == SPU else sys.executable
     return [python, "-m", f"benchmarks.peers.{system}_peer", job.model, str(job.batch), *counts]
 

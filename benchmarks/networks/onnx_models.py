@@ -1,4 +1,4 @@
-"""The networks of `benchmarks.models` as ONNX files with a free batch, and what onnxruntime makes of them."""
+"""The networks of `benchmarks.networks.models` as ONNX files with a free batch, and what onnxruntime makes of them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.models import POOL, RELU, Conv, Dense, Floats, Network
+from benchmarks.networks.models import POOL, RELU, Conv, Dense, Floats, Network
 
 OPSET, IR_VERSION = 17, 8
 

@@ -1,0 +1,1 @@
+"""Operators against onnxruntime: onnx's own tests, and generated cases."""

@@ -1,0 +1,1 @@
+"""How long encrypted predictions take, beside CrypTen and SPU, and over other networks."""

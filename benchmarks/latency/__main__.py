@@ -1,0 +1,7 @@
+"""`python -m benchmarks.latency`."""
+
+import sys
+
+from benchmarks.latency.run import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Experiments with keyed models, and the page of their results."""

@@ -1,0 +1,1 @@
+"""The networks that benchmarks run, as torch modules and as ONNX files."""
