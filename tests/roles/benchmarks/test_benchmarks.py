@@ -57,7 +57,7 @@ def test_a_peer_imports_nothing_of_ours_but_the_networks(name):
     found = imports(ROOT / "benchmarks" / "peers" / f"{name}.py")
     ours = {module for module in found if module.split(".")[0] in ("protocols", "securemtk", "benchmarks")}
     assert ours <= {"benchmarks.networks.models"}
-    foreign = {module.split(".")[0] for module in imports(ROOT / "benchmarks" / "models.py")} - sys.stdlib_module_names
+    foreign = {module.split(".")[0] for module in imports(ROOT / "benchmarks" / "networks" / "models.py")} - sys.stdlib_module_names
     assert foreign == {"numpy"}
 
 
