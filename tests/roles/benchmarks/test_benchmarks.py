@@ -57,7 +57,8 @@ def test_a_peer_imports_nothing_of_ours_but_the_networks(name):
     found = imports(ROOT / "benchmarks" / "peers" / f"{name}.py")
     ours = {module for module in found if module.split(".")[0] in ("protocols", "securemtk", "benchmarks")}
     assert ours <= {"benchmarks.networks.models"}
-    foreign = {module.split(".")[0] for module in imports(ROOT / "benchmarks" / "networks" / "models.py")} - sys.stdlib_module_names
+    networks = imports(ROOT / "benchmarks" / "networks" / "models.py")
+    foreign = {module.split(".")[0] for module in networks} - sys.stdlib_module_names
     assert foreign == {"numpy"}
 
 
