@@ -1,8 +1,8 @@
-"""A party's hands, received and expanded in the background before they are needed.
+"""A party's prediction shares, received and expanded in the background before they are needed.
 
-The pool's thread owns a connection to the dealer. A prediction takes its hand by number, once; until then the hand
-waits in memory, so that no prediction waits for the dealer where one was ordered ahead. With a store only the next
-hands wait in memory; the corrections of the others wait on disk, and a second thread opens them when there is room.
+The pool's thread owns a connection to the dealer. A prediction takes its shares by number, once; until then they
+wait in memory, so that no prediction waits for the dealer where one was ordered ahead. With a store only the next
+shares wait in memory; the corrections of the others wait on disk, and a second thread opens them when there is room.
 """
 
 import threading
@@ -36,9 +36,9 @@ def _ignore(error: SecureError) -> None:
 
 @dataclass(frozen=True)
 class Ready:
-    """A hand, what it was dealt for, and the bytes that it cost on the way here."""
+    """Prediction shares, what they were dealt for, and the bytes that they cost on the way here."""
 
-    hand: PredictionShares
+    shares: PredictionShares
     plan: PlanKey
     bytes: int
 
@@ -53,15 +53,15 @@ class _Arrival:
 
 
 class CorrelationPool(threading.Thread):
-    """Receives hands until it is closed.
+    """Receives prediction shares until it is closed.
 
     Args:
         link: to the dealer, for this thread alone.
         rank: of the party.
         seed: the party's, from the dealer.
-        finish: gives for a model's number what a hand applies to each part.
+        finish: gives for a model's number what prediction shares apply to each part.
         store: where corrections wait that have no room in memory, closed with the pool; None for room without end.
-        slots: hands in memory where there is a store.
+        slots: predictions whose shares are in memory where there is a store.
         on_failure: told once, in a thread of the pool, what ended it, unless a connection broke or was closed.
     """
 
@@ -84,7 +84,7 @@ class CorrelationPool(threading.Thread):
         self._ready: dict[int, Ready] = {}
         self._stored: dict[int, _Arrival] = {}
         self._unwanted: set[int] = set()
-        # Of the thread that opens what is stored: the hand that somebody waits for, whether it may compete with a
+        # Of the thread that opens what is stored: the shares that somebody waits for, whether it may compete with a
         # prediction, whether it has one in work.
         self._awaited: int | None = None
         self._predicting = self._opening = False
@@ -110,7 +110,7 @@ class CorrelationPool(threading.Thread):
             failure = error
         except Exception as error:
             # Its text could hold a value.
-            failure = ProtocolAbort(f"internal error: {type(error).__name__} while a hand was received")
+            failure = ProtocolAbort(f"internal error: {type(error).__name__} while shares were received")
         with self._changed:
             is_first = self._failure is None
             self._failure = self._failure or failure
@@ -156,12 +156,12 @@ class CorrelationPool(threading.Thread):
 
     def _expand(self, arrival: _Arrival, corrections: list[Tensor]) -> None:
         stream = stream_of(self._seed, arrival.prediction)
-        hand = PredictionShares(
+        shares = PredictionShares(
             self._rank, stream, self._plans[arrival.plan], corrections, self._finish(arrival.plan[0])
         )
         with self._changed:
             if arrival.prediction not in self._unwanted:
-                self._ready[arrival.prediction] = Ready(hand, arrival.plan, arrival.bytes)
+                self._ready[arrival.prediction] = Ready(shares, arrival.plan, arrival.bytes)
             self._unwanted.discard(arrival.prediction)
             self._changed.notify_all()
 
@@ -169,7 +169,7 @@ class CorrelationPool(threading.Thread):
         return len(self._ready) + self._opening < self._slots
 
     def _find_openable(self) -> int | None:
-        """Return which stored hand to open now; called with the lock."""
+        """Return which stored shares to open now; called with the lock."""
         if self._awaited in self._stored:
             return self._awaited
         if self._predicting or not self._has_room():
@@ -177,7 +177,7 @@ class CorrelationPool(threading.Thread):
         return min(self._stored, default=None)
 
     def _open(self) -> None:
-        """Wait until a stored hand may be opened, and open it."""
+        """Wait until stored shares may be opened, and open them."""
         with self._changed:
             while (prediction := self._find_openable()) is None or self._store is None:
                 if self._failure is not None:
@@ -191,9 +191,9 @@ class CorrelationPool(threading.Thread):
             self._opening = False
 
     def take(self, prediction: int, plan: PlanKey | None = None) -> Ready:
-        """Return a prediction's hand as soon as it is here; it is handed out once.
+        """Return a prediction's shares as soon as they are here; they are handed out once.
 
-        Until `rest` no other stored hand is opened: nothing shall compete with the prediction.
+        Until `rest` no other stored shares are opened: nothing shall compete with the prediction.
 
         Args:
             prediction: its number.
@@ -224,14 +224,14 @@ class CorrelationPool(threading.Thread):
         return ready
 
     def rest(self) -> None:
-        """Say that the prediction is over: stored hands may be opened for the next."""
+        """Say that the prediction is over: stored shares may be opened for the next."""
         self._origin.require("a pool of correlations")
         with self._changed:
             self._predicting = False
             self._changed.notify_all()
 
     def drop(self, prediction: int) -> None:
-        """Throw a prediction's hand away, now or when it comes."""
+        """Throw a prediction's shares away, now or when they come."""
         self._origin.require("a pool of correlations")
         with self._changed:
             if self._ready.pop(prediction, None) is not None:

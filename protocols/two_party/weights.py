@@ -50,9 +50,6 @@ def parameter_bits(program: Program, comparison_bits: int = limits.COMPARISON_BI
     return bits
 
 
-is_negative = None
-
-
 def product_bits(party: Party, layer: Layer) -> int:
     """Return the fraction bits of what a linear layer makes."""
     return FRAC_BITS + layer.bits_of_weight(party.comparison_bits)

@@ -41,9 +41,9 @@ class Config:
             that one run of the program may hold; larger batches run in chunks.
         ahead: predictions for which correlations are made in advance once a model without secured tasks was asked
             for the same batch twice in a row; each costs memory at all roles. 0 for none. See also `Model.prepare`.
-        store: folder in which correlations made in advance wait at keeper and user, sealed, while `ahead` hands (at
-            least one) wait in memory; made when absent. What a session writes there is gone when the session closes
-            or, where it was killed, when the next one starts. None keeps everything in memory.
+        store: folder in which correlations made in advance wait at keeper and user, sealed, while those of `ahead`
+            predictions (at least one) wait in memory; made when absent. What a session writes there is gone when the
+            session closes or, where it was killed, when the next one starts. None keeps everything in memory.
         comparison_bits: bits k of comparisons by keys, 20 to 40: whatever is compared stays below 2**(k - 17) in
             magnitude, and an input below 2**(k - 18). Fewer are quicker, each by 16 bytes of key; `check --sample` and
             a bundle's headroom tell how many a model needs.

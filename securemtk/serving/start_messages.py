@@ -46,7 +46,7 @@ class KeeperSettings(RoleSettings, frozen=True, kw_only=True):
         protocol: by name: what is loaded before anybody waits for it.
         needs_grant: whether the authority has grants.
         store: folder for correlations that wait.
-        slots: hands that wait in memory where there is a store.
+        slots: predictions whose shares wait in memory where there is a store.
     """
 
     kind: ClassVar[str] = "keeper"

@@ -50,10 +50,10 @@ class MemoryWire:
         return self.recv(kind, tensor.shape)
 
 
-def hands(
+def dealt_shares(
     requests: Sequence[Request], dealing: Dealing | None = None, finish=None
 ) -> tuple[PredictionShares, PredictionShares]:
-    """Deal `requests` afresh: the keeper's and the user's hand; `finish` is the user's work ahead."""
+    """Deal `requests` afresh: the keeper's and the user's shares; `finish` is the user's work ahead."""
     keeper, user = Stream(), Stream()
     k, u = keeper.derive("hand"), user.derive("hand")
     dealt = [correlation.deal(q, k, u, dealing or Dealing()) for q in requests]
@@ -73,7 +73,7 @@ def simulate(
     wires = [MemoryWire(down, up), MemoryWire(up, down)]
     forth, back = Stream(), Stream()
     zeros = [(forth.derive("z"), back.derive("z")), (back.derive("z"), forth.derive("z"))]
-    both = hands(requests, Dealing(secrets, masks or {}), finish)
+    both = dealt_shares(requests, Dealing(secrets, masks or {}), finish)
     parties = [Party(rank, wires[rank], hand, *zeros[rank], Stream()) for rank, hand in enumerate(both)]
     results: list = [None, None]
     errors: list[BaseException] = []

@@ -70,7 +70,7 @@ class Keeper:
         watch: told each step, and what fails in the background.
         models: what it may serve; None for every file that it can read.
         store: folder for correlations that wait, or None.
-        slots: hands that wait in memory where there is a store.
+        slots: predictions whose shares wait in memory where there is a store.
         needs_grant: whether the authority has grants: then it must say for each prediction of a model with secured
             tasks that it may run, whatever was dealt before.
     """
@@ -187,7 +187,7 @@ class Keeper:
                 raise IntegrityError(f"the authority must allow prediction {prediction}; it allowed {allowed}")
         ready = self._pool.take(prediction, (request.model, request.batch))
         party = Party(
-            KEEPER, TensorWire(self._user), ready.hand, *_zero_streams(self._zero_seeds, prediction), Stream()
+            KEEPER, TensorWire(self._user), ready.shares, *_zero_streams(self._zero_seeds, prediction), Stream()
         )
         probe = Probe(enter=lambda layer: self._step(f"prediction {prediction}: {layer}"))
         self._user.say(Ready(prediction, ready.bytes))

@@ -55,7 +55,7 @@ class Orders:
 
     Args:
         keeper, authority: links to the other roles; used between other requests on them.
-        pool: where our hands arrive.
+        pool: where our prediction shares arrive.
     """
 
     def __init__(self, keeper: Link, authority: Link, pool: CorrelationPool) -> None:
@@ -94,7 +94,7 @@ class Orders:
             self.ask_use(order)
 
     def ask_use(self, order: PreparedPrediction) -> None:
-        """Have the authority allow a prediction that it dealt ahead; throw its hand away where it does not."""
+        """Have the authority allow a prediction that it dealt ahead; throw its shares away where it does not."""
         self.take_answers(None)
         self._authority.say(Use(order.prediction))
         try:

@@ -201,7 +201,7 @@ class UserParty:
         following: Sequence[PredictionKind],
     ) -> tuple[Scores, PredictionCost]:
         start = time.perf_counter()
-        prediction, hand, offline_bytes = self._hand(kind)
+        prediction, shares, offline_bytes = self._shares(kind)
         if not self.orders.ahead and len(os.sched_getaffinity(0)) > self._roles_here:
             # Dealt while this one runs. With a core less, the dealer would take it from the prediction that it serves.
             self.orders.order(following)
@@ -210,7 +210,7 @@ class UserParty:
             enter=lambda layer: self._step(f"prediction {prediction}: {layer}"),
         )
         zeros = [Stream(seed).derive(f"prediction {prediction}") for seed in self._zero_seeds]
-        party = Party(USER, TensorWire(self._keeper), hand, zeros[0], zeros[1], Stream())
+        party = Party(USER, TensorWire(self._keeper), shares, zeros[0], zeros[1], Stream())
         plan = Plan(model.program, self._protocol, kind.batch, model.gated, self._config.comparison_bits)
         self._keeper.enter("online")
         self._keeper.reset_counters()
@@ -232,15 +232,15 @@ class UserParty:
         self._forget_traffic()
         if kind == self._last and not model.gated:
             # Only now: nothing shall compete with a prediction that somebody waits for. And not for secured tasks:
-            # throwing a hand away, when other keys come, would tell the keeper that they are others.
+            # throwing shares away, when other keys come, would tell the keeper that they are others.
             self.orders.order([kind] * (self._config.ahead - len(self.orders.ahead)))
         self._last = kind
         self._pool.rest()
         self._step("wait")
         return scores, cost
 
-    def _hand(self, kind: PredictionKind) -> tuple[int, PredictionShares, int]:
-        """Return a prediction's number, our hand and the bytes of all roles; orders it unless it is ordered."""
+    def _shares(self, kind: PredictionKind) -> tuple[int, PredictionShares, int]:
+        """Return a prediction's number, our shares and the bytes of all roles; orders it unless it is ordered."""
         order, is_ahead = self.orders.take(kind)
         prediction = order.prediction
         self._step(f"prediction {prediction}: correlations")
@@ -251,7 +251,7 @@ class UserParty:
         if ready.prediction != prediction:
             raise IntegrityError(f"the keeper must be ready for prediction {prediction}; it is for {ready.prediction}")
         n_bytes = _total(self._keeper) + _total(self._authority) + own.bytes + ready.bytes
-        return prediction, own.hand, n_bytes
+        return prediction, own.shares, n_bytes
 
 
 def _exchange_seeds(keeper: Link) -> tuple[bytes, bytes]:
@@ -274,7 +274,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _finish_of(protocol: str, masked: Mapping[int, Mapping[str, Tensor]], model: int) -> Finish:
-    """Return what a hand for a model does ahead."""
+    """Return what prediction shares for a model do ahead."""
     return partial(backend.find(protocol).finish, masked=masked[model])
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import environment
-from simulate import combine, hands, simulate, split
+from simulate import combine, dealt_shares, simulate, split
 
 from protocols.crypten import door
 from protocols.dealing.correlation import Request
@@ -110,7 +110,7 @@ def test_nothing_travels_as_pickle_and_no_party_starts_behind_our_back():
 
 
 def test_triples_never_come_from_a_party():
-    party = Party(0, None, hands([])[0], Stream(), Stream(), Stream())
+    party = Party(0, None, dealt_shares([])[0], Stream(), Stream(), Stream())
     with door.acting(party):
         assert crypten.mpc.get_default_provider().NAME == "dealer"
         with pytest.raises(ProtocolAbort, match="one more correlation"):

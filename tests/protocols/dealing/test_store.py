@@ -301,7 +301,7 @@ def test_more_hands_than_memory_holds_wait_on_disk_and_are_the_ones_that_were_de
     assert list(supply.pool._ready) == [0]
     for prediction in range(5):
         ready = supply.pool.take(prediction)
-        assert_same(ready.hand, supply.expected(prediction))
+        assert_same(ready.shares, supply.expected(prediction))
         assert ready.bytes > 0
         assert len(files(tmp_path)) == 4 - prediction  # nothing is opened while a prediction runs
         supply.pool.rest()
@@ -314,7 +314,7 @@ def test_more_hands_than_memory_holds_wait_on_disk_and_are_the_ones_that_were_de
 def test_a_stored_hand_that_is_asked_for_out_of_turn_is_opened(supply, tmp_path):
     supply.deal(*range(4))
     wait_until(lambda: len(files(tmp_path)) == 3)
-    assert_same(supply.pool.take(2).hand, supply.expected(2))
+    assert_same(supply.pool.take(2).shares, supply.expected(2))
     assert [path.name for path in files(tmp_path)] == ["1.sealed", "3.sealed"]
 
 

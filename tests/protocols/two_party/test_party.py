@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import combine, hands, simulate, split
+from simulate import combine, dealt_shares, simulate, split
 
 from protocols.dealing.correlation import USER, Request, Secrets
 from protocols.errors import DealerError, RangeError
@@ -154,7 +154,7 @@ def test_what_the_output_gate_opens_is_uniform_whether_open_or_closed():
 
 def test_a_hand_gives_each_correlation_once_and_only_in_order():
     requests = [Request("square", ((3,),)), Request("and", ((2,), (2,)))]
-    keeper, user = hands(requests)
+    keeper, user = dealt_shares(requests)
     with pytest.raises(DealerError, match="correlation 0 must be"):
         keeper.take(requests[1])
     for hand in (keeper, user):
@@ -191,7 +191,7 @@ def test_a_hand_gives_each_correlation_once_and_only_in_order():
 )
 def test_a_dealt_correlation_satisfies_its_relation(kind, shapes, options, relation):
     request = Request(kind, shapes, options)
-    keeper, user = hands([request])
+    keeper, user = dealt_shares([request])
     k, u = keeper.take(request), user.take(request)
     assert relation(k, u)
     assert not any(torch.equal(a, b) for a, b in zip(k, u, strict=True))

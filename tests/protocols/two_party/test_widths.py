@@ -6,7 +6,7 @@ import torch
 from both_parties import CASES, PROTOCOLS, secure, single
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate import combine, hands, simulate, split
+from simulate import combine, dealt_shares, simulate, split
 
 from protocols import limits
 from protocols.dealing.correlation import KINDS, correction_shapes
@@ -96,7 +96,7 @@ def test_what_would_be_compared_outside_the_ring_is_refused_by_everybody(k):
         for bits in (1, limits.FEWEST_CUT_BITS - 1, most + 1):
             request = compare.request_of(kind, (2, 3), bits, k)
             # The dealer, and a party that expands its part.
-            for refused in (lambda r=request: hands([r]), lambda r=request: KINDS[r.kind].to_keeper(r)):
+            for refused in (lambda r=request: dealt_shares([r]), lambda r=request: KINDS[r.kind].to_keeper(r)):
                 with pytest.raises(UnsupportedError, match="truncates by 0 or 16 to"):
                     refused()
 
