@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from protocols.errors import InputError, KeyRefused
+from protocols.errors import KeyRefused
 from securemtk.mtk.keys.grants import Grant, KeyRequest, Ledger
 from securemtk.mtk.keys.key import TriggerKey, load
 from securemtk.mtk.keys.stores import KeyName
@@ -67,8 +67,7 @@ class FileGrants:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        if not ledger.path.exists():
-            raise InputError(f"a grants file must exist; {ledger.path.name!r} does not: see securemtk keys grant")
+        ledger.require()
         self._ledger = ledger
         # Both are read here, so that what is wrong with them is told before anything runs.
         ledger.grants()

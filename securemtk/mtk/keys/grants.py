@@ -196,6 +196,11 @@ class Ledger:
             _write(self.path, (*present, new))
         return new
 
+    def require(self) -> None:
+        """Raise InputError unless the file of grants is there: without one, nothing was ever granted."""
+        if not self.path.exists():
+            raise InputError(f"a grants file must exist; {self.path.name!r} does not: see securemtk keys grant")
+
     def revoke(
         self, *, id: str | None = None, user: str | None = None, model_id: str | None = None, task: str | None = None
     ) -> tuple[Grant, ...]:
@@ -214,11 +219,15 @@ class Ledger:
         """
         wanted = {"id": id, "user": user, "model_id": model_id, "task": task}
         given = {name: value for name, value in wanted.items() if value is not None}
+        none = InputError(f"a grant to revoke must match {given or 'something'}; none does")
+        # Before the lock, which makes a log where there is none.
+        if not given or not self.grants():
+            raise none
         with self._log.locked():
             present = self.grants()
             gone = {g.id for g in present if g.revoked is None and all(getattr(g, k) == v for k, v in given.items())}
-            if not given or not gone:
-                raise InputError(f"a grant to revoke must match {given or 'something'}; none does")
+            if not gone:
+                raise none
             now = self._now()
             after = tuple(replace(g, revoked=now) if g.id in gone else g for g in present)
             _write(self.path, after)

@@ -303,7 +303,13 @@ def test_what_cannot_be_granted_revoked_or_shown_changes_nothing(tmp_path, comma
     name, *rest = [str(made / "run" / "keys") if part == "KEYS" else part for part in call]
     status, _, err = command("keys", name, tmp_path / "grants.json", *rest)
     assert (status, said in " ".join(err.split())) == (app.INPUT, True)
-    assert not (tmp_path / "grants.json").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_grants_that_are_not_there_are_no_empty_list_and_leave_no_log(tmp_path, command):
+    status, out, err = command("keys", "grants", tmp_path / "grants.json")
+    assert (status, out, "must exist" in err) == (app.INPUT, "", True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_predict_asks_under_a_name_and_is_refused_when_too_few_uses_are_left(tmp_path, command, made):

@@ -13,4 +13,6 @@ app = typer.Typer(add_completion=False)
 def list_grants(grants: GrantsFile, as_json: Json = False) -> None:
     """Show all grants, those past included, and how many samples were asked under each."""
     ledger = Ledger(grants)
+    # Before the log is opened, which makes it where there is none.
+    ledger.require()
     show_grants(as_json, ledger.grants(), ledger)
