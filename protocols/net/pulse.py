@@ -14,6 +14,8 @@ import select
 import socket
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,8 @@ from protocols.on_demand import load
 AHEAD = 2400
 # The same loop twice: of Python, and compiled, which takes part of a second to load.
 _NATIVE = "protocols.net.pulse_native"
+# How long the loop of Python sleeps at once, in seconds: `warm` waits for it.
+_NAP_S = 0.02
 _DONT_WAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
@@ -49,6 +53,9 @@ class Pulse:
         self._counts = np.zeros((2, len(descriptors)), dtype=np.int64)
         self._records: NDArray[np.uint8] | None = None
         self._wake = os.pipe()
+        # As poll(2) reads it: a descriptor, then 16 bits of events asked for and 16 of events found. Behind it 1 once
+        # the compiled loop runs.
+        self._poll = np.array([self._wake[0], select.POLLIN, 0], dtype=np.int32)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         let_go_after_fork(self)
 
@@ -93,19 +100,31 @@ class Pulse:
     def _run(self) -> None:
         if self._records is None or not len(self._descriptors):
             return
-        # As poll(2) reads it: a descriptor, then 16 bits of events asked for and 16 of events found.
-        wake = np.array([self._wake[0], select.POLLIN], dtype=np.int32)
-        work = (self._descriptors, self._records, self._counts, wake, self._period_ms)
-        if _compiled() is None and _send_all_python(*work):
-            return
+        self._poll[0] = self._wake[0]
+        work = (self._descriptors, self._records, self._counts, self._poll, self._period_ms)
+        if _compiled() is None:
+            _BY_PYTHON.add(self)
+            if _send_all_python(*work):
+                return
         compiled = _compiled()
         if compiled is not None:
             compiled(*work)
 
+    @property
+    def _waits_for_the_lock(self) -> bool:
+        return self._thread.is_alive() and not self._poll[2]
+
+
+# Those that began before the compiled loop was there.
+_BY_PYTHON: "weakref.WeakSet[Pulse]" = weakref.WeakSet()
+
 
 def warm() -> None:
-    """Load the compiled loop: pulses that beat already go on with it."""
+    """Load the compiled loop; when this returns, pulses that beat already go on with it, whoever holds the lock."""
     load(_NATIVE)
+    while any(pulse._waits_for_the_lock for pulse in list(_BY_PYTHON)):
+        time.sleep(0.001)
+    _BY_PYTHON.clear()
 
 
 def _compiled() -> Any:
@@ -130,8 +149,10 @@ def _send_all_python(
                 if slot < counts[1, i]:
                     with contextlib.suppress(OSError):
                         counts[0, i] += sock.send(records[i, slot % records.shape[1], offset:].data, _DONT_WAIT)
-            if select.select([int(wake[0])], [], [], period_ms / 1000)[0]:
-                return True
+            beaten = time.monotonic()
+            while _compiled() is None and (left := beaten + period_ms / 1000 - time.monotonic()) > 0:
+                if select.select([int(wake[0])], [], [], min(left, _NAP_S))[0]:
+                    return True
         return False
     finally:
         for sock in sockets:

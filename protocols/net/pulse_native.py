@@ -24,6 +24,7 @@ def send_all(
 ) -> None:
     """Send one record to each descriptor in each period, until `wake` can be read; arrays as `Pulse` has them."""
     ahead, size = records.shape[1], records.shape[2]
+    wake[2] = 1
     while True:
         for i in range(len(descriptors)):
             sent = counts[0, i]

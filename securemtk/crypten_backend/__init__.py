@@ -32,7 +32,7 @@ from securemtk.serving.launch import RoleProcess, stop_all
 from securemtk.serving.peers import sort_links
 from securemtk.support import values
 
-_MODULE = "securemtk.crypten_backend.roles"
+_MODULE = "securemtk.crypten_backend.process"
 
 
 def run(

@@ -1,4 +1,4 @@
-"""The two parties of a CrypTen program, and their dealer. Run as `python -m securemtk.crypten_backend.roles`.
+"""The two parties of a CrypTen program, and their dealer.
 
 Each process reads its settings and credentials as one line of JSON from its standard input, announces its address as
 one line on its standard output, hears the others' addresses, connects, and does its part until the caller leaves.
@@ -9,7 +9,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from protocols.two_party.reused_masks import Weights
 from securemtk.crypten_backend.messages import Addresses, Call, PartySettings, Result
 from securemtk.serving.config import WATCH_PURPOSES
 from securemtk.serving.peers import Links
-from securemtk.serving.process import Life, PipeStarter, Starter, live, run, settle
+from securemtk.serving.process import Life, Starter, live, settle
 from securemtk.serving.start_messages import Listening
 from securemtk.support import values
 
@@ -176,10 +175,3 @@ def serve(starter: Starter) -> int:
         links[CALLER, "data"].hear(Bye, timeout_s=None)
 
     return live(role, links, settings.timeout_s, work)
-
-
-if __name__ == "__main__":
-    announce = os.fdopen(os.dup(1), "wb")
-    # From here on what the program prints goes elsewhere: the pipe is for the address.
-    os.dup2(2, 1)
-    os._exit(run(serve, PipeStarter(sys.stdin.buffer, announce)))

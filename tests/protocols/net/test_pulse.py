@@ -3,9 +3,12 @@
 import contextlib
 import ctypes
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
+from helpers import environment
 
 from protocols.net import pulse
 from protocols.net.pulse import AHEAD, Pulse
@@ -108,3 +111,27 @@ def test_a_pulse_without_peers_or_records_ends_by_itself(started):
         beats.start()
     beats.stop()
     assert not beats._thread.is_alive()
+
+
+BEFORE_AND_AFTER = """
+import ctypes, socket, numba
+from protocols.net import pulse
+own, theirs = socket.socketpair()
+beats = pulse.Pulse("securemtk-test", [own.fileno()], 1.5)
+for i in range(100):
+    beats.add([bytes(8)])
+assert pulse._compiled() is None
+beats.start()
+theirs.recv(8)
+pulse.warm()
+ctypes.PyDLL(None).usleep(3_500_000)  # at once, with the lock held
+theirs.setblocking(False)
+print(len(theirs.recv(1 << 20)) // 8)
+beats.stop()
+"""
+
+
+def test_a_pulse_of_python_beats_without_the_lock_as_soon_as_the_compiled_loop_is_warm():
+    command = [sys.executable, "-c", BEFORE_AND_AFTER]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
+    assert int(done.stdout) >= 2
