@@ -90,7 +90,7 @@ def test_a_session_outlives_a_user_that_holds_its_interpreter_between_prediction
     user_session.predicts(100)
     assert user_session.ask("hold 7")["held"] > 2 * OLD_LIMIT_S - 0.1
     user_session.predicts(100)
-    assert user_session.ask("sort 1500000")["held"] > 0.2
+    assert user_session.ask("sort 5000000")["held"] > 0.2
     user_session.predicts()
 
 
